@@ -1,0 +1,102 @@
+"""One batch's loss, gradients and Kronecker factors from one forward pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .capture import Captured, Forward, capture
+from .factors import Use, input_factor, output_factor
+from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
+from .layers import Layer
+from .sharing import Layout, Sharing
+
+PyTree = Any
+Loss = Callable[[Array], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
+
+
+class Estimate(NamedTuple):
+    """What one batch gave.
+
+    Attributes:
+        loss: mean loss `[]`.
+        gradients: of the mean loss, like params.
+        aux: the forward pass's auxiliary values.
+        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`); empty where none were asked for.
+        uncaptured: layer name -> why it has no factors.
+    """
+
+    loss: Array
+    gradients: PyTree
+    aux: PyTree
+    factors: dict[str, tuple[Array, Array]]
+    uncaptured: dict[str, str]
+
+
+def estimate(
+    forward: Forward,
+    loss: Loss,
+    params: PyTree,
+    *,
+    layers: Sequence[Layer] = (),
+    layout: Layout | None = None,
+    sharing: Sharing = Sharing.REDUCE,
+    fisher: Fisher = Fisher.SAMPLED,
+    geometry: Geometry | None = None,
+    weights: Array | None = None,
+    key: Array | None = None,
+) -> Estimate:
+    """Mean loss, its gradients, and the factors of `layers`.
+
+    The loss costs one backward pass, the Fisher one more (none when empirical), on the same forward pass.
+
+    Args:
+        forward: params -> (outputs, auxiliary values).
+        loss: outputs -> (summed loss, number of terms M); its label smoothing touches the empirical Fisher alone.
+        layers: the layers to estimate factors for; none makes this a plain value-and-gradient.
+        layout: the batch's leading axes.
+        geometry: the loss's geometry; not needed by the empirical Fisher.
+        weights: loss weights, as for `fisher.sample_cotangent`.
+        key: random key for the pseudo-targets.
+    """
+    captured = capture(forward, params, layers)
+    summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
+    gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
+    mean = jax.tree.map(lambda g: g / n_terms, gradients)
+    factors = {}
+    if captured.inputs:
+        by_name = {layer.name: layer for layer in layers if layer.name in captured.inputs}
+        outputs = jax.lax.stop_gradient(captured.outputs)
+
+        def output_factors(gradients_at_outputs: dict[str, list[Array]]) -> dict[str, Array]:
+            return {
+                name: output_factor(_uses(name, values, layout), sharing, n_terms)
+                for name, values in gradients_at_outputs.items()
+            }
+
+        if fisher is Fisher.SAMPLED:
+            at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
+        if fisher is Fisher.EXACT:
+            b = _summed_over_columns(captured, lambda k: root_column(geometry, outputs, weights, k), output_factors)
+        else:
+            b = output_factors(at_outputs)
+        for name, values in captured.inputs.items():
+            uses = _uses(name, values, layout, captured)
+            factors[name] = input_factor(uses, sharing, by_name[name].has_bias), b[name]
+    return Estimate(summed / n_terms, mean, captured.aux, factors, captured.uncaptured)
+
+
+def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:
+    convolution = captured.convolutions.get(name) if captured else None
+    return [Use(value, layout.rows(value.shape[0], name), convolution) for value in values]
+
+
+def _summed_over_columns(captured: Captured, column: Callable, output_factors: Callable) -> dict[str, Array]:
+    def one(index: Array) -> dict[str, Array]:
+        return output_factors(captured.pullback(column(index))[1])
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
+    indices = jnp.arange(n_root_columns(captured.outputs))
+    return jax.lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(k)), None), zeros, indices)[0]

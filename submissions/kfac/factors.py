@@ -1,0 +1,96 @@
+"""The Kronecker factors A of a layer's inputs and B of its output gradients.
+
+With `a` an input (1 appended for the bias), `ĝ` the gradient of the summed loss for an output, M the number that the
+summed loss is divided by, R_n the real positions of example n and N the examples with any:
+    expand: A = Σ_{n,r} a aᵀ / Σ_n R_n           B = Σ_{n,r} ĝ ĝᵀ / M
+    reduce: A = Σ_n (mean_r a)(mean_r a)ᵀ / N    B = Σ_n (Σ_r ĝ)(Σ_r ĝ)ᵀ / M
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .convolution import Convolution, patch_sums, patches
+from .sharing import Rows, Sharing, combine_entries, example_sums, expand
+
+
+class Use(NamedTuple):
+    """One use of a layer in a forward pass; a layer called twice has two.
+
+    Attributes:
+        values: inputs or output gradients `[lead, *sites, d]`; the raw input `[batch, *spatial, channels]` of a
+            convolution.
+        rows: whose example each entry of the leading axis is.
+        convolution: how to read `values` as patches, where the layer is a convolution.
+    """
+
+    values: Array
+    rows: Rows
+    convolution: Convolution | None = None
+
+
+def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array:
+    """A `[d_in (+1), d_in (+1)]` of one batch, at least float32. Without a real row it is zero."""
+    if sharing is Sharing.EXPAND:
+        rows, count = _expanded(uses)
+    else:
+        sums, counts = _reduced(uses)
+        rows, count = sums / jnp.maximum(counts, 1)[:, None], (counts > 0).sum()
+    count = count.astype(rows.dtype)
+    factor = second_moment(rows)
+    if has_bias:
+        # The bias entry is 1 in every real row, so its products are the column sums and the count.
+        column = rows.sum(0)[:, None]
+        factor = jnp.block([[factor, column], [column.T, count[None, None]]])
+    return factor / jnp.maximum(count, 1)
+
+
+def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Array:
+    """B `[d_out, d_out]` of one batch, at least float32; `n_terms` is M `[]`."""
+    rows, _ = _expanded(uses) if sharing is Sharing.EXPAND else _reduced(uses)
+    return second_moment(rows) / n_terms.astype(rows.dtype)
+
+
+def second_moment(rows: Array) -> Array:
+    """Σ x xᵀ over the rows x of `[rows, d]`, without TF32."""
+    return jnp.einsum("ri,rj->ij", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: Array) -> Array:
+    """Exponential moving average that starts as a plain mean, so that it needs no bias correction.
+
+    Args:
+        average: the average of the `n_estimates` before.
+        decay: weight of the past once there are more than `1 / (1 - decay)` estimates.
+    """
+    weight = jnp.maximum(1 - decay, 1 / (n_estimates + 1)).astype(average.dtype)
+    return average + weight * (estimate - average)
+
+
+def _precise(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _expanded(uses: Sequence[Use]) -> tuple[Array, Array]:
+    """All uses' rows `[rows, d]`, padding zeroed, and the number of real rows."""
+    parts = []
+    for use in uses:
+        values = _precise(use.values)
+        parts.append(expand(patches(values, use.convolution) if use.convolution else values, use.rows))
+    return jnp.concatenate([rows for rows, _ in parts]), sum(count for _, count in parts)
+
+
+def _reduced(uses: Sequence[Use]) -> tuple[Array, Array]:
+    """Sums over all uses' positions `[n_examples, d]` and the positions' number `[n_examples]`."""
+    sums, counts = 0, 0
+    for use in uses:
+        values = _precise(use.values)
+        if use.convolution:
+            part = combine_entries(*patch_sums(values, use.convolution), use.rows)
+        else:
+            part = example_sums(values, use.rows)
+        sums, counts = sums + part[0], counts + part[1]
+    return sums, counts

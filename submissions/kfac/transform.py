@@ -1,0 +1,179 @@
+"""K-FAC as an optax gradient transformation, usable in any training loop.
+
+    layers = find_layers(params)
+    optimizer = kfac(layers, learning_rate=0.3, damping=1e-3)
+    state = optimizer.init(params)
+    batch = estimate(forward, loss, params, layers=layers, layout=…, geometry=…, key=…)
+    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh_inverses=True)
+
+On steps without new factors, call `estimate` without layers and `update` with gradients alone.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from .factors import moving_average
+from .layers import Layer, replace_layers
+from .precondition import Inverses, damped_inverses, initial_inverses, precondition
+from .trust_region import kl_clip as kl_clip_factor
+
+PyTree = Any
+Scalar = float | Array
+
+_FALLBACK_DECAY = 0.99
+_FALLBACK_EPSILON = 1e-8
+
+
+class WeightDecay(enum.Enum):
+    """Where weight decay enters: DECOUPLED from the curvature (as in AdamW), or COUPLED as an L2 term of the loss."""
+
+    DECOUPLED = "decoupled"
+    COUPLED = "coupled"
+
+
+class Momentum(enum.Enum):
+    HEAVY_BALL = "heavy_ball"
+    NESTEROV = "nesterov"
+
+
+class KFACState(NamedTuple):
+    """Curvature and its inverses; complete at init, of constant shapes.
+
+    Attributes:
+        count: `[]` int32, updates made.
+        n_estimates: layer name -> `[]` int32, factor estimates averaged; a layer with none is left to the fallback.
+        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`) float32, moving averages.
+        inverses: layer name -> their damped inverses, as of the last refresh.
+        second_moment: like params, moving average of the squared gradient, for the fallback.
+    """
+
+    count: Array
+    n_estimates: dict[str, Array]
+    factors: dict[str, tuple[Array, Array]]
+    inverses: dict[str, Inverses]
+    second_moment: PyTree
+
+
+def kfac(
+    layers: Sequence[Layer],
+    *,
+    learning_rate: Scalar,
+    damping: Scalar,
+    momentum: Scalar = 0.9,
+    momentum_kind: Momentum = Momentum.NESTEROV,
+    weight_decay: Scalar = 0.0,
+    weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED,
+    grad_clip: Scalar | None = None,
+    factor_decay: Scalar = 0.95,
+    kl_clip: Scalar = 1e-2,
+    fallback_rate: Scalar = 0.01,
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC with momentum and weight decay. Every number may be a traced array.
+
+    Args:
+        layers: the layers to precondition, from `find_layers`.
+        learning_rate: multiplies the whole update.
+        damping: λ added to the curvature.
+        momentum: decay of the update's momentum.
+        weight_decay: as in optax: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
+        grad_clip: largest global norm of the gradient; None for no bound.
+        factor_decay: decay of the factors' moving average.
+        kl_clip: bound κ on lr² ⟨u, g⟩ over the preconditioned layers.
+        fallback_rate: see `scale_by_kfac`.
+    """
+    decay = optax.add_decayed_weights(weight_decay)
+    coupled = weight_decay_kind is WeightDecay.COUPLED
+    return optax.chain(
+        optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
+        decay if coupled else optax.identity(),
+        scale_by_kfac(layers, learning_rate, damping, factor_decay, kl_clip, fallback_rate),
+        optax.trace(decay=momentum, nesterov=momentum_kind is Momentum.NESTEROV),
+        optax.identity() if coupled else decay,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_kfac(
+    layers: Sequence[Layer],
+    learning_rate: Scalar,
+    damping: Scalar,
+    factor_decay: Scalar,
+    kl_clip: Scalar,
+    fallback_rate: Scalar,
+) -> optax.GradientTransformationExtraArgs:
+    """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
+
+    The fallback, for every parameter outside `layers` and for a layer without an estimate yet, is the gradient divided
+    by the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is
+    then multiplied by the learning rate, so its rate follows the searched one.
+
+    `update` takes `factors` (layer name -> (A, B) of this batch, or None) and `refresh_inverses` (static).
+    """
+
+    def init(params: PyTree) -> KFACState:
+        return KFACState(
+            count=jnp.zeros([], jnp.int32),
+            n_estimates={layer.name: jnp.zeros([], jnp.int32) for layer in layers},
+            factors={layer.name: (_zeros(layer.n_rows), _zeros(layer.d_out)) for layer in layers},
+            inverses={layer.name: initial_inverses(layer.n_rows, layer.d_out) for layer in layers},
+            second_moment=jax.tree.map(jnp.zeros_like, params),
+        )
+
+    def update(
+        gradients: PyTree,
+        state: KFACState,
+        params: PyTree | None = None,
+        *,
+        factors: dict[str, tuple[Array, Array]] | None = None,
+        refresh_inverses: bool = False,
+    ) -> tuple[PyTree, KFACState]:
+        del params
+        state = _accumulate(state, factors or {}, factor_decay)
+        if refresh_inverses:
+            state = state._replace(inverses=damped_inverses(state.factors, jnp.asarray(damping), state.inverses))
+        state, fallback = _fallback(state, gradients)
+        inner_product, steps = 0.0, {}
+        for layer in layers:
+            gradient = layer.read(gradients)
+            steps[layer.name] = precondition(gradient, state.inverses[layer.name])
+            has_factors = state.n_estimates[layer.name] > 0
+            inner_product += jnp.where(has_factors, jnp.vdot(steps[layer.name], gradient), 0)
+        clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(learning_rate), jnp.asarray(kl_clip))
+        updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
+        for layer in layers:
+            has_factors = state.n_estimates[layer.name] > 0
+            steps[layer.name] = jnp.where(has_factors, clip * steps[layer.name], layer.read(updates))
+        return replace_layers(updates, tuple(layers), steps), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _accumulate(state: KFACState, factors: dict[str, tuple[Array, Array]], decay: Scalar) -> KFACState:
+    averages, counts = dict(state.factors), dict(state.n_estimates)
+    for name, estimates in factors.items():
+        averages[name] = tuple(
+            moving_average(average, estimate, jnp.asarray(decay), counts[name])
+            for average, estimate in zip(averages[name], estimates, strict=True)
+        )
+        counts[name] = counts[name] + 1
+    return state._replace(factors=averages, n_estimates=counts)
+
+
+def _fallback(state: KFACState, gradients: PyTree) -> tuple[KFACState, PyTree]:
+    count = state.count + 1
+    moment = jax.tree.map(
+        lambda g, v: _FALLBACK_DECAY * v + (1 - _FALLBACK_DECAY) * g * g, gradients, state.second_moment
+    )
+    correction = 1 - _FALLBACK_DECAY ** count.astype(jnp.float32)
+    updates = jax.tree.map(lambda g, v: g / (jnp.sqrt(v / correction) + _FALLBACK_EPSILON), gradients, moment)
+    return state._replace(count=count, second_moment=moment), updates
+
+
+def _zeros(size: int) -> Array:
+    return jnp.zeros((size, size), jnp.float32)
