@@ -1,0 +1,185 @@
+"""The contract's functions, made from a training algorithm; one compilation serves all trials of a workload.
+
+Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-efficiency.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from . import hyperparameters as hparams
+from .problem import Problem
+
+PyTree = Any
+
+# Reading a metric waits for the device, so it is done now and then only.
+LOG_PERIOD = 50
+
+_BATCH_SIZES = {"b3db": 64, "mnist_vit": 64, "cifar10_wrn": 128, "ogbg": 512, "imagenet_vit": 1024}
+
+
+class StepResult(NamedTuple):
+    """What one compiled step gives; `loss` and `gradient_norm` are of the batch, before the step."""
+
+    state: PyTree
+    params: PyTree
+    model_state: PyTree
+    loss: Array
+    gradient_norm: Array
+
+
+class Algorithm(Protocol):
+    """A training algorithm. `h` has the hyperparameters by name: numbers are traced arrays inside `step`."""
+
+    hyperparameters: type[hparams.Hyperparameters]
+
+    def init(self, params: PyTree, h: Any) -> PyTree:
+        """The complete state, a pytree of arrays."""
+
+    def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
+        """The schedule, on the host."""
+
+    def variant(self, global_step: int, h: Any) -> Hashable:
+        """Which of the algorithm's compiled steps to take, chosen on the host."""
+
+    def step(
+        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
+    ) -> StepResult:
+        """One update; `h.learning_rate` is the schedule's value."""
+
+
+class Submission:
+    """The functions that an AlgoPerf submission module exports."""
+
+    def __init__(self, algorithm: Algorithm):
+        self._algorithm = algorithm
+
+    def init_optimizer_state(
+        self, workload: Any, model_params: PyTree, model_state: PyTree, hyperparameters: Any, rng: Array
+    ) -> tuple[PyTree, Callable]:
+        """(state as a pytree of arrays, the compiled steps)."""
+        del model_state, rng
+        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        static, _ = hparams.split(h)
+        steps = _compiled_steps(workload, self._algorithm, static)
+        return self._algorithm.init(model_params, h), steps
+
+    def update_params(
+        self,
+        workload: Any,
+        current_param_container: PyTree,
+        current_params_types: PyTree,
+        model_state: PyTree,
+        hyperparameters: Any,
+        batch: Mapping[str, Any],
+        loss_type: Any,
+        optimizer_state: tuple[PyTree, Callable],
+        eval_results: list,
+        global_step: int,
+        rng: Array,
+    ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
+        """One step. The state and parameters passed in are donated: use those that come back."""
+        del current_params_types, loss_type, eval_results
+        state, steps = optimizer_state
+        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        _, numbers = hparams.split(h)
+        numbers["learning_rate"] = self._algorithm.learning_rate(global_step, workload.step_hint, h)
+        variant = self._algorithm.variant(global_step, h)
+        result = steps(variant, state, current_param_container, model_state, batch, rng, numbers)
+        if global_step % LOG_PERIOD == 0 and workload.metrics_logger is not None:
+            metrics = {"loss": float(result.loss), "grad_norm": float(result.gradient_norm)}
+            workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+        return (result.state, steps), result.params, result.model_state
+
+    def prepare_for_eval(
+        self,
+        workload: Any,
+        current_param_container: PyTree,
+        current_params_types: PyTree,
+        model_state: PyTree,
+        hyperparameters: Any,
+        loss_type: Any,
+        optimizer_state: tuple[PyTree, Callable],
+        eval_results: list,
+        global_step: int,
+        rng: Array,
+    ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
+        """Wait for all pending work, so that none of it runs into the untimed evaluation."""
+        del workload, current_params_types, hyperparameters, loss_type, eval_results, global_step, rng
+        jax.block_until_ready((optimizer_state[0], current_param_container, model_state))
+        return optimizer_state, current_param_container, model_state
+
+    def data_selection(
+        self,
+        workload: Any,
+        input_queue: Iterator[Mapping[str, Any]],
+        optimizer_state: tuple[PyTree, Callable],
+        current_param_container: PyTree,
+        model_state: PyTree,
+        hyperparameters: Any,
+        global_step: int,
+        rng: Array,
+    ) -> Mapping[str, Any]:
+        """The next batch of the queue."""
+        del workload, optimizer_state, current_param_container, model_state, hyperparameters, global_step, rng
+        return next(input_queue)
+
+    def get_batch_size(self, workload_name: str) -> int:
+        """The global batch size; a workload's variants (`ogbg_gelu`, …) share it.
+
+        Raises:
+            ValueError: unknown workload.
+        """
+        for name, size in _BATCH_SIZES.items():
+            if workload_name == name or workload_name.startswith(name + "_"):
+                return size
+        raise ValueError(f"no batch size for workload {workload_name}; known are {', '.join(_BATCH_SIZES)}")
+
+
+class _CompiledSteps:
+    """The compiled steps of one algorithm on one workload: replicated state, batches split over the devices."""
+
+    def __init__(self, workload: Any, algorithm: Algorithm, static: Hashable):
+        self._workload = workload
+        self._algorithm = algorithm
+        self._static = static
+        self._jitted: dict[Hashable, Callable] = {}
+
+    def __call__(self, variant: Hashable, *args: Any) -> StepResult:
+        if variant not in self._jitted:
+            mesh = Mesh(np.array(jax.devices()), ("batch",))
+            replicated = NamedSharding(mesh, PartitionSpec())
+            split = NamedSharding(mesh, PartitionSpec("batch"))
+            self._jitted[variant] = jax.jit(
+                functools.partial(self._step, variant),
+                in_shardings=(replicated, replicated, replicated, split, replicated, replicated),
+                out_shardings=replicated,
+                donate_argnums=(0, 1, 2),
+            )
+        return self._jitted[variant](*args)
+
+    def _step(
+        self,
+        variant: Hashable,
+        state: PyTree,
+        params: PyTree,
+        model_state: PyTree,
+        batch: Mapping[str, Any],
+        rng: Array,
+        numbers: Mapping[str, Array],
+    ) -> StepResult:
+        h = hparams.join(self._static, numbers)
+        model_key, algorithm_key = jax.random.split(rng)
+        dropout_rate = getattr(h, "dropout_rate", None)
+        problem = Problem(self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key)
+        return self._algorithm.step(variant, problem, state, params, h, algorithm_key)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_steps(workload: Any, algorithm: Algorithm, static: Hashable) -> _CompiledSteps:
+    return _CompiledSteps(workload, algorithm, static)

@@ -1,0 +1,58 @@
+"""A training algorithm that is an optax optimiser."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from .contract import StepResult
+from .hyperparameters import Hyperparameters
+from .problem import Problem
+
+PyTree = Any
+
+
+class FirstOrder:
+    """An optax optimiser under a learning-rate schedule.
+
+    Args:
+        hyperparameters: the class of its hyperparameters.
+        optimizer: hyperparameters by name (traced numbers) -> gradient transformation.
+        schedule: (step, schedule length, hyperparameters) -> learning rate.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: type[Hyperparameters],
+        optimizer: Callable[[Any], optax.GradientTransformation],
+        schedule: Callable[[int, int, Any], float],
+    ):
+        self.hyperparameters = hyperparameters
+        self._optimizer = optimizer
+        self._schedule = schedule
+
+    def init(self, params: PyTree, h: Any) -> PyTree:
+        return self._optimizer(h).init(params)
+
+    def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
+        return self._schedule(global_step, int(h.schedule_fraction * step_hint), h)
+
+    def variant(self, global_step: int, h: Any) -> Hashable:
+        return None
+
+    def step(
+        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
+    ) -> StepResult:
+        def mean_loss(p: PyTree) -> tuple[Array, PyTree]:
+            logits, model_state = problem.forward(p)
+            summed, n_terms = problem.loss(logits)
+            return summed / n_terms, model_state
+
+        (loss, model_state), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        norm = optax.global_norm(gradients)
+        clip = optax.identity() if h.grad_clip is None else optax.clip_by_global_norm(h.grad_clip)
+        gradients, _ = clip.update(gradients, clip.init(params))
+        updates, state = self._optimizer(h).update(gradients, state, params)
+        return StepResult(state, optax.apply_updates(params, updates), model_state, loss, norm)

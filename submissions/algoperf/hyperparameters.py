@@ -1,0 +1,89 @@
+"""From a tuning search's point to validated hyperparameters, split into arrays and what must be known to compile."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What every training algorithm here takes; a submission's own class adds to it.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        weight_decay: as the algorithm defines it.
+        schedule_fraction: length of the learning-rate schedule as a fraction of the workload's `step_hint`.
+        warmup_factor: fraction of the schedule that is linear warm-up.
+        grad_clip: largest global norm of the gradient; None for no bound.
+        label_smoothing: passed to the workload's loss.
+        dropout_rate: passed to the workload's model; None for the workload's own.
+    """
+
+    learning_rate: float
+    weight_decay: float = 0.0
+    schedule_fraction: float = 1.0
+    warmup_factor: float = 0.05
+    grad_clip: float | None = None
+    label_smoothing: float = 0.0
+    dropout_rate: float | None = None
+
+    # name -> (least, most); both may be reached.
+    bounds: typing.ClassVar[Mapping[str, tuple[float, float]]] = {
+        "learning_rate": (0, float("inf")),
+        "weight_decay": (0, float("inf")),
+        "schedule_fraction": (1e-6, 10),
+        "warmup_factor": (0, 1),
+        "grad_clip": (0, float("inf")),
+        "label_smoothing": (0, 1),
+        "dropout_rate": (0, 1),
+    }
+
+
+def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
+    """Validate a search point (a namedtuple).
+
+    Raises:
+        ValueError: an unknown or missing name (the known ones are listed), or a value of the wrong type or range.
+    """
+    given = point._asdict()
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    unknown, missing = sorted(set(given) - set(fields)), sorted(required - set(given))
+    if unknown or missing:
+        problem = f"unknown hyperparameter {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+        raise ValueError(f"{problem}; known are {', '.join(fields)} (needed: {', '.join(sorted(required))})")
+    hints = typing.get_type_hints(kind)
+    values = {name: _convert(name, value, hints[name]) for name, value in given.items()}
+    for name, (least, most) in kind.bounds.items():
+        if values.get(name) is not None and not least <= values[name] <= most:
+            raise ValueError(f"hyperparameter {name} is {values[name]}, outside [{least}, {most}]")
+    return kind(**values)
+
+
+def split(hyperparameters: Hyperparameters) -> tuple[Hashable, dict[str, float]]:
+    """(static part, numbers): numbers become arrays of the compiled step, so that trials share its compilation.
+
+    Floating-point values are numbers; whole numbers, words and absent options are static.
+    """
+    values = dataclasses.asdict(hyperparameters)
+    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+    return tuple((name, value) for name, value in values.items() if name not in numbers), numbers
+
+
+def join(static: Hashable, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
+    """All hyperparameters by name again, numbers as they are now (arrays, in a compiled step)."""
+    return types.SimpleNamespace(**dict(static), **numbers)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    accepted = typing.get_args(hint) or (hint,)
+    if value is None and type(None) in accepted:
+        return None
+    if float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if type(value) in accepted:
+        return value
+    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in accepted)
+    raise ValueError(f"hyperparameter {name} is {value!r}; it takes {names}")

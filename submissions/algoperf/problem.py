@@ -1,0 +1,91 @@
+"""A workload and one batch, as the functions of the parameters that a training algorithm needs."""
+
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+PyTree = Any
+
+
+class Problem:
+    """The training loss on one batch.
+
+    Args:
+        workload: an AlgoPerf workload.
+        batch: `inputs`, `targets` and perhaps `weights`.
+        model_state: the model's state, None where it has none.
+        label_smoothing: for the loss.
+        dropout_rate: for the model; None leaves the workload's own.
+        key: random key of the forward pass.
+    """
+
+    def __init__(
+        self,
+        workload: Any,
+        batch: Mapping[str, Any],
+        model_state: PyTree,
+        label_smoothing: float | Array,
+        dropout_rate: float | Array | None,
+        key: Array,
+    ):
+        self.workload = workload
+        self.batch = batch
+        self._model_state = model_state
+        self._label_smoothing = label_smoothing
+        self._options = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
+        self._key = key
+
+    @property
+    def weights(self) -> Array | None:
+        return self.batch.get("weights")
+
+    def forward(self, params: PyTree) -> tuple[Array, PyTree]:
+        """params -> (logits, new model state), in training mode."""
+        return self.workload.model_fn(
+            params,
+            self.batch,
+            self._model_state,
+            _training_mode(self.workload),
+            self._key,
+            update_batch_norm=True,
+            **self._options,
+        )
+
+    def loss(self, logits: Array) -> tuple[Array, Array]:
+        """logits -> (summed loss, number of terms)."""
+        values = self.workload.loss_fn(
+            label_batch=self.batch["targets"],
+            logits_batch=logits,
+            mask_batch=self.weights,
+            label_smoothing=self._label_smoothing,
+        )
+        return values["summed"], jnp.asarray(values["n_valid_examples"])
+
+    def position_loss(self, logits_shape: tuple[int, ...]) -> Callable[[Array], Array]:
+        """The loss as a function of the logits `[n_outputs]` of one position, for a valid target, without smoothing.
+
+        Args:
+            logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
+        """
+        targets, weights = self.batch["targets"], self.weights
+        target = jnp.zeros((1, *targets.shape[1:]), targets.dtype)
+        if targets.ndim == len(logits_shape):
+            target = target.at[..., 0].set(1)
+        mask = None if weights is None else jnp.ones((1, *weights.shape[1:]), weights.dtype)
+        origin = (0,) * (len(logits_shape) - 1)
+
+        def loss(position: Array) -> Array:
+            logits = jnp.zeros((1, *logits_shape[1:]), position.dtype).at[origin].set(position)
+            return self.workload.loss_fn(
+                label_batch=target, logits_batch=logits, mask_batch=mask, label_smoothing=0.0
+            )["summed"]
+
+        return loss
+
+
+def _training_mode(workload: Any) -> Any:
+    """The workload's own enum's TRAIN: another enum's would silently disable dropout."""
+    return typing.get_type_hints(type(workload).model_fn)["mode"].TRAIN

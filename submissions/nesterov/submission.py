@@ -1,0 +1,49 @@
+"""SGD with Nesterov momentum, linear warm-up and linear decay: the first-order reference of `ogbg`."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from ..algoperf import schedule
+from ..algoperf.contract import Submission
+from ..algoperf.first_order import FirstOrder
+from ..algoperf.hyperparameters import Hyperparameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NesterovHyperparameters(Hyperparameters):
+    """Weight decay is added to the gradient; the rest is as the reference names it."""
+
+    one_minus_beta1: float = 0.1
+    decay_steps_factor: float = 1.0
+    end_factor: float = 1e-3
+
+    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "decay_steps_factor": (0, 1), "end_factor": (0, 1)}
+
+
+def _optimizer(h: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(h.weight_decay),
+        optax.sgd(h.learning_rate, momentum=1 - h.one_minus_beta1, nesterov=True),
+    )
+
+
+def _schedule(step: int, length: int, h: Any) -> float:
+    return schedule.polynomial(
+        step,
+        peak=h.learning_rate,
+        length=length,
+        warmup_factor=h.warmup_factor,
+        decay_steps_factor=h.decay_steps_factor,
+        end_factor=h.end_factor,
+    )
+
+
+_submission = Submission(FirstOrder(NesterovHyperparameters, _optimizer, _schedule))
+
+data_selection = _submission.data_selection
+get_batch_size = _submission.get_batch_size
+init_optimizer_state = _submission.init_optimizer_state
+prepare_for_eval = _submission.prepare_for_eval
+update_params = _submission.update_params

@@ -1,0 +1,52 @@
+import collections
+
+import pytest
+
+from submissions.algoperf import hyperparameters as hparams
+from submissions.kfac.algoperf import KFACHyperparameters
+from submissions.nadamw.submission import NAdamWHyperparameters
+
+
+def point(**values):
+    return collections.namedtuple("Hyperparameters", values)(**values)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown hyperparameter lr; known are learning_rate, .*beta2"):
+        hparams.read(NAdamWHyperparameters, point(lr=0.1))
+
+
+def test_missing_name():
+    with pytest.raises(ValueError, match="missing damping"):
+        hparams.read(KFACHyperparameters, point(learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", "fast", "learning_rate is 'fast'; it takes float"),
+        ("learning_rate", True, "it takes float"),
+        ("learning_rate", float("nan"), "outside"),
+        ("one_minus_beta1", 1.5, r"outside \[0, 1\]"),
+        ("dropout_rate", -0.1, "outside"),
+        ("statistics_period", 2.5, "it takes int"),
+        ("statistics_period", 0, "outside"),
+        ("inverse_period", 7, "multiple of statistics_period"),
+        ("fisher", "true", "known are sampled, exact, empirical"),
+    ],
+)
+def test_bad_values_are_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        hparams.read(KFACHyperparameters, point(**({"learning_rate": 0.1, "damping": 0.1} | {name: value})))
+
+
+def test_numbers_apart_from_what_compilation_depends_on():
+    h = hparams.read(KFACHyperparameters, point(learning_rate=1, damping=0.1, grad_clip=2.0))
+    static, numbers = hparams.split(h)
+    assert numbers["learning_rate"] == 1.0 and numbers["grad_clip"] == 2.0
+    assert dict(static)["dropout_rate"] is None and dict(static)["statistics_period"] == 5
+    other = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3, grad_clip=1.0))
+    assert hparams.split(other)[0] == static
+    without = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3))
+    assert hparams.split(without)[0] != static
+    assert vars(hparams.join(static, numbers)) == vars(h)
