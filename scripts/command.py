@@ -1,0 +1,51 @@
+"""How a script starts: flags parsed, expected errors shown as one line with exit code 2."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
+
+from tuning import experiment
+from tuning.errors import UserError, one_line
+
+flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
+flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0)
+flags.DEFINE_string(
+    "compilation_cache_dir", experiment.default_compilation_cache(), "Compiled programs; empty for none."
+)
+
+
+def run(script: str, main: Callable[[dict[str, Any]], None]) -> None:
+    """Call `main` with the values of the flags that `script` (its `__name__`) and this module define, by name."""
+
+    def start(argv: list[str]) -> None:
+        own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
+        chosen = {flag.name: flag.value for flag in own}
+        experiment.use_compilation_cache(chosen.pop("compilation_cache_dir"))
+        main(chosen)
+
+    if script != "__main__":
+        return
+    try:
+        app.run(start, flags_parser=_parse)
+    except UserError as error:
+        logging.debug("where the error came from", exc_info=True)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, but bad flags and leftover words are UserErrors."""
+    try:
+        words = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{one_line(error)} (--help lists the flags)") from error
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # absl's own default would show JAX's chatter
+    if len(words) > 1:
+        raise UserError(f"{words[1]!r} is no flag; write --name=value (--help lists the flags)")
+    return words

@@ -1,0 +1,28 @@
+"""Runs tuning trials of one submission on one workload, as AlgoPerf's submission_runner.py does.
+
+    python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
+        --experiment_dir=experiments --experiment_name=first
+"""
+
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning import experiment, progress
+
+flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
+flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
+flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
+flags.DEFINE_integer("num_tuning_trials", 1, "How many points of the space to run.", lower_bound=1)
+flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
+flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
+flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
+
+
+def main(chosen: dict[str, Any]) -> None:
+    progress.print_outcomes(experiment.run_experiment(experiment.Request(**chosen)))
+
+
+command.run(__name__, main)

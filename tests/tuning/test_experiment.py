@@ -1,0 +1,89 @@
+import io
+import json
+import math
+
+import pytest
+from fake_trial import FakeWorkload, fake_submission
+from rich.console import Console
+
+from tuning import experiment, progress
+from tuning.errors import UserError
+from tuning.experiment import Request, run_experiment
+from tuning.outcome import Progress
+
+
+@pytest.fixture
+def request_for(tmp_path, monkeypatch):
+    """A Request over three learning rates, for a fake workload and a submission that diverges at rate 9."""
+
+    def log(call):
+        loss = math.nan if call.hyperparameters.learning_rate == 9 else 1.0
+        call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
+
+    monkeypatch.setattr(experiment.registry, "load", lambda name: FakeWorkload(target=0.1))
+    monkeypatch.setattr(experiment.submission, "load", lambda path: fake_submission(log))
+    space = tmp_path / "space.json"
+    space.write_text(json.dumps([{"learning_rate": rate} for rate in (1, 9, 2)]))
+
+    def request_for(**changes):
+        given = dict(workload="fake", submission_path="counting", tuning_search_space=str(space))
+        return Request(**(given | dict(experiment_dir=str(tmp_path), experiment_name="e") | changes))
+
+    return request_for
+
+
+def test_a_diverging_trial_does_not_stop_the_others(request_for, tmp_path):
+    outcomes = run_experiment(request_for(num_tuning_trials=5))
+    assert [(o.trial_index, o.reason, o.steps_to_target) for o in outcomes] == [
+        (1, None, 10),
+        (2, "diverged", None),
+        (3, None, 10),
+    ]
+    folders = sorted((tmp_path / "e" / "fake_jax").iterdir())
+    assert [folder.name for folder in folders] == ["trial_1", "trial_2", "trial_3"]
+    assert [json.loads((f / "hparams.json").read_text())["learning_rate"] for f in folders] == [1, 9, 2]
+    assert json.loads((folders[0] / "flags_0.json").read_text())["num_tuning_trials"] == 5
+
+
+def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path):
+    folder = tmp_path / "e" / "fake_jax"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("precious")
+    with pytest.raises(UserError, match="e/fake_jax' exists; give --overwrite or another --experiment_name"):
+        run_experiment(request_for())
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    with pytest.raises(UserError, match="nowhere.json"):
+        run_experiment(request_for(overwrite=True, tuning_search_space="nowhere.json"))
+    assert (folder / "old").exists()
+    run_experiment(request_for(overwrite=True))
+    assert [path.name for path in folder.iterdir()] == ["trial_1"]
+
+
+def test_the_table_has_a_row_per_trial(request_for):
+    text = io.StringIO()
+    progress.print_outcomes(run_experiment(request_for(num_tuning_trials=2)), Console(file=text, width=200))
+    lines = [line for line in text.getvalue().splitlines() if "│" in line]
+    first, second = [line.replace(" ", "").split("│")[1:-1] for line in lines]
+    assert (first[0], first[1], first[2], first[5]) == ("1", "target", "10", "0.1000")
+    assert (second[0], second[1], second[2], second[3], second[5]) == ("2", "diverged", "-", "-", "-")
+
+
+def test_the_progress_line_tells_step_metric_rate_and_time_left():
+    at_30 = Progress(30, 230, 3.0, "accuracy", 0.5)
+    line = progress.describe("t", at_30, 0.9, steps_per_s=2.0)
+    assert line == "t  step 30/230  accuracy 0.5000 (target 0.9000)  2.0 steps/s, at most 1:40 left"
+    early = Progress(1, 20000, 3.0, "accuracy", None)
+    assert progress.describe("t", early, math.inf, None) == "t  step 1/20000  accuracy - (no target)"
+
+
+def test_without_a_terminal_lines_are_few_and_plain(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    text = io.StringIO()
+    with progress.ProgressLine("t", 0.9, Console(file=text, width=40)) as report:
+        for step in range(1, 251):
+            report(Progress(step, 500, float(step), "accuracy", 0.25))
+            now[0] += 0.125
+    lines = text.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == ["1/500", "81/500", "161/500", "241/500", "250/500"]
+    assert lines[1].endswith("8.0 steps/s, at most 0:52 left") and "\x1b" not in text.getvalue()

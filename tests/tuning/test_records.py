@@ -1,0 +1,102 @@
+import csv
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuning import records
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    records.write_text(path, "old")
+
+    def full_disk(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        records.write_text(path, "new and longer")
+    assert path.read_text() == "old"
+
+
+def test_json_is_strict(tmp_path):
+    content = {"x": math.inf, "y": np.float32(0.5), "z": [math.nan, (1, "b")], "n": None}
+    records.write_json(tmp_path / "a.json", content)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert content == {"x": None, "y": 0.5, "z": [None, [1, "b"]], "n": None}
+
+
+def test_measurements_hold_what_was_logged(tmp_path):
+    logger = records.MetricsLogger(tmp_path)
+    logger.append_scalar_metrics({"loss": jnp.float32(0.5), "grad_norm": np.float64(2.0)}, global_step=0)
+    logger.append_scalar_metrics({"loss": 0.25, "note": "warm, up"}, global_step=7)
+    assert not list(tmp_path.iterdir())
+    logger.flush()
+    assert read(tmp_path / "measurements.csv") == [
+        {"global_step": "0", "loss": "0.5", "grad_norm": "2.0", "note": ""},
+        {"global_step": "7", "loss": "0.25", "grad_norm": "", "note": "warm, up"},
+    ]
+    assert not (tmp_path / "eval_measurements.csv").exists()
+
+
+def test_eval_measurements_have_algoperfs_columns_in_order(tmp_path):
+    logger = records.MetricsLogger(tmp_path)
+    metrics = {"test/loss": 3.0, "validation/acc": 0.5, "train/loss": 1.0, "validation/loss": 2.0}
+    times = dict.fromkeys(records.EVAL_COLUMNS[3:], 1.0)
+    logger.append_scalar_metrics(metrics | {"score": 9.0} | times, 10, preemption_count=0, is_eval=True)
+    logger.flush()
+    with open(tmp_path / "eval_measurements.csv", newline="") as file:
+        header, row = csv.reader(file)
+    assert header == [
+        "global_step",
+        "preemption_count",
+        "score",
+        "total_duration",
+        "accumulated_submission_time",
+        "accumulated_eval_time",
+        "accumulated_logging_time",
+        "train/loss",
+        "validation/acc",
+        "validation/loss",
+        "test/loss",
+    ]
+    assert row == ["10", "0", "9.0", "1.0", "1.0", "1.0", "1.0", "1.0", "0.5", "2.0", "3.0"]
+    assert len(read(tmp_path / "measurements.csv")) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, -math.inf, np.float32(np.nan), jnp.float32(jnp.inf)])
+def test_a_loss_that_is_not_finite_is_remembered(tmp_path, loss):
+    logger = records.MetricsLogger(tmp_path)
+    logger.append_scalar_metrics({"loss": 1.0, "grad_norm": math.nan}, 0)
+    assert not logger.has_diverged
+    logger.append_scalar_metrics({"loss": loss}, 1)
+    logger.append_scalar_metrics({"loss": 1.0}, 2)
+    logger.flush()
+    assert logger.has_diverged
+    assert [float(row["loss"]) for row in read(tmp_path / "measurements.csv")][::2] == [1.0, 1.0]
+
+
+def test_environment_tells_versions_and_hardware():
+    found = records.environment()
+    assert found["numpy"] == np.__version__
+    assert found["n_devices"] >= 1 and found["n_cpu_cores"] >= 1
+    assert (found["git_commit"] is None) == (found["git_dirty"] is None)
+
+
+def test_another_repository_around_the_code_is_not_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_PROJECT", tmp_path)
+    found = records.environment()
+    assert (found["git_commit"], found["git_dirty"]) == (None, None)

@@ -1,0 +1,67 @@
+import pytest
+
+from tuning import submission
+from tuning.errors import UserError
+
+CONTRACT = """
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng): return {}, None
+def update_params(*, workload, train_state): return None
+def get_batch_size(workload_name): return SIZE
+def data_selection(workload, input_queue, *others): return 1
+"""
+
+
+def package(folder, **files):
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def test_a_package_member_may_import_its_neighbours(tmp_path):
+    package(tmp_path / "subs_a", __init__="")
+    package(tmp_path / "subs_a" / "shared", __init__="SIZE = 17")
+    package(tmp_path / "subs_a" / "one", __init__="", submission="from ..shared import SIZE" + CONTRACT)
+    loaded = submission.load(tmp_path / "subs_a" / "one")
+    assert (loaded.name, loaded.get_batch_size("x")) == ("one", 17)
+    assert loaded.prepare_for_eval is None and loaded.needs_train_state
+    assert loaded.search_space_file == tmp_path / "subs_a" / "one" / "tuning_search_space.json"
+    again = submission.load(tmp_path / "subs_a" / "one" / "submission.py")
+    assert again.update_params is loaded.update_params
+
+
+def test_folders_outside_packages_do_not_get_in_each_others_way(tmp_path):
+    for size in (1, 2):
+        package(tmp_path / f"lone{size}", submission=f"SIZE = {size}" + CONTRACT)
+    assert [submission.load(tmp_path / f"lone{size}").get_batch_size("x") for size in (1, 2)] == [1, 2]
+
+
+def test_an_unknown_path_lists_what_is_there(tmp_path):
+    for name in ("b", "a"):
+        package(tmp_path / name, submission=CONTRACT)
+    package(tmp_path / "library", code="")
+    for path in (tmp_path / "c", tmp_path / "library", tmp_path):
+        with pytest.raises(UserError, match=r"^no submission at '.*' has a, b$"):
+            submission.load(path)
+    with pytest.raises(UserError, match="give a folder with submission.py"):
+        submission.load(tmp_path / "nowhere" / "c")
+
+
+def test_what_the_contract_lacks_is_named(tmp_path):
+    folder = package(tmp_path / "half", submission="def update_params(): pass\nget_batch_size = 3")
+    with pytest.raises(UserError, match="not define init_optimizer_state, get_batch_size, data_selection"):
+        submission.load(folder)
+
+
+def test_a_missing_module_is_the_users_error(tmp_path):
+    folder = package(tmp_path / "needy", submission="import no_such_module_at_all")
+    with pytest.raises(UserError, match="^No module named 'no_such_module_at_all'$"):
+        submission.load(folder)
+
+
+def test_a_package_of_the_same_name_elsewhere_is_not_taken_for_it(tmp_path):
+    for place in ("here", "there"):
+        package(tmp_path / place / "subs_b", __init__="", submission="SIZE = 3" + CONTRACT)
+    submission.load(tmp_path / "here" / "subs_b")
+    with pytest.raises(UserError, match="is hidden by .*here/subs_b/submission.py"):
+        submission.load(tmp_path / "there" / "subs_b")

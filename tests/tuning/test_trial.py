@@ -1,0 +1,257 @@
+import csv
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fake_trial import FakeTime, FakeWorkload, Point, fake_submission, log_loss
+
+from tuning import training
+from tuning.clock import SubmissionClock
+from tuning.errors import UserError
+from tuning.randomness import Keys, Stream
+from tuning.records import EVAL_COLUMNS
+from tuning.trial import run_trial
+from workloads.spec import Direction
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a trial with its submission clock on the workload's fake time."""
+
+    def run(workload, submission, **options):
+        monkeypatch.setattr(training, "SubmissionClock", functools.partial(SubmissionClock, workload.time))
+        given = dict(workload_name="fake", rng_seed=5, trial_index=1, trial_dir=tmp_path, data_dir=tmp_path)
+        return run_trial(workload, submission, Point(0.1), **(given | options))
+
+    return run
+
+
+def test_reaching_the_target_scores_steps_and_submission_seconds(run, tmp_path):
+    outcome = run(FakeWorkload(target=0.2), fake_submission(log_loss))
+    # 20 steps of data selection and update, two preparations; the evaluations' 100 s each are not in it.
+    assert (outcome.steps_to_target, outcome.seconds_to_target) == (20, 20 * 1.25 + 2 * 2.0)
+    assert (outcome.reason, outcome.error, outcome.global_step, outcome.step_budget) == (None, None, 20, 40)
+    assert (outcome.best_validation_metric, outcome.best_validation_step) == (0.2, 20)
+    written = json.loads((tmp_path / "outcome.json").read_text())
+    assert written == outcome.to_json()
+    assert written["hyperparameters"] == {"learning_rate": 0.1} and written["rng_seed"] == 5
+    assert json.loads((tmp_path / "hparams.json").read_text()) == {"learning_rate": 0.1}
+    assert json.loads((tmp_path / "meta_data_0.json").read_text())["workload.step_hint"] == 40
+
+
+def test_measurements_on_disk(run, tmp_path):
+    run(FakeWorkload(target=0.2), fake_submission(log_loss), flags={"rng_seed": 5})
+    evaluations = rows(tmp_path / "eval_measurements.csv")
+    assert list(evaluations[0]) == [
+        *EVAL_COLUMNS,
+        "train/loss",
+        "validation/loss",
+        "validation/score",
+        "test/score",
+    ]
+    assert [row["global_step"] for row in evaluations] == ["10", "20"]
+    assert [float(row["score"]) for row in evaluations] == [14.5, 29.0]
+    assert [row["accumulated_submission_time"] for row in evaluations] == ["14.5", "29.0"]
+    measured = rows(tmp_path / "measurements.csv")
+    assert [int(row["global_step"]) for row in measured] == [*range(10), 10, *range(10, 20), 20]
+    assert [float(row["loss"]) for row in measured if row["loss"]] == [1 / (1 + step) for step in range(20)]
+    assert json.loads((tmp_path / "flags_0.json").read_text()) == {"rng_seed": 5}
+
+
+def test_out_of_steps(run):
+    outcome = run(FakeWorkload(target=0.9), fake_submission())
+    assert (outcome.reason, outcome.steps_to_target, outcome.seconds_to_target) == ("budget", None, None)
+    assert (outcome.global_step, outcome.best_validation_step) == (40, 40)
+
+
+def test_fewer_steps_end_with_an_evaluation_and_more_are_not_given(run):
+    fewer = run(FakeWorkload(), fake_submission(), max_global_steps=13)
+    assert (fewer.global_step, fewer.best_validation_step, fewer.target_value) == (13, 13, None)
+    assert run(FakeWorkload(), fake_submission(), max_global_steps=99).global_step == 40
+
+
+def test_out_of_time_makes_no_late_evaluation(run, tmp_path):
+    workload = FakeWorkload(target=0.15)
+    workload.max_allowed_runtime_sec = 20
+    outcome = run(workload, fake_submission())
+    # 14.5 s after step 10 and its preparation, 1.25 s a step: past 20 s after step 15: no evaluation.
+    assert (outcome.reason, outcome.global_step, outcome.steps_to_target) == ("budget", 15, None)
+    assert [row["global_step"] for row in rows(tmp_path / "eval_measurements.csv")] == ["10"]
+
+
+def test_training_on_after_the_target_keeps_the_first_score(run):
+    outcome = run(FakeWorkload(target=0.2), fake_submission(), stop_at_target=False)
+    assert (outcome.global_step, outcome.steps_to_target, outcome.seconds_to_target) == (40, 20, 29.0)
+    assert (outcome.reason, outcome.best_validation_step) == (None, 40)
+
+
+def test_lower_is_better(run):
+    workload = FakeWorkload(target=-0.1, direction=Direction.LOWER_IS_BETTER)
+    workload.evaluate = {10: 0.4, 20: -0.05, 30: 0.3, 40: 0.2}.get
+    outcome = run(workload, fake_submission())
+    assert (outcome.best_validation_metric, outcome.best_validation_step) == (-0.05, 20)
+    assert outcome.reason == "budget"
+
+
+def test_a_logged_loss_that_is_not_finite_ends_the_trial_at_once(run, tmp_path):
+    def log_nan_at_12(call):
+        loss = math.nan if call.global_step == 12 else 1.0
+        call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
+
+    outcome = run(FakeWorkload(target=0.2), fake_submission(log_nan_at_12))
+    assert (outcome.reason, outcome.global_step, outcome.steps_to_target) == ("diverged", 13, None)
+    assert json.loads((tmp_path / "outcome.json").read_text())["reason"] == "diverged"
+    assert rows(tmp_path / "measurements.csv")[-1]["loss"] == "nan"
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_trial(run, tmp_path):
+    workload = FakeWorkload(target=0.2)
+    workload.evaluate = {10: 0.1, 20: math.nan}.get
+    outcome = run(workload, fake_submission())
+    assert (outcome.reason, outcome.global_step, outcome.best_validation_metric) == ("diverged", 20, 0.1)
+    assert rows(tmp_path / "eval_measurements.csv")[-1]["validation/score"] == "nan"
+
+
+def test_a_crash_is_written_and_raised(run, tmp_path):
+    def fail_at_12(call):
+        log_loss(call)
+        if call.global_step == 12:
+            raise ValueError("first line\n  second line")
+
+    with pytest.raises(ValueError, match="first line") as caught:
+        run(FakeWorkload(), fake_submission(fail_at_12))
+    assert not isinstance(caught.value, UserError)
+    written = json.loads((tmp_path / "outcome.json").read_text())
+    assert (written["reason"], written["error"]) == ("crashed", "ValueError: first line second line")
+    assert (written["global_step"], written["best_validation_step"]) == (12, 10)
+    assert rows(tmp_path / "measurements.csv")[-1]["global_step"] == "12"
+
+
+def test_a_submission_may_end_its_training(run):
+    class TrainingCompleteError(Exception):
+        pass
+
+    def stop_at_4(call):
+        if call.global_step == 4:
+            raise TrainingCompleteError
+
+    workload = FakeWorkload()
+    workload.eval_model = lambda *arguments: {"validation/score": 0.1, "validation/loss": 1.0}
+    outcome = run(workload, fake_submission(stop_at_4))
+    assert (outcome.reason, outcome.global_step, outcome.best_validation_step) == ("budget", 5, 5)
+
+
+def test_a_bad_hyperparameter_is_the_users_error_and_writes_nothing(run, tmp_path):
+    def refuse(*arguments):
+        raise ValueError("unknown hyperparameter 'lr'; known: learning_rate")
+
+    with pytest.raises(UserError, match="^unknown hyperparameter 'lr'; known: learning_rate$"):
+        run(FakeWorkload(), fake_submission(init_optimizer_state=refuse))
+
+    def read_missing(workload, params, state, hyperparameters, rng):
+        return hyperparameters.momentum
+
+    with pytest.raises(UserError, match="'counting' needs hyperparameter 'momentum'; add it"):
+        run(FakeWorkload(), fake_submission(init_optimizer_state=read_missing))
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_are_folded_by_purpose_and_handed_to_the_submission(run):
+    key = jax.random.PRNGKey(5)
+    for number in (3, int(Stream.UPDATE)):
+        key = jax.random.fold_in(key, number)
+    seen = []
+    submission = fake_submission(lambda call: seen.append(call.rng))
+    run(FakeWorkload(), submission, trial_index=3, max_global_steps=3)
+    np.testing.assert_array_equal(seen, [jax.random.fold_in(key, step) for step in range(3)])
+    everything = {
+        tuple(np.asarray(Keys(seed, trial).of(stream, step)).tolist())
+        for seed in range(2)
+        for trial in range(2)
+        for stream in Stream
+        for step in range(2)
+    }
+    assert len(everything) == 2 * 2 * len(Stream) * 2
+
+
+def test_the_device_is_waited_for_once_per_evaluation(run):
+    class Pending:
+        n_waits = 0
+
+        def block_until_ready(self):
+            Pending.n_waits += 1
+            return self
+
+    waits_in_step = []
+    submission = fake_submission(
+        lambda call: waits_in_step.append(Pending.n_waits),
+        init_optimizer_state=lambda *arguments: (Pending(), None),
+    )
+    reported = []
+    run(FakeWorkload(), submission, report=reported.append)
+    assert waits_in_step == [1] * 10 + [2] * 10 + [3] * 10 + [4] * 10
+    assert [p.global_step for p in reported] == sorted([*range(1, 41), 10, 20, 30, 40])
+    assert reported[10].metric == 0.1 and reported[9].metric is None
+
+
+def test_evaluation_by_time(run, monkeypatch, tmp_path):
+    now = FakeTime()
+    workload = FakeWorkload(time=now)
+    workload.eval_period_steps, workload.eval_period_time_sec = None, 15
+    monkeypatch.setattr(training.time, "perf_counter", now)
+    run(workload, fake_submission())
+    # 1.25 s a step: due every 12 steps, and at the end.
+    evaluations = rows(tmp_path / "eval_measurements.csv")
+    assert [row["global_step"] for row in evaluations] == ["12", "24", "36", "40"]
+
+
+def test_train_state_is_passed_to_those_that_ask_and_cannot_be_written(run):
+    seen = []
+
+    def update_params(
+        *, current_param_container, optimizer_state, model_state, train_state, workload, **others
+    ):
+        workload.time.advance(1.0)
+        seen.append(train_state["accumulated_submission_time"])
+        with pytest.raises(TypeError):
+            train_state["is_time_remaining"] = True
+        return optimizer_state, {"w": current_param_container["w"] + 1}, model_state
+
+    run(FakeWorkload(), fake_submission(update_params=update_params), max_global_steps=3)
+    assert seen == [0.0, 1.25, 2.5]
+
+
+@pytest.mark.parametrize("wait_rows", [3, 40])
+def test_a_killed_trial_leaves_whole_files(tmp_path, wait_rows):
+    program = f"import fake_trial; fake_trial.run_for_ever({str(tmp_path)!r})"
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path})
+    evaluations = tmp_path / "eval_measurements.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not evaluations.exists() or len(rows(evaluations)) < wait_rows):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = rows(evaluations)
+    assert [int(row["global_step"]) for row in found] == [2 * (i + 1) for i in range(len(found))]
+    assert len(found) >= wait_rows and all(row["test/score"] for row in found)
+    measured = rows(tmp_path / "measurements.csv")
+    assert all(row["loss"] or row["train/loss"] for row in measured)
+    for name in ("hparams.json", "meta_data_0.json", "flags_0.json"):
+        json.loads((tmp_path / name).read_text())
+    assert not (tmp_path / "outcome.json").exists()

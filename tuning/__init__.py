@@ -1,0 +1,1 @@
+"""Runs submissions against workloads, times them and writes down what happened."""

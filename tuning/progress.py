@@ -1,0 +1,106 @@
+"""What a person sees of a run: one live line per trial, and the closing table."""
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tuning.outcome import Outcome, Progress
+
+_LIVE_PERIOD_S = 0.5
+_PLAIN_PERIOD_S = 10.0
+_WINDOW_S = 15.0  # wall seconds the rate is averaged over
+
+
+class ProgressLine:
+    """`with ProgressLine(...) as report: run_trial(..., report=report)`.
+
+    A live line on a terminal, elsewhere a plain line every ten seconds at most.
+    """
+
+    def __init__(self, title: str, target_value: float, console: Console | None = None):
+        self._title, self._target_value = title, target_value
+        self._console = console or Console(file=sys.stdout)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._shown_at = float("-inf")
+        self._latest: Progress | None = None
+        self._seen: deque[tuple[float, int]] = deque()  # (wall seconds, step)
+
+    def __enter__(self) -> "ProgressLine":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._latest:
+            self._show(self._latest)
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.perf_counter()
+        self._latest = progress
+        self._seen.append((now, progress.global_step))
+        while now - self._seen[0][0] > _WINDOW_S:
+            self._seen.popleft()
+        if now - self._shown_at >= (_LIVE_PERIOD_S if self._live else _PLAIN_PERIOD_S):
+            self._shown_at = now
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
+        line = describe(self._title, progress, self._target_value, self._steps_per_s())
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _steps_per_s(self) -> float | None:
+        (first_s, first_step), (last_s, last_step) = self._seen[0], self._seen[-1]
+        return (last_step - first_step) / (last_s - first_s) if last_step > first_step else None
+
+
+def describe(title: str, progress: Progress, target_value: float, steps_per_s: float | None) -> str:
+    """One line: step and budget, metric and target, steps per wall second and the time left at that rate."""
+    metric = "-" if progress.metric is None else f"{progress.metric:.4f}"
+    target = f"target {target_value:.4f}" if math.isfinite(target_value) else "no target"
+    parts = [
+        f"{title}  step {progress.global_step}/{progress.step_budget}",
+        f"{progress.metric_name} {metric} ({target})",
+    ]
+    if steps_per_s:
+        left_s = (progress.step_budget - progress.global_step) / steps_per_s
+        parts.append(f"{steps_per_s:.1f} steps/s, at most {_duration(left_s)} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds_left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
+
+
+def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
+    """A row per trial: what came of it, steps and seconds to target, compile seconds, best metric."""
+    metric = outcomes[0].target_metric if outcomes else "metric"
+    headings = ("trial", "outcome", "steps to target", "seconds to target", "compile seconds")
+    table = Table(*headings, f"best {metric}")
+    for outcome in outcomes:
+        table.add_row(
+            str(outcome.trial_index),
+            outcome.reason or "target",
+            _cell(outcome.steps_to_target, "d"),
+            _cell(outcome.seconds_to_target, ".2f"),
+            _cell(outcome.compile_seconds, ".2f"),
+            _cell(outcome.best_validation_metric, ".4f"),
+        )
+    (console or Console(file=sys.stdout)).print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,167 @@
+"""AlgoPerf's tuning search space (JSON) to hyperparameter points.
+
+Three forms, of which the first two may be mixed within one file:
+
+    {"learning_rate": {"min": 1e-4, "max": 1e-2, "scaling": "log"}}     drawn at random, "log" or "linear"
+    {"beta1": {"feasible_points": [0.9, 0.95]}}                         drawn at random from the list
+    [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]                  full points, taken in order
+
+A point is a namedtuple `Hyperparameters` with its fields in the file's order.
+"""
+
+import json
+import keyword
+import math
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuning.errors import UserError
+
+_RANGE_KEYS = {"min", "max", "scaling"}
+_RANGE_CURE = 'write {"min": a, "max": b, "scaling": "log" or "linear"} or {"feasible_points": [...]}'
+
+
+class SearchSpaceError(UserError):
+    """A search space that cannot be used; the message names the key at fault and the cure."""
+
+
+def read(path: str | Path) -> dict | list:
+    """Reads and checks a search space file.
+
+    Raises:
+        SearchSpaceError: no such file, not JSON, or not a search space.
+    """
+    try:
+        space = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except OSError as error:
+        problem = f"cannot read search space {str(path)!r} ({error.strerror})"
+        raise SearchSpaceError(f"{problem}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise SearchSpaceError(f"search space {str(path)!r} is not UTF-8 text; save it as JSON") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        problem = f"search space {str(path)!r} is not valid JSON: {error.msg}"
+        raise SearchSpaceError(f"{problem}; look at {place}") from error
+    check(space)
+    return space
+
+
+def check(space: Any) -> None:
+    """Raises SearchSpaceError, naming the key at fault, unless `space` has one of the three forms."""
+    if not isinstance(space, (dict, list)) or not space:
+        raise SearchSpaceError("the search space is empty or no object or list; write ranges or points")
+    if isinstance(space, dict):
+        _check_names(space)
+        for name, choices in space.items():
+            _check_choices(name, choices)
+        return
+    for index, point in enumerate(space):
+        if not isinstance(point, dict) or not point:
+            raise SearchSpaceError(f'point {index} is no object with entries; write {{"name": value, ...}}')
+        _check_names(point)
+        differing = sorted(point.keys() ^ space[0].keys())
+        if differing:
+            problem = f"point {index} and point 0 differ in key {differing[0]!r}"
+            raise SearchSpaceError(f"{problem}; give every point the same keys")
+        for name, value in point.items():
+            _check_value(name, value)
+
+
+def points(space: dict | list, n: int, seed: int) -> list[tuple]:
+    """The first n points of a search space.
+
+    Ranges are drawn with a generator keyed (seed, i), so that point i is the same for every n. A list gives
+    its points in order, and all it has when n is greater (as AlgoPerf does).
+
+    Raises:
+        SearchSpaceError: the space is malformed.
+    """
+    check(space)
+    if isinstance(space, list):
+        chosen = space[:n]
+    else:
+        chosen = [_draw(space, np.random.default_rng((seed, i))) for i in range(n)]
+    if not chosen:
+        return []
+    point_type = namedtuple("Hyperparameters", list(chosen[0]))
+    return [point_type(**point) for point in chosen]
+
+
+def _draw(space: dict[str, dict], generator: np.random.Generator) -> dict[str, Any]:
+    uniforms = generator.random(len(space))
+    return {name: _value(choices, u) for (name, choices), u in zip(space.items(), uniforms, strict=True)}
+
+
+def _value(choices: dict[str, Any], u: float) -> Any:
+    """u in [0, 1) to a value."""
+    if "feasible_points" in choices:
+        feasible: Sequence[Any] = choices["feasible_points"]
+        return feasible[math.floor(u * len(feasible))]
+    low, high = float(choices["min"]), float(choices["max"])
+    value = _SCALINGS[choices["scaling"]](low, high, float(u))
+    return min(max(value, low), high)  # rounding may step over an end
+
+
+_SCALINGS: dict[str, Callable[[float, float, float], float]] = {
+    "linear": lambda low, high, u: low + u * (high - low),
+    "log": lambda low, high, u: low * math.exp(u * math.log(high / low)),
+}
+
+
+def _check_choices(name: str, choices: Any) -> None:
+    if not isinstance(choices, dict):
+        raise SearchSpaceError(f"{name!r} is not a range; {_RANGE_CURE}")
+    if "feasible_points" in choices:
+        _refuse_other_keys(name, choices, {"feasible_points"})
+        if not isinstance(choices["feasible_points"], list) or not choices["feasible_points"]:
+            raise SearchSpaceError(f"{name!r}: 'feasible_points' is no list with entries; list some")
+        for value in choices["feasible_points"]:
+            _check_value(name, value)
+        return
+    _refuse_other_keys(name, choices, _RANGE_KEYS)
+    missing = sorted(_RANGE_KEYS - choices.keys())
+    if missing:
+        raise SearchSpaceError(f"{name!r} has no {missing[0]!r}; {_RANGE_CURE}")
+    _check_range(name, **choices)
+
+
+def _check_range(name: str, min: Any, max: Any, scaling: Any) -> None:  # the names are the file's
+    for end, value in (("min", min), ("max", max)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SearchSpaceError(f"{name!r}: {end!r} is {value!r}; give a finite number")
+    if not isinstance(scaling, str) or scaling not in _SCALINGS:
+        raise SearchSpaceError(f"{name!r}: 'scaling' is {scaling!r}; give 'log' or 'linear'")
+    if min > max:
+        raise SearchSpaceError(f"{name!r}: 'min' {min} is above 'max' {max}; swap them")
+    if scaling == "log" and min <= 0:
+        raise SearchSpaceError(f"{name!r}: 'min' {min} has no logarithm; make it positive or scale 'linear'")
+
+
+def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
+    unknown = sorted(choices.keys() - known)
+    if unknown:
+        raise SearchSpaceError(f"{name!r} has unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+
+def _check_names(mapping: dict) -> None:
+    for name in mapping:
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            raise SearchSpaceError(f"{name!r} cannot name a hyperparameter; use a Python name, no leading _")
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SearchSpaceError(f"{name!r} has the value {value}; give a finite number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SearchSpaceError(f"key {twice!r} is given twice; keep one of them")
+    return mapping

@@ -1,0 +1,105 @@
+"""Loads a submission: a folder with `submission.py`, or the file, that defines AlgoPerf's functions."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tuning.errors import UserError, setup_phase
+
+_REQUIRED = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The contract's functions of one submission."""
+
+    name: str  # the folder's name, or the file's when it is not called submission.py
+    file: Path
+    init_optimizer_state: Callable[..., Any]
+    update_params: Callable[..., Any]
+    get_batch_size: Callable[[str], int]
+    data_selection: Callable[..., Any]
+    prepare_for_eval: Callable[..., Any] | None
+    get_eval_batch_size: Callable[[str], int] | None
+
+    @property
+    def search_space_file(self) -> Path:
+        """Where the submission's own search space lies (it need not be there)."""
+        return self.file.parent / "tuning_search_space.json"
+
+    @property
+    def needs_train_state(self) -> bool:
+        return "train_state" in inspect.signature(self.update_params).parameters
+
+
+def load(path: str | Path) -> Submission:
+    """Imports the submission at `path` (a folder or a .py file), as a package member where it is one.
+
+    Raises:
+        UserError: nothing there, an import that fails, or a function of the contract missing.
+    """
+    file = _submission_file(Path(path).expanduser())
+    with setup_phase():
+        functions = vars(_import(file))
+    missing = [name for name in _REQUIRED if not callable(functions.get(name))]
+    if missing:
+        raise UserError(f"submission {str(path)!r} does not define {', '.join(missing)}; add them")
+    return Submission(
+        name=file.parent.name if file.stem == "submission" else file.stem,
+        file=file,
+        prepare_for_eval=functions.get("prepare_for_eval"),
+        get_eval_batch_size=functions.get("get_eval_batch_size"),
+        **{name: functions[name] for name in _REQUIRED},
+    )
+
+
+def _submission_file(path: Path) -> Path:
+    file = path / "submission.py" if path.is_dir() else path
+    if file.is_file() and file.suffix == ".py":
+        return file.resolve()
+    folder = path if path.is_dir() and _known(path) else path.parent
+    known = _known(folder)
+    cure = "give a folder with submission.py, or the file"
+    if known:
+        cure = f"{str(folder)!r} has {', '.join(known)}"
+    raise UserError(f"no submission at {str(path)!r}; {cure}")
+
+
+def _known(folder: Path) -> list[str]:
+    return sorted(file.parent.name for file in folder.glob("*/submission.py"))
+
+
+def _import(file: Path) -> ModuleType:
+    parts, root = [file.stem], file.parent
+    while (root / "__init__.py").exists():
+        parts.insert(0, root.name)
+        root = root.parent
+    if len(parts) == 1:
+        return _import_alone(file)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    name = ".".join(parts)
+    module = importlib.import_module(name)
+    if Path(module.__file__ or "").resolve() != file:
+        problem = f"submission {str(file)!r} is hidden by {module.__file__!r}, which is {name} too"
+        raise UserError(f"{problem}; rename its package")
+    return module
+
+
+def _import_alone(file: Path) -> ModuleType:
+    """A file outside any package: its folder goes on the path, its module name is its own."""
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"cannot import {str(file)!r}; give a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
