@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV := .venv
+PYTEST := $(VENV)/bin/pytest
+INSTALLED := $(VENV)/.installed
+# 64-bit JAX is a setting of the whole process, so these tests get a process of their own.
+X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+# An inherited module path would hide what the virtual environment lacks.
+unexport PYTHONPATH PYTHONHOME
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## create .venv with the pinned libraries and this project (PYTHON=python3.12 picks another Python)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null \
+	  || { echo "error: no '$(PYTHON)' found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: '$(PYTHON)' is older than Python 3.11: install a newer one and name it, as in make setup PYTHON=python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: '$(PYTHON)' cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## train one model on molecules with K-FAC-reduce; results under experiments/demo
+	$(VENV)/bin/python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
+	  --experiment_dir=experiments --experiment_name=demo --overwrite
+
+test: setup ## run the tests, without the slow ones
+	JAX_ENABLE_X64=0 $(PYTEST) -q
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q tests/x64)
+
+# pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
+test-slow: setup ## run the slow tests
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/x64 || [ $$? -eq 5 ])
+	JAX_ENABLE_X64=0 $(PYTEST) -q -m slow || [ $$? -eq 5 ]
+
+lint: setup ## check the code's style
+	$(VENV)/bin/ruff check .
+
+clean: ## remove .venv, build outputs and caches; experiments/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
