@@ -1,0 +1,120 @@
+import logging
+
+import numpy as np
+import pytest
+
+from tests.workloads.graph_samples import random_graphs
+from workloads.graphs import b3db, store
+from workloads.graphs.molecules import featurise, scaffold_split
+from workloads.packages import packaged_file
+
+
+def test_featurise_keeps_each_bond_once_and_drops_nothing_else():
+    pytest.importorskip("rdkit")
+    from ogb.utils.mol import smiles2graph
+
+    smiles = ["CC(=O)Oc1ccccc1C(=O)O", "not a molecule", "[Na+]"]
+    aspirin, broken, sodium = featurise(smiles)
+    reference = smiles2graph(smiles[0])
+    np.testing.assert_array_equal(aspirin.atoms, reference["node_feat"])
+    both = np.concatenate([aspirin.bond_ends, aspirin.bond_ends[:, ::-1]])
+    assert sorted(map(tuple, both)) == sorted(map(tuple, reference["edge_index"].T))
+    np.testing.assert_array_equal(np.repeat(aspirin.bonds, 2, axis=0), reference["edge_feat"])
+    assert aspirin.scaffold == "c1ccccc1"
+    assert broken is None
+    assert sodium.atoms.shape == (1, 9) and sodium.bonds.shape == (0, 3) and sodium.bond_ends.shape == (0, 2)
+
+
+def test_scaffold_split_by_hand():
+    """Twenty molecules, room for 16 / 2 / 2: the scaffold that half the validation set cannot hold is in train."""
+    scaffolds = ["big" if i % 3 == 0 else str(i) for i in range(20)]
+    splits = [scaffold_split(scaffolds, seed) for seed in range(5)]
+    for train, validation, test in splits:
+        assert (len(train), len(validation), len(test)) == (16, 2, 2)
+        assert set(range(0, 20, 3)) <= set(train.tolist())
+    assert len({tuple(test.tolist()) for _, _, test in splits}) > 1
+    assert scaffold_split(scaffolds, 1)[1].tolist() == splits[1][1].tolist()
+
+
+def test_scaffold_split_never_divides_a_scaffold():
+    scaffolds = [str(x) for x in np.random.default_rng(0).zipf(1.5, 500) % 90]
+    parts = scaffold_split(scaffolds)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(500))
+    train, validation, test = ({scaffolds[i] for i in part} for part in parts)
+    assert not (train & validation or train & test or validation & test)
+    assert min(map(len, (train, validation, test))) > 0
+
+
+def test_store_round_trip_and_refusals(tmp_path):
+    graphs, path = random_graphs(9), tmp_path / "deep" / "graphs.npz"
+    store.save(graphs, path, source="here")
+    loaded = store.load(path, source="here")
+    for name, array in vars(graphs).items():
+        np.testing.assert_array_equal(getattr(loaded, name), array)
+        assert getattr(loaded, name).dtype == array.dtype
+    assert [file.name for file in path.parent.iterdir()] == ["graphs.npz"]
+    with pytest.raises(ValueError, match="delete it"):
+        store.load(path, source="elsewhere")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="delete it"):
+        store.load(path, source="here")
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="delete it"):
+        store.load(path, source="here")
+
+
+def test_a_changed_array_with_valid_zip_checksums_is_refused(tmp_path):
+    path = tmp_path / "graphs.npz"
+    store.save(random_graphs(9), path, source="here")
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["labels"] = 1 - arrays["labels"]
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="delete it"):
+        store.load(path, source="here")
+
+
+def test_b3db_cache_is_used_and_rebuilt_when_damaged(tmp_path, monkeypatch, caplog):
+    calls = []
+
+    def build():
+        calls.append(1)
+        return random_graphs(5)
+
+    monkeypatch.setattr(b3db, "build", build)
+    path = tmp_path / "b3db" / "packed_graphs.npz"
+    load = b3db.B3dbWorkload()._load_graphs
+    load(str(tmp_path)), load(str(tmp_path))
+    assert len(calls) == 1
+    path.write_bytes(b"rubbish")
+    load(str(tmp_path)), load(str(tmp_path))
+    assert len(calls) == 2
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert load(str(blocked)).n_graphs == 5
+    assert "memory only" in caplog.text
+
+
+def test_missing_and_damaged_packages_name_the_cure(tmp_path, monkeypatch):
+    (tmp_path / "fake_data").mkdir()
+    (tmp_path / "fake_data" / "table").write_text("x")
+    monkeypatch.syspath_prepend(tmp_path)
+    wanted = {"path": "table", "distribution": "fake-data", "sha256": "0"}
+    with pytest.raises(ValueError, match="pip install --force-reinstall --no-deps fake-data"):
+        packaged_file(module="fake_data", **wanted)
+    with pytest.raises(FileNotFoundError, match="run `pip install fake-data`"):
+        packaged_file(module="no_such_module_here", **wanted)
+
+
+def test_b3db_is_what_the_workload_says(tmp_path_factory):
+    pytest.importorskip("rdkit")
+    graphs = b3db.build()
+    sizes = b3db.B3dbWorkload.split_sizes
+    counts = [len(graphs.indices(split)) for split in store.SPLITS]
+    assert counts == [sizes.train, sizes.validation, sizes.test] and sum(counts) == 7805
+    assert set(np.unique(graphs.labels)) == {0.0, 1.0} and graphs.labels.mean() < 0.5
+    # Sulphasalazine, the table's first row: 28 heavy atoms, 30 bonds, BBB-.
+    assert graphs.node_offsets[1] == 28 and graphs.bond_offsets[1] == 30 and graphs.labels[0, 0] == 1

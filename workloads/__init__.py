@@ -1,0 +1,1 @@
+"""Workloads: data, model, loss, metric and target behind one contract (`workloads.spec`)."""

@@ -1,0 +1,47 @@
+"""A model's outputs over a whole split, gathered on the host."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from workloads.spec import ForwardPassMode, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Rows of all batches of a split one after another, padding rows included (their weights are 0)."""
+
+    logits: np.ndarray  # [rows, outputs] float32
+    targets: np.ndarray  # [rows, outputs] float32
+    weights: np.ndarray  # [rows] or [rows, outputs] float32
+    mean_loss: float  # summed loss over what loss_fn divides by; NaN for an empty split
+
+
+class Predictor:
+    """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split."""
+
+    def __init__(self, workload: Workload) -> None:
+        def forward(params: Any, batch: Mapping[str, Any], model_state: Any) -> tuple[Any, Any, Any]:
+            logits, _ = workload.model_fn(
+                params, batch, model_state, ForwardPassMode.EVAL, None, update_batch_norm=False
+            )
+            loss = workload.loss_fn(batch["targets"], logits, batch["weights"])
+            return logits, loss["summed"], loss["n_valid_examples"]
+
+        self._forward = jax.jit(forward)
+
+    def __call__(self, params: Any, model_state: Any, batches: Iterable[Mapping[str, Any]]) -> Predictions:
+        outputs, labels = [], []
+        for batch in batches:
+            outputs.append(self._forward(params, batch, model_state))
+            labels.append((batch["targets"], batch["weights"]))
+        logits, losses, counts = zip(*jax.device_get(outputs), strict=True)
+        targets, weights = zip(*labels, strict=True)
+        n_terms = float(np.sum(counts, dtype=np.float64))
+        mean_loss = float(np.sum(losses, dtype=np.float64)) / n_terms if n_terms else float("nan")
+        return Predictions(
+            np.concatenate(logits), np.concatenate(targets), np.concatenate(weights), mean_loss
+        )

@@ -1,0 +1,87 @@
+"""Batches from images held in memory, by random access to any step."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """A split as stored, and how a pixel becomes an input: (pixel / 255 - mean) / stddev."""
+
+    pixels: np.ndarray  # [n, height, width, channels] uint8
+    labels: np.ndarray  # [n] int32
+    n_classes: int
+    mean: float
+    stddev: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
+        """The given examples, filled up with zeros of weight 0 to `size` rows.
+
+        `inputs` [size, height, width, channels], `targets` one-hot [size, n_classes], `weights` [size]; all
+        float32.
+        """
+        n_real = len(indices)
+        inputs = np.zeros((size, *self.pixels.shape[1:]), np.float32)
+        inputs[:n_real] = (self.pixels[indices] / np.float32(255) - np.float32(self.mean)) / np.float32(
+            self.stddev
+        )
+        targets = np.zeros((size, self.n_classes), np.float32)
+        targets[np.arange(n_real), self.labels[indices]] = 1
+        weights = (np.arange(size) < n_real).astype(np.float32)
+        return {"inputs": inputs, "targets": targets, "weights": weights}
+
+    def select(self, indices: np.ndarray) -> "LabelledImages":
+        return dataclasses.replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
+
+
+def evaluation_batches(images: LabelledImages, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every image exactly once, in stored order; the last batch is padded."""
+    for start in range(0, len(images), batch_size):
+        yield images.batch(np.arange(start, min(start + batch_size, len(images))), size=batch_size)
+
+
+class TrainingBatches:
+    """Endless full batches.
+
+    Each run of `len(images)` examples is one epoch: all images once, in an order of its own. Batches may
+    straddle epochs. The state is the number of batches drawn.
+
+    Raises:
+        ImportError: grain is not installed.
+    """
+
+    def __init__(self, images: LabelledImages, *, batch_size: int, seed: int) -> None:
+        try:
+            import grain
+        except ImportError as error:
+            raise ImportError("training on images needs grain: run `pip install grain`") from error
+        # Only indices go through grain, and a batch's images are gathered in one step: examples one by one
+        # are slower.
+        indices = (
+            grain.MapDataset.range(len(images))
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .batch(batch_size, batch_fn=np.array)
+        )
+        self._batches = indices.map(lambda batch: images.batch(batch, size=batch_size))
+        self._step = 0
+
+    def __iter__(self) -> "TrainingBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = self._batches[self._step]
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self._step = int(state["step"])

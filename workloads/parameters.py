@@ -1,0 +1,50 @@
+"""Shapes and kinds of a Flax parameter tree, as AlgoPerf reports them to submissions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from workloads.spec import ParameterType, ShapeTuple
+
+_ATTENTION = {
+    "query": ParameterType.ATTENTION_Q,
+    "key": ParameterType.ATTENTION_K,
+    "value": ParameterType.ATTENTION_V,
+    "out": ParameterType.ATTENTION_OUT,
+}
+_LAYER_NORM = {"scale": ParameterType.LAYER_NORM_SCALE, "bias": ParameterType.LAYER_NORM_BIAS}
+_BATCH_NORM = {"scale": ParameterType.BATCH_NORM_SCALE, "bias": ParameterType.BATCH_NORM_BIAS}
+
+
+def param_shapes(params: Any) -> Any:
+    """Tree of arrays -> tree of `ShapeTuple`."""
+    return jax.tree.map(lambda leaf: ShapeTuple(tuple(leaf.shape)), params)
+
+
+def param_types(params: Any) -> Any:
+    """Tree of arrays -> tree of `ParameterType`, by the names Flax gives modules and parameters."""
+    return _types(params, ())
+
+
+def _types(tree: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _types(child, (*path, name)) for name, child in tree.items()}
+    return _kind([part.lower() for part in path[:-1]], path[-1].lower())
+
+
+def _kind(modules: list[str], name: str) -> ParameterType:
+    owner = modules[-1] if modules else ""
+    if "batchnorm" in owner:
+        return _BATCH_NORM[name]
+    if "layernorm" in owner or "layer_norm" in owner:
+        return _LAYER_NORM[name]
+    if any("attention" in module for module in modules):
+        return ParameterType.ATTENTION_BIAS if name == "bias" else _ATTENTION.get(owner, ParameterType.WEIGHT)
+    if "bias" in name:
+        return ParameterType.BIAS
+    if "conv" in owner:
+        return ParameterType.CONV_WEIGHT
+    if "embedding" in owner:
+        return ParameterType.EMBEDDING
+    return ParameterType.WEIGHT
