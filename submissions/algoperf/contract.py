@@ -20,7 +20,7 @@ PyTree = Any
 # Reading a metric waits for the device, so it is done now and then only.
 LOG_PERIOD = 50
 
-_BATCH_SIZES = {"b3db": 64, "mnist_vit": 64, "cifar10_wrn": 128, "ogbg": 512, "imagenet_vit": 1024}
+_BATCH_SIZES = {"b3db": 64, "mnist_vit": 32, "cifar10_wrn": 128, "ogbg": 512, "imagenet_vit": 1024}
 
 
 class StepResult(NamedTuple):

@@ -71,17 +71,19 @@ class Problem:
             logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
         """
         targets, weights = self.batch["targets"], self.weights
-        target = jnp.zeros((1, *targets.shape[1:]), targets.dtype)
-        if targets.ndim == len(logits_shape):
-            target = target.at[..., 0].set(1)
-        mask = None if weights is None else jnp.ones((1, *weights.shape[1:]), weights.dtype)
         origin = (0,) * (len(logits_shape) - 1)
 
+        # Everything is made inside, so that it holds none of the values of a step that is being traced.
         def loss(position: Array) -> Array:
+            target = jnp.zeros((1, *targets.shape[1:]), targets.dtype)
+            if targets.ndim == len(logits_shape):
+                target = target.at[..., 0].set(1)
+            mask = None if weights is None else jnp.ones((1, *weights.shape[1:]), weights.dtype)
             logits = jnp.zeros((1, *logits_shape[1:]), position.dtype).at[origin].set(position)
-            return self.workload.loss_fn(
+            values = self.workload.loss_fn(
                 label_batch=target, logits_batch=logits, mask_batch=mask, label_smoothing=0.0
-            )["summed"]
+            )
+            return values["summed"]
 
         return loss
 

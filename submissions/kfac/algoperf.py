@@ -43,7 +43,7 @@ class KFACHyperparameters(Hyperparameters):
     momentum: str = "nesterov"
     weight_decay_kind: str = "decoupled"
     factor_decay: float = 0.95
-    kl_clip: float = 1e-2
+    kl_clip: float = 1.0
     fallback_rate: float = 0.01
     decay_steps_factor: float = 1.0
     end_factor: float = 1e-3

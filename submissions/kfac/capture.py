@@ -32,8 +32,8 @@ class Captured(NamedTuple):
         aux: the forward pass's auxiliary values.
         inputs: layer name -> its input at each use: `[lead, *sites, d_in]`, raw for a convolution.
         convolutions: layer name -> its geometry, for convolutions alone.
-        pullback: cotangent of `outputs` -> (gradient like params, layer name -> output gradients `[lead, *sites, d_out]`
-            at each use); may be called more than once.
+        pullback: cotangent of `outputs` -> (gradient like params, layer name -> output gradients at each use
+            `[lead, *sites, d_out]`); may be called more than once.
         uncaptured: layer name -> why it was not captured.
     """
 
@@ -67,7 +67,8 @@ def capture(forward: Forward, params: PyTree, layers: Sequence[Layer]) -> Captur
 
     def pullback(cotangent: Array) -> tuple[PyTree, dict[str, list[Array]]]:
         gradient, at_outputs = vjp(cotangent.astype(outputs.dtype))
-        return gradient, {name: [_flatten(g, plan.n_output_axes[name]) for g in at_outputs[name]] for name in at_outputs}
+        flat = {name: [_flatten(g, plan.n_output_axes[name]) for g in uses] for name, uses in at_outputs.items()}
+        return gradient, flat
 
     return Captured(outputs, aux, inputs, plan.convolutions, pullback, uncaptured)
 

@@ -60,7 +60,12 @@ def estimate(
         geometry: the loss's geometry; not needed by the empirical Fisher.
         weights: loss weights, as for `fisher.sample_cotangent`.
         key: random key for the pseudo-targets.
+
+    Raises:
+        ValueError: layers without a layout or geometry, or rows of a layer that the layout does not have.
     """
+    if layers and (layout is None or (geometry is None and fisher is not Fisher.EMPIRICAL)):
+        raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
     captured = capture(forward, params, layers)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])

@@ -16,6 +16,9 @@ from jax import Array
 from .convolution import Convolution, patch_sums, patches
 from .sharing import Rows, Sharing, combine_entries, example_sums, expand
 
+# Above the rounding of bfloat16 gradients summed over positions (about 2e-5), below what real gradients leave.
+_CANCELLED = 1e-4
+
 
 class Use(NamedTuple):
     """One use of a layer in a forward pass; a layer called twice has two.
@@ -49,8 +52,16 @@ def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array
 
 
 def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Array:
-    """B `[d_out, d_out]` of one batch, at least float32; `n_terms` is M `[]`."""
-    rows, _ = _expanded(uses) if sharing is Sharing.EXPAND else _reduced(uses)
+    """B `[d_out, d_out]` of one batch, at least float32; `n_terms` is M `[]`.
+
+    Zero, that is uninformative, where the positions' gradients cancel but for rounding: adding one vector to all of an
+    attention layer's keys changes nothing, so reduce sees no curvature there.
+    """
+    rows, _ = _expanded(uses)
+    if sharing is Sharing.REDUCE:
+        size = jnp.square(rows).sum()
+        rows, _ = _reduced(uses)
+        rows = jnp.where(jnp.square(rows).sum() > _CANCELLED * size, rows, 0)
     return second_moment(rows) / n_terms.astype(rows.dtype)
 
 

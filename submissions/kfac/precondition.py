@@ -1,5 +1,6 @@
 """The damped inverse of a layer's Kronecker-factored curvature, and the update it gives."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -37,14 +38,18 @@ def damping_ratio(inputs: Array, outputs: Array, max_pi: float = MAX_PI) -> Arra
 
 
 def damped_inverses(
-    factors: dict[str, tuple[Array, Array]], damping: Array, previous: dict[str, Inverses]
+    factors: dict[str, tuple[Array, Array]],
+    damping: Array,
+    previous: dict[str, Inverses],
+    is_informed: dict[str, Array],
 ) -> dict[str, Inverses]:
     """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; factors of one size are inverted as a batch.
 
     Args:
         factors: layer name -> (A, B).
         damping: λ `[]`, above zero.
-        previous: what a layer keeps where an inverse comes out non-finite.
+        previous: what a layer keeps where an inverse comes out non-finite, or the layer is not informed.
+        is_informed: layer name -> whether its factors hold an estimate `[]`.
     """
     damped = {}
     for name, (inputs, outputs) in factors.items():
@@ -55,8 +60,8 @@ def damped_inverses(
     result = {}
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
-        is_finite = jnp.isfinite(pair.inputs).all() & jnp.isfinite(pair.outputs).all()
-        result[name] = Inverses(*(jnp.where(is_finite, new, old) for new, old in zip(pair, previous[name], strict=True)))
+        is_good = is_informed[name] & jnp.isfinite(pair.inputs).all() & jnp.isfinite(pair.outputs).all()
+        result[name] = Inverses(*(jnp.where(is_good, new, old) for new, old in zip(pair, previous[name], strict=True)))
     return result
 
 
@@ -71,16 +76,27 @@ def _invert_by_size(matrices: dict) -> dict:
     for key, matrix in matrices.items():
         by_size.setdefault(len(matrix), []).append(key)
     inverses = {}
-    for size, keys in by_size.items():
+    for keys in by_size.values():
         stack = jnp.stack([matrices[key] for key in keys])
-        root = jnp.linalg.cholesky(stack)
-        eye = jnp.broadcast_to(jnp.eye(size, dtype=stack.dtype), stack.shape)
-        root_inverse = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
-        full = jnp.einsum("kji,kjl->kil", root_inverse, root_inverse, precision=_HIGHEST)
+        # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+        full = jax.lax.platform_dependent(stack, cpu=functools.partial(jax.lax.map, _inverse), default=_inverse)
         inverses |= dict(zip(keys, full, strict=True))
     return inverses
 
 
-def initial_inverses(n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
-    """Identities, until a first estimate comes."""
-    return Inverses(jnp.eye(n_rows, dtype=dtype), jnp.eye(d_out, dtype=dtype))
+def _inverse(matrix: Array) -> Array:
+    """Inverse of a symmetric positive definite matrix `[..., n, n]` by Cholesky; non-finite where it is none."""
+    root = jnp.linalg.cholesky(matrix)
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    root_inverse = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
+    return jnp.einsum("...ji,...jk->...ik", root_inverse, root_inverse, precision=_HIGHEST)
+
+
+def no_inverses(n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
+    """Zeros, until a first inversion."""
+    return Inverses(jnp.zeros((n_rows, n_rows), dtype), jnp.zeros((d_out, d_out), dtype))
+
+
+def exists(inverses: Inverses) -> Array:
+    """Whether there has been an inversion `[]`: the diagonal of a positive definite matrix is above zero."""
+    return inverses.inputs[0, 0] > 0

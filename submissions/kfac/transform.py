@@ -20,7 +20,7 @@ from jax import Array
 
 from .factors import moving_average
 from .layers import Layer, replace_layers
-from .precondition import Inverses, damped_inverses, initial_inverses, precondition
+from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
 from .trust_region import kl_clip as kl_clip_factor
 
 PyTree = Any
@@ -47,9 +47,9 @@ class KFACState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        n_estimates: layer name -> `[]` int32, factor estimates averaged; a layer with none is left to the fallback.
+        n_estimates: layer name -> `[]` int32, informative factor estimates averaged.
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`) float32, moving averages.
-        inverses: layer name -> their damped inverses, as of the last refresh.
+        inverses: layer name -> their damped inverses, as of the last refresh; zero before there is one.
         second_moment: like params, moving average of the squared gradient, for the fallback.
     """
 
@@ -71,7 +71,7 @@ def kfac(
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED,
     grad_clip: Scalar | None = None,
     factor_decay: Scalar = 0.95,
-    kl_clip: Scalar = 1e-2,
+    kl_clip: Scalar = 1.0,
     fallback_rate: Scalar = 0.01,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC with momentum and weight decay. Every number may be a traced array.
@@ -81,10 +81,10 @@ def kfac(
         learning_rate: multiplies the whole update.
         damping: λ added to the curvature.
         momentum: decay of the update's momentum.
-        weight_decay: as in optax: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
+        weight_decay: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average.
-        kl_clip: bound κ on lr² ⟨u, g⟩ over the preconditioned layers.
+        kl_clip: bound κ on ⟨u, g⟩ of the update u over the preconditioned layers, so that a step moves by lr² κ at most.
         fallback_rate: see `scale_by_kfac`.
     """
     decay = optax.add_decayed_weights(weight_decay)
@@ -92,7 +92,7 @@ def kfac(
     return optax.chain(
         optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
         decay if coupled else optax.identity(),
-        scale_by_kfac(layers, learning_rate, damping, factor_decay, kl_clip, fallback_rate),
+        scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate),
         optax.trace(decay=momentum, nesterov=momentum_kind is Momentum.NESTEROV),
         optax.identity() if coupled else decay,
         optax.scale_by_learning_rate(learning_rate),
@@ -101,7 +101,6 @@ def kfac(
 
 def scale_by_kfac(
     layers: Sequence[Layer],
-    learning_rate: Scalar,
     damping: Scalar,
     factor_decay: Scalar,
     kl_clip: Scalar,
@@ -109,9 +108,9 @@ def scale_by_kfac(
 ) -> optax.GradientTransformationExtraArgs:
     """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
 
-    The fallback, for every parameter outside `layers` and for a layer without an estimate yet, is the gradient divided
-    by the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is
-    then multiplied by the learning rate, so its rate follows the searched one.
+    The fallback, for every parameter outside `layers` and for a layer without inverses yet, is the gradient divided by
+    the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
+    multiplied by the learning rate, so its rate follows the searched one.
 
     `update` takes `factors` (layer name -> (A, B) of this batch, or None) and `refresh_inverses` (static).
     """
@@ -121,7 +120,7 @@ def scale_by_kfac(
             count=jnp.zeros([], jnp.int32),
             n_estimates={layer.name: jnp.zeros([], jnp.int32) for layer in layers},
             factors={layer.name: (_zeros(layer.n_rows), _zeros(layer.d_out)) for layer in layers},
-            inverses={layer.name: initial_inverses(layer.n_rows, layer.d_out) for layer in layers},
+            inverses={layer.name: no_inverses(layer.n_rows, layer.d_out) for layer in layers},
             second_moment=jax.tree.map(jnp.zeros_like, params),
         )
 
@@ -136,32 +135,36 @@ def scale_by_kfac(
         del params
         state = _accumulate(state, factors or {}, factor_decay)
         if refresh_inverses:
-            state = state._replace(inverses=damped_inverses(state.factors, jnp.asarray(damping), state.inverses))
+            is_informed = {name: n > 0 for name, n in state.n_estimates.items()}
+            inverses = damped_inverses(state.factors, jnp.asarray(damping), state.inverses, is_informed)
+            state = state._replace(inverses=inverses)
         state, fallback = _fallback(state, gradients)
         inner_product, steps = 0.0, {}
         for layer in layers:
             gradient = layer.read(gradients)
             steps[layer.name] = precondition(gradient, state.inverses[layer.name])
-            has_factors = state.n_estimates[layer.name] > 0
-            inner_product += jnp.where(has_factors, jnp.vdot(steps[layer.name], gradient), 0)
-        clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(learning_rate), jnp.asarray(kl_clip))
+            inner_product += jnp.vdot(steps[layer.name], gradient)
+        clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         for layer in layers:
-            has_factors = state.n_estimates[layer.name] > 0
-            steps[layer.name] = jnp.where(has_factors, clip * steps[layer.name], layer.read(updates))
+            is_ready = exists(state.inverses[layer.name])
+            steps[layer.name] = jnp.where(is_ready, clip * steps[layer.name], layer.read(updates))
         return replace_layers(updates, tuple(layers), steps), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _accumulate(state: KFACState, factors: dict[str, tuple[Array, Array]], decay: Scalar) -> KFACState:
+    """Average in the estimates that tell something: finite, and neither factor zero."""
     averages, counts = dict(state.factors), dict(state.n_estimates)
-    for name, estimates in factors.items():
+    for name, pair in factors.items():
+        traces = jnp.stack([jnp.trace(factor) for factor in pair])
+        is_informative = (jnp.isfinite(traces) & (traces > 0)).all()
         averages[name] = tuple(
-            moving_average(average, estimate, jnp.asarray(decay), counts[name])
-            for average, estimate in zip(averages[name], estimates, strict=True)
+            jnp.where(is_informative, moving_average(average, estimate, jnp.asarray(decay), counts[name]), average)
+            for average, estimate in zip(averages[name], pair, strict=True)
         )
-        counts[name] = counts[name] + 1
+        counts[name] = counts[name] + is_informative
     return state._replace(factors=averages, n_estimates=counts)
 
 

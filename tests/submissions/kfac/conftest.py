@@ -1,0 +1,18 @@
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def randomized() -> Callable:
+    """(model, *inputs) -> parameters with every leaf, biases included, drawn from N(0, 0.5²) in its own dtype."""
+
+    def draw(model, *inputs, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+        return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    return draw

@@ -1,0 +1,128 @@
+"""What must not change the factors, and how halves of a batch add up."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from submissions.kfac import Fisher, Geometry, LossKind, Sharing, batch_layout, estimate, find_layers, graph_layout
+from submissions.kfac.factors import Use, input_factor, output_factor
+from submissions.kfac.sharing import Rows, expand
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(6, 5, 3)), jnp.float32)
+KINDS = pytest.mark.parametrize("sharing", Sharing)
+
+
+class Tokens(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(jnp.tanh(nn.Dense(4)(x)).mean(1))
+
+
+def factors(params, x, is_example, sharing):
+    return _factors(params, x, jnp.asarray(is_example, jnp.float32), sharing)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _factors(params, x, is_example, sharing):
+    return estimate(
+        lambda p: (Tokens().apply({"params": p}, x), None),
+        lambda z: (z.sum(), is_example.sum()),
+        params,
+        layers=find_layers(params),
+        layout=batch_layout(len(x), is_example),
+        sharing=sharing,
+        fisher=Fisher.EXACT,
+        geometry=Geometry(LossKind.SOFTMAX),
+        weights=is_example,
+    ).factors
+
+
+def assert_equal(got, expected):
+    assert set(got) == set(expected) == {"Dense_0", "Dense_1"}
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6), got, expected)
+
+
+@pytest.fixture
+def params(randomized):
+    return randomized(Tokens(), X)
+
+
+@KINDS
+def test_padding(params, sharing):
+    padded = jnp.insert(X, jnp.asarray([0, 3, 6]), 100.0, axis=0)
+    is_example = [0, 1, 1, 1, 0, 1, 1, 1, 0]
+    assert_equal(factors(params, padded, is_example, sharing), factors(params, X, [1] * 6, sharing))
+
+
+@KINDS
+def test_permutation_of_examples(params, sharing):
+    order = np.asarray([3, 0, 5, 1, 4, 2])
+    is_example = np.asarray([1, 1, 0, 1, 1, 1])
+    got = factors(params, X[order], is_example[order], sharing)
+    assert_equal(got, factors(params, X, is_example, sharing))
+
+
+@KINDS
+def test_weighted_mean_of_two_parts_is_the_whole(params, sharing):
+    whole = factors(params, X, [1] * 6, sharing)
+    two, four = factors(params, X[:2], [1] * 2, sharing), factors(params, X[2:], [1] * 4, sharing)
+    assert_equal(jax.tree.map(lambda a, b: (2 * a + 4 * b) / 6, two, four), whole)
+
+
+@KINDS
+@pytest.mark.parametrize("is_example", [None, [1.0, 0.0, 1.0, 1.0]])
+def test_bias_entry_is_an_appended_one(sharing, is_example):
+    """Over nodes of graphs with 2, 3, 0 and 4 nodes, the second graph being padding in one case."""
+    x = jnp.asarray(RNG.normal(size=(9, 2, 3)), jnp.float32)
+    graph_of = jnp.repeat(jnp.arange(4), np.asarray([2, 3, 0, 4]))
+    rows = Rows(4, graph_of, None if is_example is None else jnp.asarray(is_example))
+    got = input_factor([Use(x, rows)], sharing, has_bias=True)
+    ones = jnp.concatenate([x, jnp.ones((9, 2, 1))], axis=-1)
+    np.testing.assert_allclose(got, input_factor([Use(ones, rows)], sharing, has_bias=False), rtol=1e-5, atol=1e-6)
+    assert got[-1, -1] == pytest.approx(1, rel=1e-6)
+
+
+def test_counts_by_hand():
+    """Graph 0 has rows 1 and 3, graph 1 none, graph 2 row 5, graph 3 (padding) row 7."""
+    rows = Rows(4, jnp.asarray([0, 0, 2, 3]), jnp.asarray([1.0, 1.0, 1.0, 0.0]))
+    use = [Use(jnp.asarray([[1.0], [3.0], [5.0], [7.0]]), rows)]
+    assert input_factor(use, Sharing.EXPAND, False)[0, 0] == pytest.approx((1 + 9 + 25) / 3)
+    assert input_factor(use, Sharing.REDUCE, False)[0, 0] == pytest.approx((2**2 + 5**2) / 2)
+    assert output_factor(use, Sharing.EXPAND, jnp.asarray(4))[0, 0] == pytest.approx((1 + 9 + 25) / 4)
+    assert output_factor(use, Sharing.REDUCE, jnp.asarray(4))[0, 0] == pytest.approx((4**2 + 5**2) / 4)
+
+
+@KINDS
+def test_a_batch_of_padding_gives_zero(sharing):
+    use = [Use(jnp.full((2, 3, 2), jnp.inf), Rows(2, None, jnp.zeros(2)))]
+    np.testing.assert_array_equal(input_factor(use, sharing, has_bias=True), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("is_example", [jnp.asarray([True, False]), jnp.asarray([1, 0]), jnp.asarray([1.0, 0.0])])
+def test_masks_of_any_dtype(is_example):
+    x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    flat, count = expand(x, Rows(2, None, is_example))
+    np.testing.assert_array_equal(flat, [[1, 2], [0, 0]])
+    assert count == 1
+
+
+def test_graph_rows_follow_the_counts():
+    is_example = jnp.asarray([1.0, 0.0, 1.0])
+    layout = graph_layout(jnp.asarray([2, 1, 2]), jnp.asarray([0, 4, 2]), 5, 6, is_example)
+    np.testing.assert_array_equal(layout.rows(5, "l").example_of, [0, 0, 1, 2, 2])
+    np.testing.assert_array_equal(layout.rows(6, "l").example_of, [1, 1, 1, 1, 2, 2])
+    assert layout.rows(3, "l").example_of is None
+    assert all(layout.rows(length, "l").n_examples == 3 for length in (3, 5, 6))
+
+
+def test_unknown_and_ambiguous_axes_name_the_layer():
+    with pytest.raises(ValueError, match=r"layer mlp\.out: .*length 7, which is none of the batch's \(4\)"):
+        batch_layout(4).rows(7, "mlp.out")
+    as_many_edges_as_nodes = graph_layout(jnp.asarray([2, 3]), jnp.asarray([1, 4]), 5, 5, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"layer mlp\.out: two axes of the batch have length 5"):
+        as_many_edges_as_nodes.rows(5, "mlp.out")

@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from submissions.kfac.factors import moving_average
+from submissions.kfac.precondition import (
+    MAX_PI,
+    Inverses,
+    damped_inverses,
+    damping_ratio,
+    exists,
+    no_inverses,
+    precondition,
+)
+from submissions.kfac.trust_region import kl_clip
+
+
+def covariance(size: int, seed: int, rank: int | None = None) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(rank or 3 * size, size))
+    return rows.T @ rows / len(rows)
+
+
+def test_damped_inverses_equal_float64_inverses():
+    sizes = {"first": (4, 3), "second": (3, 4), "third": (5, 1)}  # sides of equal size are inverted together
+    damping = 0.02
+    factors = {name: (covariance(a, 1), 0.1 * covariance(b, 2, rank=2)) for name, (a, b) in sizes.items()}
+    as_float32 = {name: tuple(jnp.asarray(f, jnp.float32) for f in pair) for name, pair in factors.items()}
+    before = {name: no_inverses(*pair) for name, pair in sizes.items()}
+    got = damped_inverses(as_float32, jnp.float32(damping), before, dict.fromkeys(sizes, jnp.bool_(True)))
+    for name, (a, b) in factors.items():
+        pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
+        assert damping_ratio(*as_float32[name]) == pytest.approx(pi, rel=1e-5)
+        expected_a = np.linalg.inv(a + pi * np.sqrt(damping) * np.eye(len(a)))
+        expected_b = np.linalg.inv(b + np.sqrt(damping) / pi * np.eye(len(b)))
+        np.testing.assert_allclose(got[name].inputs, expected_a, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got[name].outputs, expected_b, rtol=1e-4, atol=1e-4 * np.abs(expected_b).max())
+
+
+def test_precondition_is_the_inverse_kronecker_product():
+    a, b = covariance(4, 1).astype(np.float32), covariance(3, 2).astype(np.float32)
+    gradient = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
+    got = precondition(jnp.asarray(gradient), Inverses(jnp.asarray(a), jnp.asarray(b)))
+    np.testing.assert_allclose(np.reshape(got, -1), np.kron(a, b) @ gradient.reshape(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "pi"), [(1.0, 0.0, MAX_PI), (0.0, 1.0, 1 / MAX_PI), (4.0, 1.0, 2.0), (0.0, 0.0, 1.0)]
+)
+def test_pi_is_bounded_when_a_factor_is_zero(a, b, pi):
+    assert damping_ratio(a * jnp.eye(3), b * jnp.eye(2)) == pytest.approx(pi, rel=1e-5)
+
+
+def test_zero_output_factor_leaves_one_over_damping():
+    """With B = 0 and π at its bound, A is negligible beside its damping, and A⁻¹ ⊗ B⁻¹ near 1/λ."""
+    factors, before = {"l": (jnp.eye(3), jnp.zeros((2, 2)))}, {"l": no_inverses(3, 2)}
+    inverses = damped_inverses(factors, jnp.float32(1e-2), before, {"l": jnp.bool_(True)})["l"]
+    np.testing.assert_allclose(np.kron(*inverses), np.eye(6) * 1e2 * 100 / 101, rtol=1e-4)
+
+
+def test_a_failed_inverse_keeps_both_previous_ones_of_its_layer_alone():
+    previous = {name: Inverses(7 * jnp.eye(2), 8 * jnp.eye(2)) for name in "xy"}
+    factors = {"x": (jnp.eye(2), jnp.full((2, 2), jnp.nan)), "y": (jnp.eye(2), jnp.eye(2))}
+    got = damped_inverses(factors, jnp.float32(1.0), previous, dict.fromkeys("xy", jnp.bool_(True)))
+    np.testing.assert_array_equal(got["x"].inputs, previous["x"].inputs)
+    np.testing.assert_array_equal(got["x"].outputs, previous["x"].outputs)
+    np.testing.assert_allclose(got["y"].inputs, np.eye(2) / 2, rtol=1e-6)
+
+
+def test_a_layer_without_an_estimate_gets_no_inverse():
+    factors = {name: (jnp.eye(2), jnp.eye(3)) for name in "xy"}
+    before = {name: no_inverses(2, 3) for name in "xy"}
+    got = damped_inverses(factors, jnp.float32(1.0), before, {"x": jnp.bool_(True), "y": jnp.bool_(False)})
+    assert exists(got["x"]) and not exists(got["y"])
+
+
+@pytest.mark.parametrize(
+    ("inner_product", "learning_rate", "bound", "factor"),
+    [(4.0, 0.5, 0.25, 0.5), (4.0, 0.5, 1.0, 1.0), (4.0, 0.5, 2.0, 1.0), (0.0, 0.5, 1e-2, 1.0), (-1.0, 0.5, 1e-2, 1.0)],
+)
+def test_kl_clip_by_hand(inner_product, learning_rate, bound, factor):
+    got = kl_clip(jnp.float32(inner_product), jnp.float32(learning_rate), jnp.float32(bound))
+    assert got == pytest.approx(factor, rel=1e-6)
+
+
+def test_moving_average_starts_as_a_mean_and_then_decays():
+    average, seen = jnp.zeros((1, 1)), []
+    for n, value in enumerate([2.0, 4.0, 9.0, 8.0]):
+        average = jax.jit(moving_average)(average, jnp.full((1, 1), value), jnp.float32(0.6), jnp.int32(n))
+        seen.append(float(average[0, 0]))
+    # 2; (2 + 4) / 2; then weight 0.4, above 1/3: 3 + 0.4 · 6; 5.4 + 0.4 · 2.6.
+    assert seen == pytest.approx([2.0, 3.0, 5.4, 6.44], rel=1e-5)

@@ -1,0 +1,164 @@
+"""The gradient transformation against the same steps written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from submissions.kfac import Momentum, WeightDecay, find_layers, kfac
+from submissions.kfac.transform import KFACState
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "dense": {"kernel": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32), "bias": jnp.asarray([0.3, -0.2])},
+    "norm": {"scale": jnp.asarray([1.0, 2.0])},
+}
+LAYERS = find_layers(PARAMS)
+GRADIENTS = [jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS) for _ in range(3)]
+SETTINGS = {"learning_rate": 0.3, "damping": 0.05, "momentum": 0.8, "factor_decay": 0.7}
+
+
+def covariance(size: int) -> jax.Array:
+    rows = RNG.normal(size=(2 * size, size))
+    return jnp.asarray(rows.T @ rows / len(rows), jnp.float32)
+
+
+# New factors at the first and second step; none at the third.
+FACTORS = [{"dense": (covariance(4), covariance(2))} for _ in range(2)] + [None]
+
+
+def state_of(optimizer_state) -> KFACState:
+    return next(state for state in optimizer_state if isinstance(state, KFACState))
+
+
+def run(n_steps: int = 3, factors=FACTORS, refresh=(True, False, True), **settings):
+    """Parameters after every step."""
+    optimizer = kfac(LAYERS, **{**SETTINGS, **settings})
+    params, state, trajectory = PARAMS, optimizer.init(PARAMS), []
+    for step in range(n_steps):
+        updates, state = optimizer.update(
+            GRADIENTS[step], state, params, factors=factors[step], refresh_inverses=refresh[step]
+        )
+        params = optax.apply_updates(params, updates)
+        trajectory.append(params)
+    return trajectory, state_of(state)
+
+
+def by_hand(kind: Momentum, decay_kind: WeightDecay, weight_decay: float, kl_clip: float, refresh=(True, False, True)):
+    """Float64 trajectory of (matrix `[4, 2]`, scale `[2]`), and the clipping factor of each step."""
+    lr, damping, beta = SETTINGS["learning_rate"], SETTINGS["damping"], SETTINGS["momentum"]
+    p = [stacked(PARAMS["dense"]), np.asarray(PARAMS["norm"]["scale"], np.float64)]
+    trace, moment = [np.zeros_like(x) for x in p], np.zeros(2)
+    average, inverses, trajectory, clips = None, None, [], []
+    for step, gradients in enumerate(GRADIENTS):
+        g = [stacked(gradients["dense"]), np.asarray(gradients["norm"]["scale"], np.float64)]
+        if decay_kind is WeightDecay.COUPLED:
+            g = [x + weight_decay * y for x, y in zip(g, p, strict=True)]
+        if FACTORS[step]:
+            new = [np.asarray(f, np.float64) for f in FACTORS[step]["dense"]]
+            average = new if average is None else [(a + n) / 2 for a, n in zip(average, new, strict=True)]
+        if refresh[step]:
+            pi = np.sqrt((np.trace(average[0]) / 4) / (np.trace(average[1]) / 2))
+            scales = pi * np.sqrt(damping), np.sqrt(damping) / pi
+            inverses = [np.linalg.inv(f + s * np.eye(len(f))) for f, s in zip(average, scales, strict=True)]
+        u = inverses[0] @ g[0] @ inverses[1]
+        clips.append(min(1.0, np.sqrt(kl_clip / (lr**2 * (u * g[0]).sum()))))
+        moment = 0.99 * moment + 0.01 * g[1] ** 2
+        fallback = 0.01 * g[1] / (np.sqrt(moment / (1 - 0.99 ** (step + 1))) + 1e-8)
+        u = [clips[-1] * u, fallback]
+        trace = [beta * t + x for t, x in zip(trace, u, strict=True)]
+        if kind is Momentum.NESTEROV:
+            u = [x + beta * t for x, t in zip(u, trace, strict=True)]
+        else:
+            u = trace
+        if decay_kind is WeightDecay.DECOUPLED:
+            u = [x + weight_decay * y for x, y in zip(u, p, strict=True)]
+        p = [y - lr * x for x, y in zip(u, p, strict=True)]
+        trajectory.append(p)
+    return trajectory, clips
+
+
+def stacked(leaves) -> np.ndarray:
+    return np.concatenate([leaves["kernel"], leaves["bias"][None]]).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", Momentum)
+@pytest.mark.parametrize("decay_kind", WeightDecay)
+@pytest.mark.parametrize("kl_clip", [0.2, 1e6])
+def test_three_steps_equal_numpy(kind, decay_kind, kl_clip):
+    got, _ = run(momentum_kind=kind, weight_decay_kind=decay_kind, weight_decay=0.1, kl_clip=kl_clip)
+    expected, clips = by_hand(kind, decay_kind, 0.1, kl_clip)
+    assert (max(clips) < 1) == (kl_clip == 0.2)
+    for params, (matrix, scale) in zip(got, expected, strict=True):
+        np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(params["norm"]["scale"], scale, rtol=1e-5)
+
+
+def test_inverses_stay_until_they_are_refreshed():
+    """The trajectory by hand with the third step's refresh left out differs, so that the test above sees it."""
+    (*_, refreshed), _ = by_hand(Momentum.NESTEROV, WeightDecay.COUPLED, 0.0, 1e6)
+    (*_, stale), _ = by_hand(Momentum.NESTEROV, WeightDecay.COUPLED, 0.0, 1e6, refresh=(True, False, False))
+    assert np.abs(refreshed[0] - stale[0]).max() > 1e-2
+    got, _ = run(kl_clip=1e6, refresh=(True, False, False))
+    np.testing.assert_allclose(stacked(got[-1]["dense"]), stale[0], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_clipping_comes_first():
+    norm = float(np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(GRADIENTS[0]))))
+    optimizer = kfac(LAYERS, **SETTINGS, kl_clip=1e6, grad_clip=norm / 4)
+    clipped, _ = optimizer.update(
+        GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh_inverses=True
+    )
+    optimizer = kfac(LAYERS, **SETTINGS, kl_clip=1e6)
+    plain, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh_inverses=True)
+    np.testing.assert_allclose(clipped["dense"]["kernel"], plain["dense"]["kernel"] / 4, rtol=1e-5)
+
+
+def test_a_layer_without_an_estimate_is_left_to_the_fallback():
+    """The first fallback step is the gradient's sign times the rates, and does not enter the clip."""
+    (params,), state = run(n_steps=1, factors=[None], refresh=[False], momentum_kind=Momentum.HEAVY_BALL, kl_clip=1e-9)
+    step = jax.tree.map(lambda new, old: new - old, params, PARAMS)
+    expected = jax.tree.map(lambda g: -0.3 * 0.01 * jnp.sign(g), GRADIENTS[0])
+    jax.tree.map(lambda s, e: np.testing.assert_allclose(s, e, rtol=1e-3, atol=1e-6), step, expected)
+    assert state.n_estimates["dense"] == 0
+
+
+def test_state_counts_and_averages():
+    _, state = run()
+    assert int(state.count) == 3 and int(state.n_estimates["dense"]) == 2
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, FACTORS[0]["dense"], FACTORS[1]["dense"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.factors["dense"], mean)
+
+
+def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():
+    def step(params, state, gradients, factors, learning_rate, refresh):
+        optimizer = kfac(LAYERS, **{**SETTINGS, "learning_rate": learning_rate}, weight_decay=jnp.float32(0.1))
+        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh_inverses=refresh)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, static_argnums=5)
+    state = kfac(LAYERS, **SETTINGS, weight_decay=0.1).init(PARAMS)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    params = PARAMS
+    for repeat in range(3):
+        for factors, refresh in ((FACTORS[0], True), (FACTORS[1], False), (None, False)):
+            rate = jnp.float32(0.1 / (1 + repeat))
+            params, state = jitted(params, state, GRADIENTS[repeat], factors, rate, refresh)
+        assert jitted._cache_size() == 3
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
+
+
+def test_an_uninformative_or_broken_estimate_is_left_out():
+    """Zero, infinite and missing factors change no average; a layer that saw nothing else stays with the fallback."""
+    good, zero = FACTORS[0]["dense"], (FACTORS[0]["dense"][0], jnp.zeros((2, 2)))
+    broken = (jnp.full((4, 4), jnp.nan), good[1])
+    trajectory, state = run(factors=[{"dense": good}, {"dense": zero}, {"dense": broken}], refresh=(True, True, True))
+    assert int(state.n_estimates["dense"]) == 1
+    for average, estimate in zip(state.factors["dense"], good, strict=True):
+        np.testing.assert_array_equal(average, estimate)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trajectory))
+    without, _ = run(factors=[None] * 3, refresh=(False,) * 3)
+    uninformed, _ = run(factors=[{"dense": zero}, None, None], refresh=(True, True, True))
+    for got, expected in zip(jax.tree.leaves(uninformed), jax.tree.leaves(without), strict=True):
+        np.testing.assert_array_equal(got, expected)
