@@ -9,13 +9,13 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
-from tuning import experiment
+from tuning import compilation_cache
 from tuning.errors import UserError, one_line
 
 flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
 flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0)
 flags.DEFINE_string(
-    "compilation_cache_dir", experiment.default_compilation_cache(), "Compiled programs; empty for none."
+    "compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none."
 )
 
 
@@ -25,7 +25,7 @@ def run(script: str, main: Callable[[dict[str, Any]], None]) -> None:
     def start(argv: list[str]) -> None:
         own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
         chosen = {flag.name: flag.value for flag in own}
-        experiment.use_compilation_cache(chosen.pop("compilation_cache_dir"))
+        compilation_cache.use(chosen.pop("compilation_cache_dir"))
         main(chosen)
 
     if script != "__main__":

@@ -1,12 +1,9 @@
 """Several trials of one submission on one workload, in one process, so that they share what is compiled."""
 
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import jax
 
 from tuning import search_space, submission
 from tuning.errors import UserError, setup_phase
@@ -70,19 +67,6 @@ def run_experiment(request: Request) -> list[Outcome]:
             )
         outcomes.append(outcome)
     return outcomes
-
-
-def default_compilation_cache() -> str:
-    """Where compiled programs are kept between processes: under XDG_CACHE_HOME, or ~/.cache."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "algoperf-kfac", "jax")
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Makes JAX keep every compiled program in `folder`; an empty name leaves JAX as it is."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _clear(request: Request) -> None:

@@ -1,0 +1,201 @@
+"""Which training algorithm reaches a workload's target first: search each one's space, then repeat its best point.
+
+The protocol is the paper's: the same number of random points for every submission on one seed, then the point that
+reached the target in the fewest steps again on fresh seeds. Finished trials are found again by their files, so a
+comparison that was cut short continues.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuning import records, search_space, submission
+from tuning.errors import UserError
+from tuning.outcome import Outcome
+from tuning.trial import run_trial
+from workloads import registry
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How many trials of each submission, and where their files go.
+
+    Attributes:
+        n_points: random points of each submission's search space.
+        seeds: random seeds of the repetitions of the best point; none may be `search_seed`.
+        search_seed: draws the points and seeds the trials of the search.
+        folder: trial folders go to `folder/{workload}/{submission}/…`.
+    """
+
+    n_points: int
+    seeds: tuple[int, ...]
+    search_seed: int
+    folder: Path
+    data_dir: str
+    stop_at_target: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one submission came to on one workload."""
+
+    submission: str
+    n_dimensions: int
+    search: list[Outcome]
+    repetitions: list[Outcome]
+
+    @property
+    def steps(self) -> float:
+        """Mean steps to target over the repetitions, a miss counted as the whole budget, less than it took."""
+        return statistics.mean(outcome.steps_to_target or outcome.step_budget for outcome in self.repetitions)
+
+    @property
+    def seconds(self) -> float:
+        """Mean submission seconds to target without compilation, a miss counted as its whole trial."""
+        return statistics.mean(map(_seconds, self.repetitions))
+
+    @property
+    def hits(self) -> int:
+        return sum(outcome.steps_to_target is not None for outcome in self.repetitions)
+
+
+def search_and_repeat(
+    workload_name: str,
+    submission_path: str,
+    protocol: Protocol,
+    rank: Callable[[Outcome], Any],
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Run the search and repeat the point whose outcome has the lowest `rank`."""
+    chosen = submission.load(submission_path)
+    space = search_space.read(chosen.search_space_file)
+    if protocol.search_seed in protocol.seeds:
+        raise UserError(f"seed {protocol.search_seed} is the search's; repeat the best point on other seeds")
+    points = search_space.points(space, protocol.n_points, protocol.search_seed)
+    workload = registry.load(workload_name)
+    folder = protocol.folder / workload_name / chosen.name
+
+    def trial(point: tuple, seed: int, place: str) -> Outcome:
+        outcome = _run_or_reuse(workload, workload_name, chosen, point, seed, folder / place, protocol)
+        say(f"{workload_name} {chosen.name} {place}: {describe(outcome)}")
+        return outcome
+
+    search = [
+        trial(point, protocol.search_seed, f"search/trial_{index}") for index, point in enumerate(points, start=1)
+    ]
+    best = min(range(len(search)), key=lambda index: rank(search[index]))
+    repetitions = [trial(points[best], seed, f"repeat/seed_{seed}") for seed in protocol.seeds]
+    return Result(chosen.name, len(space) if isinstance(space, dict) else 0, search, repetitions)
+
+
+def fewest_steps(outcome: Outcome) -> tuple[float, float]:
+    """Rank by steps to target; among points that missed it, by the best metric (higher is better)."""
+    return outcome.steps_to_target or math.inf, -best_metric(outcome)
+
+
+def best_metric(outcome: Outcome) -> float:
+    return -math.inf if outcome.best_validation_metric is None else outcome.best_validation_metric
+
+
+def describe(outcome: Outcome) -> str:
+    point = " ".join(f"{name}={value:.4g}" for name, value in outcome.hyperparameters.items())
+    came = f"target at step {outcome.steps_to_target}" if outcome.steps_to_target else f"missed ({outcome.reason})"
+    return f"{came}, best {best_metric(outcome):.4f}, {outcome.submission_seconds:.1f} s [{point}]"
+
+
+def report(workload_name: str, results: Sequence[Result], references: Sequence[str]) -> str:
+    """Markdown: the table, how it was made, and where."""
+    workload, first = registry.load(workload_name), results[0].search[0]
+    metric = f"{first.target_metric} {workload.validation_target_value:.4f}"
+    lines = [
+        f"# {workload_name}: steps and seconds to {metric}",
+        "",
+        records.provenance(),
+        f"Budget {first.step_budget} steps, evaluated every {workload.eval_period_steps}. Each submission: random",
+        f"points of its search space on seed {first.rng_seed}, the best one repeated on other seeds. Means over the",
+        "repetitions; a miss counts as the whole budget. Seconds are the submission's, without compilation. Ratios",
+        "are to the first-order reference that needs the fewer steps.",
+        "",
+        table(results, references),
+        "",
+    ]
+    for result in results:
+        point = ", ".join(f"{name} {value:.4g}" for name, value in result.repetitions[0].hyperparameters.items())
+        lines.append(f"- {result.submission}, best point: {point}")
+    return "\n".join(lines) + "\n"
+
+
+def table(results: Sequence[Result], references: Sequence[str]) -> str:
+    """A Markdown table: each submission against the reference that needs the fewer steps."""
+    reference = min((r for r in results if r.submission in references), key=lambda r: r.steps)
+    rows = [
+        "| submission | dimensions | trials | search hits | repeat hits | steps to target | ratio | seconds | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        found = sum(outcome.steps_to_target is not None for outcome in result.search)
+        each = ", ".join(str(outcome.steps_to_target or "miss") for outcome in result.repetitions)
+        rows.append(
+            f"| {result.submission} | {result.n_dimensions} | {len(result.search)} | {found} "
+            f"| {result.hits}/{len(result.repetitions)} | {result.steps:.0f} ({each}) "
+            f"| {result.steps / reference.steps:.2f} | {result.seconds:.1f} "
+            f"| {result.seconds / reference.seconds:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def trials_csv(results: Iterable[Result]) -> str:
+    """Every trial, a row each, as CSV."""
+    text = io.StringIO()
+    names = ("workload", "submission", "rng_seed", "steps_to_target", "seconds_to_target", "compile_seconds_to_target")
+    names += ("reason", "global_step", "step_budget", "mean_step_seconds", "best_validation_metric")
+    names += ("best_validation_step", "hyperparameters")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("phase", *names))
+    for result in results:
+        for phase, outcomes in (("search", result.search), ("repeat", result.repetitions)):
+            for outcome in outcomes:
+                values = [getattr(outcome, name) for name in names[:-1]]
+                writer.writerow((phase, *values, json.dumps(outcome.hyperparameters)))
+    return text.getvalue()
+
+
+def _seconds(outcome: Outcome) -> float:
+    if outcome.seconds_to_target is None:
+        return outcome.submission_seconds - outcome.compile_seconds
+    return outcome.seconds_to_target - outcome.compile_seconds_to_target
+
+
+def _run_or_reuse(
+    workload: Any,
+    workload_name: str,
+    chosen: submission.Submission,
+    point: tuple,
+    seed: int,
+    folder: Path,
+    protocol: Protocol,
+) -> Outcome:
+    file = folder / "outcome.json"
+    if file.exists():
+        outcome = Outcome(**json.loads(file.read_text(encoding="utf-8")))
+        target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
+        if outcome.hyperparameters != point._asdict() or outcome.target_value != target:
+            raise UserError(f"{str(folder)!r} holds a trial of another search space or target; choose another folder")
+        return outcome
+    return run_trial(
+        workload,
+        chosen,
+        point,
+        workload_name=workload_name,
+        rng_seed=seed,
+        trial_index=1,
+        trial_dir=folder,
+        data_dir=protocol.data_dir,
+        stop_at_target=protocol.stop_at_target,
+    )
