@@ -44,7 +44,7 @@ class KFACHyperparameters(Hyperparameters):
     weight_decay_kind: str = "decoupled"
     factor_decay: float = 0.95
     kl_clip: float = 1.0
-    fallback_rate: float = 0.01
+    fallback_rate: float = 0.1
     decay_steps_factor: float = 1.0
     end_factor: float = 1e-3
     statistics_period: int = 5

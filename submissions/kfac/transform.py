@@ -72,7 +72,7 @@ def kfac(
     grad_clip: Scalar | None = None,
     factor_decay: Scalar = 0.95,
     kl_clip: Scalar = 1.0,
-    fallback_rate: Scalar = 0.01,
+    fallback_rate: Scalar = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC with momentum and weight decay. Every number may be a traced array.
 
