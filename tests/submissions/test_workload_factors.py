@@ -178,7 +178,7 @@ def test_factors_of_the_first_step_are_those_of_the_loop(request, name, sharing)
 
 
 def test_the_batches_are_hard_enough(molecules):
-    """Expand and reduce differ, and neither padding nor the unlabelled molecule is without weight if it is not masked."""
+    """Expand and reduce differ, and padding and the unlabelled molecule would count if they were not masked."""
     a = {s: slow_factors(molecules.examples, s, molecules.n_terms)["Dense_0"][0] for s in Sharing}
     assert np.abs(a[Sharing.EXPAND] - a[Sharing.REDUCE]).max() > 1e-2 * np.abs(a[Sharing.EXPAND]).max()
     graph = molecules.batch["inputs"]
