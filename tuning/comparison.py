@@ -48,6 +48,7 @@ class Result:
     submission: str
     n_dimensions: int
     search: list[Outcome]
+    best_trial: int  # N of the search's trial_N that was repeated
     repetitions: list[Outcome]
 
     @property
@@ -90,8 +91,13 @@ def search_and_repeat(
         trial(point, protocol.search_seed, f"search/trial_{index}") for index, point in enumerate(points, start=1)
     ]
     best = min(range(len(search)), key=lambda index: rank(search[index]))
-    repetitions = [trial(points[best], seed, f"repeat/seed_{seed}") for seed in protocol.seeds]
-    return Result(chosen.name, len(space) if isinstance(space, dict) else 0, search, repetitions)
+    repetitions = [trial(points[best], seed, repetition_place(best + 1, seed)) for seed in protocol.seeds]
+    return Result(chosen.name, len(space) if isinstance(space, dict) else 0, search, best + 1, repetitions)
+
+
+def repetition_place(trial: int, seed: int) -> str:
+    """The folder of a repetition of `trial_N`, under its submission's."""
+    return f"repeat/trial_{trial}_seed_{seed}"
 
 
 def fewest_steps(outcome: Outcome) -> tuple[float, float]:
@@ -167,9 +173,8 @@ def trials_csv(results: Iterable[Result]) -> str:
 
 
 def _seconds(outcome: Outcome) -> float:
-    if outcome.seconds_to_target is None:
-        return outcome.submission_seconds - outcome.compile_seconds
-    return outcome.seconds_to_target - outcome.compile_seconds_to_target
+    reached = outcome.training_seconds_to_target
+    return outcome.submission_seconds - outcome.compile_seconds if reached is None else reached
 
 
 def _run_or_reuse(

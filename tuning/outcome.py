@@ -44,6 +44,13 @@ class Outcome:
     best_validation_step: int | None
     environment: dict[str, Any]
 
+    @property
+    def training_seconds_to_target(self) -> float | None:
+        """`seconds_to_target` without compilation."""
+        if self.seconds_to_target is None or self.compile_seconds_to_target is None:
+            return None
+        return self.seconds_to_target - self.compile_seconds_to_target
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

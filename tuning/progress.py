@@ -86,7 +86,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
-    """A row per trial: what came of it, steps and seconds to target, compile seconds, best metric."""
+    """A row per trial: what came of it, steps and seconds to target, compile seconds apart, best metric."""
     metric = outcomes[0].target_metric if outcomes else "metric"
     headings = ("trial", "outcome", "steps to target", "seconds to target", "compile seconds")
     table = Table(*headings, f"best {metric}")
@@ -95,7 +95,7 @@ def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) 
             str(outcome.trial_index),
             outcome.reason or "target",
             _cell(outcome.steps_to_target, "d"),
-            _cell(outcome.seconds_to_target, ".2f"),
+            _cell(outcome.training_seconds_to_target, ".2f"),
             _cell(outcome.compile_seconds, ".2f"),
             _cell(outcome.best_validation_metric, ".4f"),
         )

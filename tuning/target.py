@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tuning.comparison import Protocol, best_metric, search_and_repeat
+from tuning.comparison import Protocol, best_metric, repetition_place, search_and_repeat
 from tuning.errors import UserError
 from tuning.outcome import Outcome
 from workloads import registry
@@ -34,13 +34,14 @@ def find_target(workload_name: str, references: list[str], protocol: Protocol) -
     }
     best = max(searches, key=lambda path: max(map(best_metric, searches[path].search)))
     result = search_and_repeat(workload_name, best, protocol, _by_metric)
-    folder = protocol.folder / workload_name / result.submission / "repeat"
+    folder = protocol.folder / workload_name / result.submission
+    tested = [_test_metric(o, folder / repetition_place(result.best_trial, o.rng_seed)) for o in result.repetitions]
     return {
         "workload": workload_name,
         "reference": result.submission,
         "hyperparameters": result.repetitions[0].hyperparameters,
         "validation_target": statistics.median(map(best_metric, result.repetitions)),
-        "test_target": statistics.median(_test_metric(o, folder / f"seed_{o.rng_seed}") for o in result.repetitions),
+        "test_target": statistics.median(tested),
         "repetitions": [_summary(outcome) for outcome in result.repetitions],
         "searches": {r.submission: [_summary(outcome) for outcome in r.search] for r in searches.values()},
         "environment": result.repetitions[0].environment,

@@ -148,13 +148,13 @@ class _CompiledSteps:
         self._workload = workload
         self._algorithm = algorithm
         self._static = static
+        self._mesh = Mesh(np.array(jax.devices()), ("batch",))
         self._jitted: dict[Hashable, Callable] = {}
 
     def __call__(self, variant: Hashable, *args: Any) -> StepResult:
         if variant not in self._jitted:
-            mesh = Mesh(np.array(jax.devices()), ("batch",))
-            replicated = NamedSharding(mesh, PartitionSpec())
-            split = NamedSharding(mesh, PartitionSpec("batch"))
+            replicated = NamedSharding(self._mesh, PartitionSpec())
+            split = NamedSharding(self._mesh, PartitionSpec("batch"))
             self._jitted[variant] = jax.jit(
                 functools.partial(self._step, variant),
                 in_shardings=(replicated, replicated, replicated, split, replicated, replicated),
@@ -176,7 +176,9 @@ class _CompiledSteps:
         h = hparams.join(self._static, numbers)
         model_key, algorithm_key = jax.random.split(rng)
         dropout_rate = getattr(h, "dropout_rate", None)
-        problem = Problem(self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key)
+        problem = Problem(
+            self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh
+        )
         return self._algorithm.step(variant, problem, state, params, h, algorithm_key)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 PyTree = Any
 
@@ -20,6 +21,7 @@ class Problem:
         label_smoothing: for the loss.
         dropout_rate: for the model; None leaves the workload's own.
         key: random key of the forward pass.
+        mesh: the devices that the batch is split over.
     """
 
     def __init__(
@@ -30,9 +32,11 @@ class Problem:
         label_smoothing: float | Array,
         dropout_rate: float | Array | None,
         key: Array,
+        mesh: Mesh | None = None,
     ):
         self.workload = workload
         self.batch = batch
+        self.mesh = mesh
         self._model_state = model_state
         self._label_smoothing = label_smoothing
         self._options = {} if dropout_rate is None else {"dropout_rate": dropout_rate}

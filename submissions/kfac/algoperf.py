@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from ..algoperf import schedule
 from ..algoperf.contract import StepResult
@@ -113,7 +114,7 @@ class KFAC:
                 _log.warning("layer %s goes to the fallback: %s", name, reason)
         else:
             batch = estimate(problem.forward, problem.loss, params)
-        updates, state = _optimizer(layers, h).update(
+        updates, state = _optimizer(layers, h, problem.mesh).update(
             batch.gradients, state, params, factors=batch.factors, refresh_inverses=refresh_inverses
         )
         params = optax.apply_updates(params, updates)
@@ -138,7 +139,7 @@ class KFAC:
         )
 
 
-def _optimizer(layers: tuple, h: Any) -> optax.GradientTransformationExtraArgs:
+def _optimizer(layers: tuple, h: Any, mesh: Mesh | None = None) -> optax.GradientTransformationExtraArgs:
     return kfac(
         layers,
         learning_rate=h.learning_rate,
@@ -151,6 +152,7 @@ def _optimizer(layers: tuple, h: Any) -> optax.GradientTransformationExtraArgs:
         factor_decay=h.factor_decay,
         kl_clip=h.kl_clip,
         fallback_rate=h.fallback_rate,
+        mesh=mesh,
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -42,6 +43,7 @@ def damped_inverses(
     damping: Array,
     previous: dict[str, Inverses],
     is_informed: dict[str, Array],
+    mesh: Mesh | None = None,
 ) -> dict[str, Inverses]:
     """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; factors of one size are inverted as a batch.
 
@@ -50,13 +52,14 @@ def damped_inverses(
         damping: λ `[]`, above zero.
         previous: what a layer keeps where an inverse comes out non-finite, or the layer is not informed.
         is_informed: layer name -> whether its factors hold an estimate `[]`.
+        mesh: devices, on one axis, to spread the inversions over; None leaves that to the compiler.
     """
     damped = {}
     for name, (inputs, outputs) in factors.items():
         pi, root = damping_ratio(inputs, outputs), jnp.sqrt(damping)
         damped[name, 0] = inputs + pi * root * jnp.eye(len(inputs), dtype=inputs.dtype)
         damped[name, 1] = outputs + root / pi * jnp.eye(len(outputs), dtype=outputs.dtype)
-    inverse = _invert_by_size(damped)
+    inverse = _invert_by_size(damped, mesh)
     result = {}
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
@@ -70,18 +73,27 @@ def precondition(gradient: Array, inverses: Inverses) -> Array:
     return jnp.linalg.multi_dot([inverses.inputs, gradient, inverses.outputs], precision=_HIGHEST)
 
 
-def _invert_by_size(matrices: dict) -> dict:
-    """Inverses of symmetric positive definite matrices `{key: [n, n]}`, equal sizes stacked."""
+def _invert_by_size(matrices: dict, mesh: Mesh | None) -> dict:
+    """Inverses of symmetric positive definite matrices `{key: [n, n]}`; equal sizes are stacked and split over `mesh`."""
+    invert, n_devices = _inverses, 1
+    if mesh is not None and mesh.size > 1:
+        n_devices, split = mesh.size, PartitionSpec(*mesh.axis_names)
+        invert = jax.shard_map(_inverses, mesh=mesh, in_specs=split, out_specs=split)
     by_size: dict[int, list] = {}
     for key, matrix in matrices.items():
         by_size.setdefault(len(matrix), []).append(key)
     inverses = {}
     for keys in by_size.values():
-        stack = jnp.stack([matrices[key] for key in keys])
-        # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
-        full = jax.lax.platform_dependent(stack, cpu=functools.partial(jax.lax.map, _inverse), default=_inverse)
-        inverses |= dict(zip(keys, full, strict=True))
+        filler = [jnp.eye(len(matrices[keys[0]]))] * (-len(keys) % n_devices)
+        full = invert(jnp.stack([matrices[key] for key in keys] + filler))
+        inverses |= dict(zip(keys, full[: len(keys)], strict=True))
     return inverses
+
+
+def _inverses(stack: Array) -> Array:
+    """Inverses of a stack `[k, n, n]`."""
+    # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+    return jax.lax.platform_dependent(stack, cpu=functools.partial(jax.lax.map, _inverse), default=_inverse)
 
 
 def _inverse(matrix: Array) -> Array:

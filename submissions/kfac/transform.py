@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from .factors import moving_average
 from .layers import Layer, replace_layers
@@ -73,6 +74,7 @@ def kfac(
     factor_decay: Scalar = 0.95,
     kl_clip: Scalar = 1.0,
     fallback_rate: Scalar = 0.1,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC with momentum and weight decay. Every number may be a traced array.
 
@@ -84,15 +86,16 @@ def kfac(
         weight_decay: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average.
-        kl_clip: bound κ on ⟨u, g⟩ of the update u over the preconditioned layers, so that a step moves by lr² κ at most.
+        kl_clip: bound κ on ⟨u, g⟩ of the update u over the preconditioned layers, so ½ lr² κ on a step.
         fallback_rate: see `scale_by_kfac`.
+        mesh: devices, on one axis, to spread the inversions over.
     """
     decay = optax.add_decayed_weights(weight_decay)
     coupled = weight_decay_kind is WeightDecay.COUPLED
     return optax.chain(
         optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
         decay if coupled else optax.identity(),
-        scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate),
+        scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate, mesh),
         optax.trace(decay=momentum, nesterov=momentum_kind is Momentum.NESTEROV),
         optax.identity() if coupled else decay,
         optax.scale_by_learning_rate(learning_rate),
@@ -105,6 +108,7 @@ def scale_by_kfac(
     factor_decay: Scalar,
     kl_clip: Scalar,
     fallback_rate: Scalar,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
 
@@ -136,7 +140,7 @@ def scale_by_kfac(
         state = _accumulate(state, factors or {}, factor_decay)
         if refresh_inverses:
             is_informed = {name: n > 0 for name, n in state.n_estimates.items()}
-            inverses = damped_inverses(state.factors, jnp.asarray(damping), state.inverses, is_informed)
+            inverses = damped_inverses(state.factors, jnp.asarray(damping), state.inverses, is_informed, mesh)
             state = state._replace(inverses=inverses)
         state, fallback = _fallback(state, gradients)
         inner_product, steps = 0.0, {}

@@ -225,7 +225,7 @@ def test_the_same_seed_gives_the_same_parameters(submission, workload):
 
 
 def test_sixty_steps_bring_the_loss_down(submission, workload):
-    """At the middle of the search space, to less than a quarter."""
+    """At the middle of the search space, to less than half."""
     whole = {name: np.concatenate([batch[name] for batch in BATCHES]) for name in BATCHES[0]}
 
     @jax.jit
