@@ -1,5 +1,6 @@
 """How a script starts: flags parsed, expected errors shown as one line with exit code 2."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
+# XLA's CPU backend calls OpenBLAS for factorisations; OpenBLAS's own threads then spin on the cores that XLA's need. It
+# is read when NumPy is loaded, hence here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
 from tuning import compilation_cache

@@ -74,7 +74,7 @@ def precondition(gradient: Array, inverses: Inverses) -> Array:
 
 
 def _invert_by_size(matrices: dict, mesh: Mesh | None) -> dict:
-    """Inverses of symmetric positive definite matrices `{key: [n, n]}`; equal sizes are stacked and split over `mesh`."""
+    """Inverses of positive definite matrices `{key: [n, n]}`; equal sizes are stacked and split over `mesh`."""
     invert, n_devices = _inverses, 1
     if mesh is not None and mesh.size > 1:
         n_devices, split = mesh.size, PartitionSpec(*mesh.axis_names)
@@ -101,7 +101,7 @@ def _inverse(matrix: Array) -> Array:
     root = jnp.linalg.cholesky(matrix)
     eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
     root_inverse = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
-    return jnp.einsum("...ji,...jk->...ik", root_inverse, root_inverse, precision=_HIGHEST)
+    return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 
 
 def no_inverses(n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
