@@ -4,7 +4,7 @@ A concrete one brings data, sizes and a target.
 """
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,30 +14,29 @@ import jraph
 import numpy as np
 import optax
 
-from workloads import parameters
-from workloads.evaluation import Predictor
+from workloads.evaluation import Predictions
+from workloads.flax_workload import FlaxWorkload
 from workloads.graphs.metrics import mean_average_precision
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.pipeline import BatchShape, TrainingBatches, evaluation_batches
 from workloads.graphs.store import PackedGraphs
 from workloads.random_keys import host_seed
-from workloads.spec import ForwardPassMode, LossType, Workload
+from workloads.spec import LossType
 
-DROPOUT_RATE = 0.1
 _EVAL_TRAIN_SEED = 0
 
 
-class GraphWorkload(Workload):
+class GraphWorkload(FlaxWorkload):
     """Binary tasks on molecules, labels possibly missing."""
 
     model: GraphNetworkModel
+    dropout_rate = 0.1
     node_feature_dim: int = 9
     edge_feature_dim: int = 3
     sub_batches: int = 1  # independent of the number of devices, so that one and many see the same batches
 
     def __init__(self) -> None:
         super().__init__()
-        self._predictor = Predictor(self)
         self._graphs: dict[str | None, PackedGraphs] = {}
 
     @abc.abstractmethod
@@ -51,8 +50,8 @@ class GraphWorkload(Workload):
     def is_output_params(self, param_key: str) -> bool:
         return param_key == self.model.output_layer_name
 
-    def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
-        graph = jraph.GraphsTuple(
+    def _smallest_inputs(self) -> jraph.GraphsTuple:
+        return jraph.GraphsTuple(
             nodes=jnp.ones((1, self.node_feature_dim)),
             edges=jnp.ones((1, self.edge_feature_dim)),
             senders=jnp.zeros(1, jnp.int32),
@@ -61,33 +60,6 @@ class GraphWorkload(Workload):
             n_node=jnp.ones(1, jnp.int32),
             n_edge=jnp.ones(1, jnp.int32),
         )
-        init = jax.jit(lambda key: self.model.init(key, graph, train=False, dropout_rate=0.0)["params"])
-        params = init(rng)
-        self._param_shapes = parameters.param_shapes(params)
-        self._param_types = parameters.param_types(params)
-        return params, None
-
-    def model_fn(
-        self,
-        params: Any,
-        augmented_and_preprocessed_input_batch: Mapping[str, Any],
-        model_state: Any,
-        mode: ForwardPassMode,
-        rng: Any,
-        update_batch_norm: bool,
-        dropout_rate: float = DROPOUT_RATE,
-    ) -> tuple[jax.Array, None]:
-        """-> (logits [n_graphs, n_tasks], None); there is no state. `rng` is unused in EVAL mode."""
-        del model_state, update_batch_norm
-        train = mode == ForwardPassMode.TRAIN
-        logits = self.model.apply(
-            {"params": params},
-            augmented_and_preprocessed_input_batch["inputs"],
-            train=train,
-            dropout_rate=dropout_rate,
-            rngs={"dropout": rng} if train else {},
-        )
-        return logits, None
 
     def loss_fn(
         self,
@@ -138,19 +110,6 @@ class GraphWorkload(Workload):
         shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(graphs.indices("train"))
         return np.sort(shuffled[: self.num_eval_train_examples])
 
-    def _eval_model_on_split(
-        self,
-        split: str,
-        num_examples: int,
-        global_batch_size: int,
-        params: Any,
-        model_state: Any,
-        rng: Any,
-        data_dir: str | None,
-        global_step: int = 0,
-    ) -> dict[str, float]:
-        del num_examples, global_step
-        batches = self._build_input_queue(rng, split, data_dir, global_batch_size)
-        result = self._predictor(params, model_state, batches)
-        precision = mean_average_precision(result.targets, result.logits, result.weights)
-        return {"loss": result.mean_loss, "mean_average_precision": precision}
+    def _metrics(self, predictions: Predictions) -> dict[str, float]:
+        precision = mean_average_precision(predictions.targets, predictions.logits, predictions.weights)
+        return {"mean_average_precision": precision}

@@ -4,7 +4,7 @@ A concrete one brings model, data, sizes and a target.
 """
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,26 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from workloads import parameters
-from workloads.evaluation import Predictor
+from workloads.evaluation import Predictions
+from workloads.flax_workload import FlaxWorkload
 from workloads.images.pipeline import LabelledImages, TrainingBatches, evaluation_batches
 from workloads.images.vit import ViT
 from workloads.random_keys import host_seed
-from workloads.spec import ForwardPassMode, LossType, Workload
+from workloads.spec import LossType
 
-DROPOUT_RATE = 0.0
 _EVAL_TRAIN_SEED = 0
 
 
-class ImageWorkload(Workload):
+class ImageWorkload(FlaxWorkload):
     """Single-label classification of images."""
 
     model: ViT
+    dropout_rate = 0.0
     image_shape: tuple[int, int, int]  # height, width, channels
 
     def __init__(self) -> None:
         super().__init__()
-        self._predictor = Predictor(self)
         self._splits: dict[str | None, dict[str, LabelledImages]] = {}
 
     @abc.abstractmethod
@@ -46,35 +45,8 @@ class ImageWorkload(Workload):
     def is_output_params(self, param_key: str) -> bool:
         return param_key == "head"
 
-    def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
-        images = jnp.zeros((1, *self.image_shape))
-        init = jax.jit(lambda key: self.model.init(key, images, train=False, dropout_rate=0.0)["params"])
-        params = init(rng)
-        self._param_shapes = parameters.param_shapes(params)
-        self._param_types = parameters.param_types(params)
-        return params, None
-
-    def model_fn(
-        self,
-        params: Any,
-        augmented_and_preprocessed_input_batch: Mapping[str, Any],
-        model_state: Any,
-        mode: ForwardPassMode,
-        rng: Any,
-        update_batch_norm: bool,
-        dropout_rate: float = DROPOUT_RATE,
-    ) -> tuple[jax.Array, None]:
-        """-> (logits [batch, n_classes], None); there is no state. `rng` is unused in EVAL mode."""
-        del model_state, update_batch_norm
-        train = mode == ForwardPassMode.TRAIN
-        logits = self.model.apply(
-            {"params": params},
-            augmented_and_preprocessed_input_batch["inputs"],
-            train=train,
-            dropout_rate=dropout_rate,
-            rngs={"dropout": rng} if train else {},
-        )
-        return logits, None
+    def _smallest_inputs(self) -> jax.Array:
+        return jnp.zeros((1, *self.image_shape))
 
     def loss_fn(
         self,
@@ -123,21 +95,8 @@ class ImageWorkload(Workload):
             "eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))
         }
 
-    def _eval_model_on_split(
-        self,
-        split: str,
-        num_examples: int,
-        global_batch_size: int,
-        params: Any,
-        model_state: Any,
-        rng: Any,
-        data_dir: str | None,
-        global_step: int = 0,
-    ) -> dict[str, float]:
-        del num_examples, global_step
-        batches = self._build_input_queue(rng, split, data_dir, global_batch_size)
-        result = self._predictor(params, model_state, batches)
-        return {"loss": result.mean_loss, "accuracy": accuracy(result.targets, result.logits, result.weights)}
+    def _metrics(self, predictions: Predictions) -> dict[str, float]:
+        return {"accuracy": accuracy(predictions.targets, predictions.logits, predictions.weights)}
 
 
 def accuracy(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
