@@ -110,7 +110,7 @@ def report(
     data_dir: str,
 ) -> str:
     """Markdown: a table a workload, ratios to the first submission, and where and how it was measured."""
-    parts = ["# Seconds of an update step", "", records.provenance()]
+    parts = ["# Seconds of an update step", "", records.provenance([records.environment()])]
     parts += [f"{num_blocks} blocks of {block_steps} steps each, in turn, one process; seed {seed}.", ""]
     for name in workload_names:
         timings = step_times(

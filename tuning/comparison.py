@@ -17,7 +17,7 @@ from typing import Any
 
 from tuning import records, search_space, submission
 from tuning.errors import UserError
-from tuning.outcome import Outcome
+from tuning.outcome import Miss, Outcome
 from tuning.trial import run_trial
 from workloads import registry
 
@@ -118,11 +118,12 @@ def describe(outcome: Outcome) -> str:
 def report(workload_name: str, results: Sequence[Result], references: Sequence[str]) -> str:
     """Markdown: the table, how it was made, and where."""
     workload, first = registry.load(workload_name), results[0].search[0]
+    environments = [outcome.environment for result in results for outcome in result.search + result.repetitions]
     metric = f"{first.target_metric} {workload.validation_target_value:.4f}"
     lines = [
         f"# {workload_name}: steps and seconds to {metric}",
         "",
-        records.provenance(),
+        records.provenance(environments),
         f"Budget {first.step_budget} steps, evaluated every {workload.eval_period_steps}. Each submission: random",
         f"points of its search space on seed {first.rng_seed}, the best one repeated on other seeds. Means over the",
         "repetitions; a miss counts as the whole budget. Seconds are the submission's, without compilation. Ratios",
@@ -190,9 +191,12 @@ def _run_or_reuse(
     if file.exists():
         outcome = Outcome(**json.loads(file.read_text(encoding="utf-8")))
         target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
-        if outcome.hyperparameters != point._asdict() or outcome.target_value != target:
-            raise UserError(f"{str(folder)!r} holds a trial of another search space or target; choose another folder")
-        return outcome
+        found = outcome.hyperparameters, outcome.rng_seed, outcome.target_value
+        if found != (point._asdict(), seed, target):
+            problem = f"{str(folder)!r} holds a trial of another search space, seed or target"
+            raise UserError(f"{problem}; choose another folder")
+        if outcome.reason != Miss.CRASHED:
+            return outcome
     return run_trial(
         workload,
         chosen,

@@ -87,9 +87,7 @@ def _duration(seconds: float) -> str:
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
     """A row per trial: what came of it, steps and seconds to target, compile seconds apart, best metric."""
-    metric = outcomes[0].target_metric if outcomes else "metric"
-    headings = ("trial", "outcome", "steps to target", "seconds to target", "compile seconds")
-    table = Table(*headings, f"best {metric}")
+    table = Table("trial", "outcome", "steps to target", "seconds to target", "compile seconds", "best metric")
     for outcome in outcomes:
         table.add_row(
             str(outcome.trial_index),

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def provenance() -> str:
-    """The environment as one line of a report."""
-    e = environment()
-    versions = ", ".join(f"{name} {e[name]}" for name in ("python", *_PACKAGES))
-    commit = f"{(e['git_commit'] or 'unknown')[:10]}{' with uncommitted changes' if e['git_dirty'] else ''}"
-    machine = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
-    return f"Machine: {machine}; {e['n_devices']} × {e['device_kind']} ({e['platform']}). {versions}. Commit {commit}."
+def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
+    """Machines, versions and commits of one or more environments as a line of a report; differing ones all shown."""
+
+    def machine(e: Mapping[str, Any]) -> str:
+        cpu = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
+        return f"{cpu}; {e['n_devices']} × {e['device_kind']} ({e['platform']})"
+
+    def versions(e: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {e[name]}" for name in ("python", *_PACKAGES))
+
+    def commit(e: Mapping[str, Any]) -> str:
+        return f"{(e['git_commit'] or 'unknown')[:10]}{' with uncommitted changes' if e['git_dirty'] else ''}"
+
+    parts = (("Machine", machine), ("Versions", versions), ("Commit", commit))
+    return " ".join(f"{name}: {' / '.join(sorted(set(map(show, environments))))}." for name, show in parts)
 
 
 def workload_properties(workload: Any) -> dict[str, Any]:

@@ -100,3 +100,11 @@ def test_another_repository_around_the_code_is_not_reported(tmp_path, monkeypatc
     monkeypatch.setattr(records, "_PROJECT", tmp_path)
     found = records.environment()
     assert (found["git_commit"], found["git_dirty"]) == (None, None)
+
+
+def test_provenance_shows_every_commit_that_took_part():
+    here = records.environment() | {"git_commit": "a" * 40, "git_dirty": False}
+    other = here | {"git_commit": "b" * 40, "git_dirty": True}
+    line = records.provenance([here, here, other])
+    assert line.endswith("Commit: aaaaaaaaaa / bbbbbbbbbb with uncommitted changes.")
+    assert line.count("Machine: ") == 1 and f"jax {here['jax']}" in line
