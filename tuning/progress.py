@@ -56,7 +56,7 @@ class ProgressLine:
     def _show(self, progress: Progress) -> None:
         line = describe(self._title, progress, self._target_value, self._steps_per_s())
         if self._live:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text(line), refresh=True)  # wrapped on a narrow terminal
         else:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 

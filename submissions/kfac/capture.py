@@ -53,7 +53,8 @@ def capture(forward: Forward, params: PyTree, layers: Sequence[Layer]) -> Captur
     """
     by_path = {layer.path: layer for layer in layers}
     plan = _Plan(by_path)
-    jax.eval_shape(lambda p: plan.run(forward, p, None)[0], params)
+    if layers:  # a first pass, of shapes alone
+        jax.eval_shape(lambda p: plan.run(forward, p, None)[0], params)
     names = {layer.name for layer in layers if plan.shapes.get(layer.name) and layer.name not in plan.uncaptured}
     uncaptured = {layer.name: "not called" for layer in layers if layer.name not in names} | plan.uncaptured
     plan = plan.restricted(names)

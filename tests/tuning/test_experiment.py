@@ -87,3 +87,13 @@ def test_without_a_terminal_lines_are_few_and_plain(monkeypatch):
     lines = text.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["1/500", "81/500", "161/500", "241/500", "250/500"]
     assert lines[1].endswith("8.0 steps/s, at most 0:52 left") and "\x1b" not in text.getvalue()
+
+
+def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    with progress.ProgressLine("b3db kfac_reduce trial 1/1", 0.54, console) as report:
+        report._seen.append((progress.time.perf_counter() - 1.0, 0))
+        report(Progress(30, 300, 3.0, "mean_average_precision", 0.5))
+    shown = " ".join(text.getvalue().split())
+    assert "(target 0.5400)" in shown and "steps/s" in shown and shown.count("left") and "…" not in shown
