@@ -52,6 +52,14 @@ class Algorithm(Protocol):
     ) -> StepResult:
         """One update; `h.learning_rate` is the schedule's value."""
 
+    def metrics(self, state: PyTree) -> dict[str, Array]:
+        """Scalars of the state for the log, by name."""
+        return {}
+
+    def for_evaluation(self, state: PyTree, params: PyTree, h: Any) -> tuple[PyTree, PyTree]:
+        """(state, params) as they are to be evaluated; training goes on from what comes back."""
+        return state, params
+
 
 class Submission:
     """The functions that an AlgoPerf submission module exports."""
@@ -91,9 +99,9 @@ class Submission:
         numbers["learning_rate"] = self._algorithm.learning_rate(global_step, workload.step_hint, h)
         variant = self._algorithm.variant(global_step, h)
         result = steps(variant, state, current_param_container, model_state, batch, rng, numbers)
-        if global_step % LOG_PERIOD == 0 and workload.metrics_logger is not None:
-            metrics = {"loss": float(result.loss), "grad_norm": float(result.gradient_norm)}
-            workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+        if global_step % LOG_PERIOD == 0:
+            metrics = {"loss": result.loss, "grad_norm": result.gradient_norm} | self._algorithm.metrics(result.state)
+            _log_metrics(workload, metrics, global_step)
         return (result.state, steps), result.params, result.model_state
 
     def prepare_for_eval(
@@ -109,10 +117,14 @@ class Submission:
         global_step: int,
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
-        """Wait for all pending work, so that none of it runs into the untimed evaluation."""
-        del workload, current_params_types, hyperparameters, loss_type, eval_results, global_step, rng
-        jax.block_until_ready((optimizer_state[0], current_param_container, model_state))
-        return optimizer_state, current_param_container, model_state
+        """Parameters to evaluate. Waits for all pending work, so that none of it runs into the untimed evaluation."""
+        del current_params_types, loss_type, eval_results, rng
+        state, steps = optimizer_state
+        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        state, params = self._algorithm.for_evaluation(state, current_param_container, h)
+        _log_metrics(workload, self._algorithm.metrics(state), global_step)
+        jax.block_until_ready((state, params, model_state))
+        return (state, steps), params, model_state
 
     def data_selection(
         self,
@@ -139,6 +151,12 @@ class Submission:
             if workload_name == name or workload_name.startswith(name + "_"):
                 return size
         raise ValueError(f"no batch size for workload {workload_name}; known are {', '.join(_BATCH_SIZES)}")
+
+
+def _log_metrics(workload: Any, metrics: Mapping[str, Array], global_step: int) -> None:
+    if metrics and workload.metrics_logger is not None:
+        values = {name: float(value) for name, value in metrics.items()}
+        workload.metrics_logger.append_scalar_metrics(values, global_step)
 
 
 class _CompiledSteps:

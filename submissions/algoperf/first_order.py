@@ -7,14 +7,14 @@ import jax
 import optax
 from jax import Array
 
-from .contract import StepResult
+from .contract import Algorithm, StepResult
 from .hyperparameters import Hyperparameters
 from .problem import Problem
 
 PyTree = Any
 
 
-class FirstOrder:
+class FirstOrder(Algorithm):
     """An optax optimiser under a learning-rate schedule.
 
     Args:

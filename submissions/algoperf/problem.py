@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from . import subset
+
 PyTree = Any
 
 
@@ -45,6 +47,18 @@ class Problem:
     @property
     def weights(self) -> Array | None:
         return self.batch.get("weights")
+
+    def part(self, n_parts: int) -> "Problem":
+        """The problem on about one in `n_parts` of the examples."""
+        return Problem(
+            self.workload,
+            subset.one_in(self.batch, n_parts),
+            self._model_state,
+            self._label_smoothing,
+            self._options.get("dropout_rate"),
+            self._key,
+            self.mesh,
+        )
 
     def forward(self, params: PyTree) -> tuple[Array, PyTree]:
         """params -> (logits, new model state), in training mode."""

@@ -1,5 +1,7 @@
 """K-FAC-expand and K-FAC-reduce for any Flax model, as an optax gradient transformation."""
 
+from .adaptive import Scaling, eigenbasis_adam
+from .eigenbasis import Refresh
 from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
 from .layers import Layer, describe, find_layers
@@ -14,10 +16,13 @@ __all__ = [
     "Layout",
     "LossKind",
     "Momentum",
+    "Refresh",
+    "Scaling",
     "Sharing",
     "WeightDecay",
     "batch_layout",
     "describe",
+    "eigenbasis_adam",
     "estimate",
     "find_layers",
     "graph_layout",

@@ -1,6 +1,6 @@
 """One batch's loss, gradients and Kronecker factors from one forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .capture import Captured, Forward, capture
-from .factors import Use, input_factor, output_factor
+from .eigenbasis import Bases
+from .factors import Use, fisher_diagonal, input_factor, output_factor
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .layers import Layer
 from .sharing import Layout, Sharing
@@ -25,6 +26,7 @@ class Estimate(NamedTuple):
         gradients: of the mean loss, like params.
         aux: the forward pass's auxiliary values.
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`); empty where none were asked for.
+        eigenvalues: layer name -> those of the Fisher in the bases given `[n_rows, d_out]`; empty without bases.
         uncaptured: layer name -> why it has no factors.
     """
 
@@ -32,6 +34,7 @@ class Estimate(NamedTuple):
     gradients: PyTree
     aux: PyTree
     factors: dict[str, tuple[Array, Array]]
+    eigenvalues: dict[str, Array]
     uncaptured: dict[str, str]
 
 
@@ -47,6 +50,7 @@ def estimate(
     geometry: Geometry | None = None,
     weights: Array | None = None,
     key: Array | None = None,
+    bases: Mapping[str, Bases] | None = None,
 ) -> Estimate:
     """Mean loss, its gradients, and the factors of `layers`.
 
@@ -60,6 +64,7 @@ def estimate(
         geometry: the loss's geometry; not needed by the empirical Fisher.
         weights: loss weights, as for `fisher.sample_cotangent`.
         key: random key for the pseudo-targets.
+        bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
 
     Raises:
         ValueError: layers without a layout or geometry, or rows of a layer that the layout does not have.
@@ -70,27 +75,33 @@ def estimate(
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
     mean = jax.tree.map(lambda g: g / n_terms, gradients)
-    factors = {}
+    factors, eigenvalues = {}, {}
     if captured.inputs:
         by_name = {layer.name: layer for layer in layers if layer.name in captured.inputs}
+        inputs = {name: _uses(name, values, layout, captured) for name, values in captured.inputs.items()}
         outputs = jax.lax.stop_gradient(captured.outputs)
 
-        def output_factors(gradients_at_outputs: dict[str, list[Array]]) -> dict[str, Array]:
-            return {
-                name: output_factor(_uses(name, values, layout), sharing, n_terms)
-                for name, values in gradients_at_outputs.items()
-            }
+        def second_order(gradients_at_outputs: dict[str, list[Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
+            b, values = {}, {}
+            for name, layer in by_name.items():
+                uses = _uses(name, gradients_at_outputs[name], layout)
+                b[name] = output_factor(uses, sharing, n_terms)
+                if bases is not None:
+                    values[name] = fisher_diagonal(inputs[name], uses, sharing, layer.has_bias, n_terms, *bases[name])
+            return b, values
 
         if fisher is Fisher.SAMPLED:
             at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
         if fisher is Fisher.EXACT:
-            b = _summed_over_columns(captured, lambda k: root_column(geometry, outputs, weights, k), output_factors)
+            b, eigenvalues = _summed_over_columns(
+                captured, lambda k: root_column(geometry, outputs, weights, k), second_order
+            )
         else:
-            b = output_factors(at_outputs)
-        for name, values in captured.inputs.items():
-            uses = _uses(name, values, layout, captured)
-            factors[name] = input_factor(uses, sharing, by_name[name].has_bias), b[name]
-    return Estimate(summed / n_terms, mean, captured.aux, factors, captured.uncaptured)
+            b, eigenvalues = second_order(at_outputs)
+        factors = {
+            name: (input_factor(inputs[name], sharing, layer.has_bias), b[name]) for name, layer in by_name.items()
+        }
+    return Estimate(summed / n_terms, mean, captured.aux, factors, eigenvalues, captured.uncaptured)
 
 
 def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:
@@ -98,9 +109,9 @@ def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | N
     return [Use(value, layout.rows(value.shape[0], name), convolution) for value in values]
 
 
-def _summed_over_columns(captured: Captured, column: Callable, output_factors: Callable) -> dict[str, Array]:
-    def one(index: Array) -> dict[str, Array]:
-        return output_factors(captured.pullback(column(index))[1])
+def _summed_over_columns(captured: Captured, column: Callable, second_order: Callable) -> PyTree:
+    def one(index: Array) -> PyTree:
+        return second_order(captured.pullback(column(index))[1])
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(captured.outputs))

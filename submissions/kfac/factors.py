@@ -65,9 +65,46 @@ def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Arra
     return second_moment(rows) / n_terms.astype(rows.dtype)
 
 
+def fisher_diagonal(
+    inputs: Sequence[Use],
+    gradients: Sequence[Use],
+    sharing: Sharing,
+    has_bias: bool,
+    n_terms: Array,
+    input_basis: Array,
+    output_basis: Array,
+) -> Array:
+    """Λ `[d_in (+1), d_out]` = Σ (Q_Aᵀ a)² ((Q_Bᵀ ĝ)²)ᵀ / M over rows: the Fisher's diagonal in the bases Q_A, Q_B.
+
+    Args:
+        inputs, gradients: inputs and output gradients of the layer's uses, in the same order.
+        n_terms: M `[]`.
+
+    Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
+    """
+    if sharing is Sharing.EXPAND:
+        a, g = _expanded(inputs)[0], _expanded(gradients)[0]
+    else:
+        sums, counts = _reduced(inputs)
+        a, g = sums / jnp.maximum(counts, 1)[:, None], _reduced(gradients)[0]
+    if has_bias:  # padding needs no mask here: its gradients are zero
+        a = jnp.concatenate([a, jnp.ones((len(a), 1), a.dtype)], axis=1)
+    highest = jax.lax.Precision.HIGHEST
+    a, g = (jnp.matmul(x, basis, precision=highest) for x, basis in ((a, input_basis), (g, output_basis)))
+    return jnp.einsum("ri,rj->ij", a * a, g * g, precision=highest) / n_terms.astype(g.dtype)
+
+
 def second_moment(rows: Array) -> Array:
     """Σ x xᵀ over the rows x of `[rows, d]`, without TF32."""
     return jnp.einsum("ri,rj->ij", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def gradient_covariances(gradient: Array) -> tuple[Array, Array]:
+    """Shampoo's factors G Gᵀ `[n_rows, n_rows]` and Gᵀ G `[d_out, d_out]` of a gradient `[n_rows, d_out]`.
+
+    Source: Gupta, Koren and Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", 2018.
+    """
+    return second_moment(gradient.T), second_moment(gradient)
 
 
 def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: Array) -> Array:

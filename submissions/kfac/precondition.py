@@ -1,12 +1,13 @@
 """The damped inverse of a layer's Kronecker-factored curvature, and the update it gives."""
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
+
+from .stacks import map_by_size
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -44,8 +45,8 @@ def damped_inverses(
     previous: dict[str, Inverses],
     is_informed: dict[str, Array],
     mesh: Mesh | None = None,
-) -> dict[str, Inverses]:
-    """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; factors of one size are inverted as a batch.
+) -> tuple[dict[str, Inverses], Array]:
+    """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; and how many informed layers got none `[]`.
 
     Args:
         factors: layer name -> (A, B).
@@ -57,15 +58,17 @@ def damped_inverses(
     damped = {}
     for name, (inputs, outputs) in factors.items():
         pi, root = damping_ratio(inputs, outputs), jnp.sqrt(damping)
-        damped[name, 0] = inputs + pi * root * jnp.eye(len(inputs), dtype=inputs.dtype)
-        damped[name, 1] = outputs + root / pi * jnp.eye(len(outputs), dtype=outputs.dtype)
-    inverse = _invert_by_size(damped, mesh)
-    result = {}
+        damped[name, 0] = (inputs + pi * root * jnp.eye(len(inputs), dtype=inputs.dtype),)
+        damped[name, 1] = (outputs + root / pi * jnp.eye(len(outputs), dtype=outputs.dtype),)
+    inverse = map_by_size(_inverse, damped, mesh)
+    result, n_failed = {}, jnp.zeros([], jnp.int32)
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
-        is_good = is_informed[name] & jnp.isfinite(pair.inputs).all() & jnp.isfinite(pair.outputs).all()
+        is_finite = jnp.isfinite(pair.inputs).all() & jnp.isfinite(pair.outputs).all()
+        is_good = is_informed[name] & is_finite
         result[name] = Inverses(*(jnp.where(is_good, new, old) for new, old in zip(pair, previous[name], strict=True)))
-    return result
+        n_failed += is_informed[name] & ~is_finite
+    return result, n_failed
 
 
 def precondition(gradient: Array, inverses: Inverses) -> Array:
@@ -73,33 +76,10 @@ def precondition(gradient: Array, inverses: Inverses) -> Array:
     return jnp.linalg.multi_dot([inverses.inputs, gradient, inverses.outputs], precision=_HIGHEST)
 
 
-def _invert_by_size(matrices: dict, mesh: Mesh | None) -> dict:
-    """Inverses of positive definite matrices `{key: [n, n]}`; equal sizes are stacked and split over `mesh`."""
-    invert, n_devices = _inverses, 1
-    if mesh is not None and mesh.size > 1:
-        n_devices, split = mesh.size, PartitionSpec(*mesh.axis_names)
-        invert = jax.shard_map(_inverses, mesh=mesh, in_specs=split, out_specs=split)
-    by_size: dict[int, list] = {}
-    for key, matrix in matrices.items():
-        by_size.setdefault(len(matrix), []).append(key)
-    inverses = {}
-    for keys in by_size.values():
-        filler = [jnp.eye(len(matrices[keys[0]]))] * (-len(keys) % n_devices)
-        full = invert(jnp.stack([matrices[key] for key in keys] + filler))
-        inverses |= dict(zip(keys, full[: len(keys)], strict=True))
-    return inverses
-
-
-def _inverses(stack: Array) -> Array:
-    """Inverses of a stack `[k, n, n]`."""
-    # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
-    return jax.lax.platform_dependent(stack, cpu=functools.partial(jax.lax.map, _inverse), default=_inverse)
-
-
 def _inverse(matrix: Array) -> Array:
-    """Inverse of a symmetric positive definite matrix `[..., n, n]` by Cholesky; non-finite where it is none."""
+    """Inverse of a symmetric positive definite matrix `[n, n]` by Cholesky; non-finite where it is none."""
     root = jnp.linalg.cholesky(matrix)
-    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
     root_inverse = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
     return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 

@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .factors import moving_average
+from .intake import Averages, accumulate, finite_gradients, no_averages
 from .layers import Layer, replace_layers
 from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
 from .trust_region import kl_clip as kl_clip_factor
@@ -48,15 +48,15 @@ class KFACState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        n_estimates: layer name -> `[]` int32, informative factor estimates averaged.
-        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`) float32, moving averages.
+        n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
+        averages: the factors' moving averages.
         inverses: layer name -> their damped inverses, as of the last refresh; zero before there is one.
         second_moment: like params, moving average of the squared gradient, for the fallback.
     """
 
     count: Array
-    n_estimates: dict[str, Array]
-    factors: dict[str, tuple[Array, Array]]
+    n_fallbacks: Array
+    averages: Averages
     inverses: dict[str, Inverses]
     second_moment: PyTree
 
@@ -122,8 +122,8 @@ def scale_by_kfac(
     def init(params: PyTree) -> KFACState:
         return KFACState(
             count=jnp.zeros([], jnp.int32),
-            n_estimates={layer.name: jnp.zeros([], jnp.int32) for layer in layers},
-            factors={layer.name: (_zeros(layer.n_rows), _zeros(layer.d_out)) for layer in layers},
+            n_fallbacks=jnp.zeros([], jnp.int32),
+            averages=no_averages(layers),
             inverses={layer.name: no_inverses(layer.n_rows, layer.d_out) for layer in layers},
             second_moment=jax.tree.map(jnp.zeros_like, params),
         )
@@ -137,39 +137,30 @@ def scale_by_kfac(
         refresh_inverses: bool = False,
     ) -> tuple[PyTree, KFACState]:
         del params
-        state = _accumulate(state, factors or {}, factor_decay)
+        gradients, n_lost = finite_gradients(gradients)
+        averages, n_left_out = accumulate(state.averages, factors or {}, factor_decay)
+        state = state._replace(averages=averages, n_fallbacks=state.n_fallbacks + n_lost + n_left_out)
         if refresh_inverses:
-            is_informed = {name: n > 0 for name, n in state.n_estimates.items()}
-            inverses = damped_inverses(state.factors, jnp.asarray(damping), state.inverses, is_informed, mesh)
-            state = state._replace(inverses=inverses)
+            is_informed = {name: n > 0 for name, n in averages.n_estimates.items()}
+            inverses, n_failed = damped_inverses(
+                averages.factors, jnp.asarray(damping), state.inverses, is_informed, mesh
+            )
+            state = state._replace(inverses=inverses, n_fallbacks=state.n_fallbacks + n_failed)
         state, fallback = _fallback(state, gradients)
-        inner_product, steps = 0.0, {}
+        inner_product, steps, is_ready = 0.0, {}, {}
         for layer in layers:
             gradient = layer.read(gradients)
-            steps[layer.name] = precondition(gradient, state.inverses[layer.name])
+            step = precondition(gradient, state.inverses[layer.name])
+            is_ready[layer.name] = exists(state.inverses[layer.name]) & jnp.isfinite(step).all()
+            steps[layer.name] = jnp.where(is_ready[layer.name], step, 0)
             inner_product += jnp.vdot(steps[layer.name], gradient)
         clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         for layer in layers:
-            is_ready = exists(state.inverses[layer.name])
-            steps[layer.name] = jnp.where(is_ready, clip * steps[layer.name], layer.read(updates))
+            steps[layer.name] = jnp.where(is_ready[layer.name], clip * steps[layer.name], layer.read(updates))
         return replace_layers(updates, tuple(layers), steps), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _accumulate(state: KFACState, factors: dict[str, tuple[Array, Array]], decay: Scalar) -> KFACState:
-    """Average in the estimates that tell something: finite, and neither factor zero."""
-    averages, counts = dict(state.factors), dict(state.n_estimates)
-    for name, pair in factors.items():
-        traces = jnp.stack([jnp.trace(factor) for factor in pair])
-        is_informative = (jnp.isfinite(traces) & (traces > 0)).all()
-        averages[name] = tuple(
-            jnp.where(is_informative, moving_average(average, estimate, jnp.asarray(decay), counts[name]), average)
-            for average, estimate in zip(averages[name], pair, strict=True)
-        )
-        counts[name] = counts[name] + is_informative
-    return state._replace(factors=averages, n_estimates=counts)
 
 
 def _fallback(state: KFACState, gradients: PyTree) -> tuple[KFACState, PyTree]:
@@ -180,7 +171,3 @@ def _fallback(state: KFACState, gradients: PyTree) -> tuple[KFACState, PyTree]:
     correction = 1 - _FALLBACK_DECAY ** count.astype(jnp.float32)
     updates = jax.tree.map(lambda g, v: g / (jnp.sqrt(v / correction) + _FALLBACK_EPSILON), gradients, moment)
     return state._replace(count=count, second_moment=moment), updates
-
-
-def _zeros(size: int) -> Array:
-    return jnp.zeros((size, size), jnp.float32)

@@ -31,7 +31,7 @@ def test_missing_name():
         ("dropout_rate", -0.1, "outside"),
         ("statistics_period", 2.5, "it takes int"),
         ("statistics_period", 0, "outside"),
-        ("inverse_period", 7, "multiple of statistics_period"),
+        ("refresh_period", 4, "not be below statistics_period"),
         ("fisher", "true", "known are sampled, exact, empirical"),
     ],
 )

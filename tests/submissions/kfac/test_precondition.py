@@ -27,7 +27,7 @@ def test_damped_inverses_equal_float64_inverses():
     factors = {name: (covariance(a, 1), 0.1 * covariance(b, 2, rank=2)) for name, (a, b) in sizes.items()}
     as_float32 = {name: tuple(jnp.asarray(f, jnp.float32) for f in pair) for name, pair in factors.items()}
     before = {name: no_inverses(*pair) for name, pair in sizes.items()}
-    got = damped_inverses(as_float32, jnp.float32(damping), before, dict.fromkeys(sizes, jnp.bool_(True)))
+    got, n_failed = damped_inverses(as_float32, jnp.float32(damping), before, dict.fromkeys(sizes, jnp.bool_(True)))
     for name, (a, b) in factors.items():
         pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
         assert damping_ratio(*as_float32[name]) == pytest.approx(pi, rel=1e-5)
@@ -54,24 +54,25 @@ def test_pi_is_bounded_when_a_factor_is_zero(a, b, pi):
 def test_zero_output_factor_leaves_one_over_damping():
     """With B = 0 and π at its bound, A is negligible beside its damping, and A⁻¹ ⊗ B⁻¹ near 1/λ."""
     factors, before = {"l": (jnp.eye(3), jnp.zeros((2, 2)))}, {"l": no_inverses(3, 2)}
-    inverses = damped_inverses(factors, jnp.float32(1e-2), before, {"l": jnp.bool_(True)})["l"]
+    inverses = damped_inverses(factors, jnp.float32(1e-2), before, {"l": jnp.bool_(True)})[0]["l"]
     np.testing.assert_allclose(np.kron(*inverses), np.eye(6) * 1e2 * 100 / 101, rtol=1e-4)
 
 
 def test_a_failed_inverse_keeps_both_previous_ones_of_its_layer_alone():
     previous = {name: Inverses(7 * jnp.eye(2), 8 * jnp.eye(2)) for name in "xy"}
     factors = {"x": (jnp.eye(2), jnp.full((2, 2), jnp.nan)), "y": (jnp.eye(2), jnp.eye(2))}
-    got = damped_inverses(factors, jnp.float32(1.0), previous, dict.fromkeys("xy", jnp.bool_(True)))
+    got, n_failed = damped_inverses(factors, jnp.float32(1.0), previous, dict.fromkeys("xy", jnp.bool_(True)))
     np.testing.assert_array_equal(got["x"].inputs, previous["x"].inputs)
     np.testing.assert_array_equal(got["x"].outputs, previous["x"].outputs)
+    assert n_failed == 1
     np.testing.assert_allclose(got["y"].inputs, np.eye(2) / 2, rtol=1e-6)
 
 
 def test_a_layer_without_an_estimate_gets_no_inverse():
     factors = {name: (jnp.eye(2), jnp.eye(3)) for name in "xy"}
     before = {name: no_inverses(2, 3) for name in "xy"}
-    got = damped_inverses(factors, jnp.float32(1.0), before, {"x": jnp.bool_(True), "y": jnp.bool_(False)})
-    assert exists(got["x"]) and not exists(got["y"])
+    got, n_failed = damped_inverses(factors, jnp.float32(1.0), before, {"x": jnp.bool_(True), "y": jnp.bool_(False)})
+    assert exists(got["x"]) and not exists(got["y"]) and n_failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+"""Adam in the eigenbasis of the K-FAC-expand factors."""
+
+from ..algoperf.contract import Submission
+from ..kfac.algoperf import EKFACAdam
+from ..kfac.sharing import Sharing
+
+_submission = Submission(EKFACAdam(Sharing.EXPAND))
+
+data_selection = _submission.data_selection
+get_batch_size = _submission.get_batch_size
+init_optimizer_state = _submission.init_optimizer_state
+prepare_for_eval = _submission.prepare_for_eval
+update_params = _submission.update_params

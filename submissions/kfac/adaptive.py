@@ -1,0 +1,236 @@
+"""Adam in the eigenbasis of the Kronecker factors, and EK-FAC, as an optax gradient transformation.
+
+    layers = find_layers(params)
+    optimizer = eigenbasis_adam(layers, learning_rate=3e-3)
+    state = optimizer.init(params)
+    batch = estimate(forward, loss, params, layers=layers, layout=…, geometry=…, key=…)
+    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=Refresh.FULL)
+
+Later refreshes are cheap with `Refresh.POWER`. On steps without new factors, call `estimate` without layers and
+`update` with gradients alone.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
+from .factors import moving_average
+from .intake import Averages, accumulate, count_false, finite_gradients, no_averages
+from .layers import Layer, replace_layers
+from .trust_region import kl_clip as kl_clip_factor
+
+PyTree = Any
+Scalar = float | Array
+
+
+class Scaling(enum.Enum):
+    """What divides the gradient in the eigenbasis.
+
+    ADAM: the root of the running square of the mean gradient, as Adam does in the parameters' own axes.
+    EKFAC: the damped eigenvalues of the Fisher in that basis, from the squares of per-example gradients.
+    """
+
+    ADAM = "adam"
+    EKFAC = "ekfac"
+
+
+class EigenbasisState(NamedTuple):
+    """Complete at init, of constant shapes.
+
+    Attributes:
+        count: `[]` int32, updates made.
+        n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
+        averages: the factors' moving averages.
+        bases: layer name -> its eigenbases, as of the last refresh; the identity before there is one.
+        eigenvalues: layer name -> the Fisher's in those bases `[n_rows, d_out]`, zero before there are any; empty with
+            `Scaling.ADAM`.
+        first_moment: like params, moving average of the gradient.
+        second_moment: like params, moving average of its square; a layer's leaves hold the matrix in its eigenbasis.
+    """
+
+    count: Array
+    n_fallbacks: Array
+    averages: Averages
+    bases: dict[str, Bases]
+    eigenvalues: dict[str, Array]
+    first_moment: PyTree
+    second_moment: PyTree
+
+
+def eigenbasis_adam(
+    layers: Sequence[Layer],
+    *,
+    learning_rate: Scalar,
+    beta1: Scalar = 0.9,
+    beta2: Scalar = 0.99,
+    epsilon: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    grad_clip: Scalar | None = None,
+    factor_decay: Scalar = 0.95,
+    scaling: Scaling = Scaling.ADAM,
+    damping: Scalar = 1e-3,
+    kl_clip: Scalar = 1.0,
+    fallback_rate: Scalar = 0.1,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """NAdamW in the eigenbases of the layers' Kronecker factors. Every number may be a traced array.
+
+    Args:
+        layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
+        learning_rate: multiplies the whole update.
+        beta1, beta2, epsilon: NAdamW's.
+        weight_decay: decoupled, multiplied by the learning rate.
+        grad_clip: largest global norm of the gradient; None for no bound.
+        factor_decay: decay of the factors' moving average, and of EK-FAC's eigenvalues.
+        scaling: what divides the gradient in the eigenbasis; the arguments below are EK-FAC's alone.
+        damping: λ added to the eigenvalues.
+        kl_clip: see `kfac`.
+        fallback_rate: multiplies NAdamW's update where it stands in for EK-FAC's.
+        mesh: devices, on one axis, to spread the refreshes over.
+    """
+    return optax.chain(
+        optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
+        scale_by_eigenbasis(
+            layers, beta1, beta2, epsilon, factor_decay, scaling, damping, kl_clip, fallback_rate, mesh
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_eigenbasis(
+    layers: Sequence[Layer],
+    beta1: Scalar,
+    beta2: Scalar,
+    epsilon: Scalar,
+    factor_decay: Scalar,
+    scaling: Scaling,
+    damping: Scalar,
+    kl_clip: Scalar,
+    fallback_rate: Scalar,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of `eigenbasis_adam`.
+
+    `update` takes `factors` (layer name -> (A, B) of this batch, or None), `eigenvalues` (layer name -> the Fisher's in
+    the state's bases, for EK-FAC) and `refresh` (static; None leaves the bases).
+
+    Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018; Vyas et
+    al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly changing basis.
+    """
+    layers = tuple(layers)
+
+    def init(params: PyTree) -> EigenbasisState:
+        has_eigenvalues = scaling is Scaling.EKFAC
+        return EigenbasisState(
+            count=jnp.zeros([], jnp.int32),
+            n_fallbacks=jnp.zeros([], jnp.int32),
+            averages=no_averages(layers),
+            bases={layer.name: identity(layer.n_rows, layer.d_out) for layer in layers},
+            eigenvalues={layer.name: jnp.zeros((layer.n_rows, layer.d_out)) for layer in layers if has_eigenvalues},
+            first_moment=jax.tree.map(jnp.zeros_like, params),
+            second_moment=jax.tree.map(jnp.zeros_like, params),
+        )
+
+    def update(
+        gradients: PyTree,
+        state: EigenbasisState,
+        params: PyTree | None = None,
+        *,
+        factors: Mapping[str, tuple[Array, Array]] | None = None,
+        eigenvalues: Mapping[str, Array] | None = None,
+        refresh: Refresh | None = None,
+    ) -> tuple[PyTree, EigenbasisState]:
+        del params
+        gradients, n_lost = finite_gradients(gradients)
+        state = state._replace(count=state.count + 1, n_fallbacks=state.n_fallbacks + n_lost)
+        state = _learn(state, factors or {}, eigenvalues or {}, factor_decay)
+        if refresh is not None:
+            state = _refresh(state, layers, refresh, mesh)
+        state, ahead, squares = _moments(state, layers, gradients, beta1, beta2)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), ahead, squares)
+        turned = {layer.name: layer.read(updates) for layer in layers}
+        if scaling is Scaling.EKFAC:
+            updates, turned = _ekfac(state, layers, updates, ahead, turned, damping, kl_clip, fallback_rate)
+        back = {name: rotate_back(matrix, state.bases[name]) for name, matrix in turned.items()}
+        return replace_layers(updates, layers, back), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_state(optimizer_state: PyTree) -> EigenbasisState:
+    """The eigenbases and moments in the state of `eigenbasis_adam`."""
+    return next(part for part in optimizer_state if isinstance(part, EigenbasisState))
+
+
+def _learn(state: EigenbasisState, factors: Mapping, eigenvalues: Mapping, decay: Scalar) -> EigenbasisState:
+    counts = state.averages.n_estimates
+    averages, n_left_out = accumulate(state.averages, factors, decay)
+    values = dict(state.eigenvalues)
+    for name, estimate in eigenvalues.items():
+        average = moving_average(values[name], estimate, jnp.asarray(decay), counts[name])
+        values[name] = jnp.where(averages.n_estimates[name] > counts[name], average, values[name])
+    return state._replace(averages=averages, eigenvalues=values, n_fallbacks=state.n_fallbacks + n_left_out)
+
+
+def _refresh(state: EigenbasisState, layers: Sequence[Layer], kind: Refresh, mesh: Mesh | None) -> EigenbasisState:
+    new = refresh(state.averages.factors, state.bases, kind, mesh)
+    moments = {layer.name: transfer(layer.read(state.second_moment), new.overlaps[layer.name]) for layer in layers}
+    return state._replace(
+        bases=new.bases,
+        eigenvalues={name: transfer(values, new.overlaps[name]) for name, values in state.eigenvalues.items()},
+        second_moment=replace_layers(state.second_moment, tuple(layers), moments),
+        n_fallbacks=state.n_fallbacks + count_false(new.is_good.values()),
+    )
+
+
+def _moments(
+    state: EigenbasisState, layers: Sequence[Layer], gradients: PyTree, beta1: Scalar, beta2: Scalar
+) -> tuple[EigenbasisState, PyTree, PyTree]:
+    """The new state, and in the eigenbases, without bias: the first moment a step ahead (Nesterov), and the second."""
+    first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.first_moment, gradients)
+    here, ahead = (1 - beta1**n for n in (state.count, state.count + 1))
+    lookahead = jax.tree.map(lambda m, g: beta1 * m / ahead + (1 - beta1) * g / here, first, gradients)
+
+    turned = {
+        layer.name: rotate(jnp.stack([layer.read(gradients), layer.read(lookahead)]), state.bases[layer.name])
+        for layer in layers
+    }
+    gradients, lookahead = (
+        replace_layers(tree, tuple(layers), {name: both[i] for name, both in turned.items()})
+        for i, tree in enumerate((gradients, lookahead))
+    )
+    second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, gradients)
+    squares = jax.tree.map(lambda v: v / (1 - beta2**state.count), second)
+    return state._replace(first_moment=first, second_moment=second), lookahead, squares
+
+
+def _ekfac(
+    state: EigenbasisState,
+    layers: Sequence[Layer],
+    updates: PyTree,
+    ahead: PyTree,
+    turned: dict[str, Array],
+    damping: Scalar,
+    kl_clip: Scalar,
+    fallback_rate: Scalar,
+) -> tuple[PyTree, dict[str, Array]]:
+    """EK-FAC's steps in the eigenbases, bounded together; Adam's at a lower rate for what has no eigenvalues."""
+    steps, inner_product = {}, jnp.zeros([])
+    for layer in layers:
+        gradient = layer.read(ahead)
+        steps[layer.name] = gradient / (state.eigenvalues[layer.name] + damping)
+        inner_product += jnp.vdot(steps[layer.name], gradient)
+    clip = kl_clip_factor(inner_product, jnp.asarray(kl_clip))
+    is_informed = {name: n > 0 for name, n in state.averages.n_estimates.items()}
+    steps = {
+        name: jnp.where(is_informed[name], clip * step, fallback_rate * turned[name]) for name, step in steps.items()
+    }
+    return jax.tree.map(lambda u: fallback_rate * u, updates), steps

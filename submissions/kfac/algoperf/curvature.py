@@ -1,0 +1,207 @@
+"""What the training algorithms with curvature share: periods, schedule, and the estimate on a workload's batch."""
+
+import dataclasses
+import logging
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from ...algoperf import schedule
+from ...algoperf.contract import Algorithm, StepResult
+from ...algoperf.hyperparameters import Hyperparameters
+from ...algoperf.problem import Problem
+from ..eigenbasis import Bases
+from ..estimate import Estimate, estimate
+from ..fisher import Fisher, probe
+from ..layers import Layer, describe, find_layers
+from ..sharing import Layout, Sharing, batch_layout, graph_layout
+
+PyTree = Any
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeriodicHyperparameters(Hyperparameters):
+    """Momentum, schedule, and how often curvature is estimated and used anew.
+
+    Attributes:
+        one_minus_beta1: 1 - momentum.
+        factor_decay: decay of the factors' moving average.
+        decay_steps_factor, end_factor: of the learning rate's linear decay.
+        statistics_period, refresh_period: steps between factor estimates, and between refreshes of what is made of them
+            (inverses, eigenbases); a refresh comes with an estimate.
+        early_steps: both are more frequent at first, every 1 + step / early_steps steps.
+    """
+
+    one_minus_beta1: float = 0.1
+    factor_decay: float = 0.95
+    decay_steps_factor: float = 1.0
+    end_factor: float = 1e-3
+    statistics_period: int = 5
+    refresh_period: int = 5
+    early_steps: int = 10
+
+    bounds = Hyperparameters.bounds | {
+        "one_minus_beta1": (0, 1),
+        "factor_decay": (0, 1),
+        "decay_steps_factor": (0, 1),
+        "end_factor": (0, 1),
+        "statistics_period": (1, float("inf")),
+        "refresh_period": (1, float("inf")),
+        "early_steps": (0, float("inf")),
+    }
+    # name -> the enum whose values it takes.
+    choices: typing.ClassVar[Mapping[str, type]] = {}
+
+    def __post_init__(self):
+        for name, kind in self.choices.items():
+            known = [member.value for member in kind]
+            if getattr(self, name) not in known:
+                raise ValueError(f"hyperparameter {name} is {getattr(self, name)!r}; known are {', '.join(known)}")
+        if self.refresh_period < self.statistics_period:
+            raise ValueError("hyperparameter refresh_period must not be below statistics_period")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KroneckerHyperparameters(PeriodicHyperparameters):
+    """Of the algorithms with Kronecker factors of the Fisher; see `kfac` and `eigenbasis_adam` for the rest.
+
+    Attributes:
+        fisher: sampled, exact or empirical.
+        statistics_parts: the factors are estimated on about one in so many of the batch's examples.
+    """
+
+    fisher: str = "sampled"
+    statistics_parts: int = 1
+    kl_clip: float = 1.0
+    fallback_rate: float = 0.1
+
+    bounds = PeriodicHyperparameters.bounds | {
+        "statistics_parts": (1, float("inf")),
+        "kl_clip": (0, float("inf")),
+        "fallback_rate": (0, float("inf")),
+    }
+    choices = {"fisher": Fisher}
+
+
+class PeriodicAlgorithm(Algorithm):
+    """An optax optimiser that is given curvature now and then."""
+
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimiser of `layers` and all other parameters; its states may count `n_fallbacks`."""
+        raise NotImplementedError
+
+    def init(self, params: PyTree, h: Any) -> PyTree:
+        layers = find_layers(params)
+        _log.info("%s", describe(params, layers))
+        return self.optimizer(layers, h).init(params)
+
+    def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
+        return schedule.polynomial(
+            global_step,
+            peak=h.learning_rate,
+            length=int(h.schedule_fraction * step_hint),
+            warmup_factor=h.warmup_factor,
+            decay_steps_factor=h.decay_steps_factor,
+            end_factor=h.end_factor,
+        )
+
+    def metrics(self, state: PyTree) -> dict[str, Array]:
+        """How often, since the start, a layer went without its new curvature or gradient."""
+        return {"n_curvature_fallbacks": sum(part.n_fallbacks for part in state if hasattr(part, "n_fallbacks"))}
+
+
+def is_due(global_step: int, period: int, early_steps: int) -> bool:
+    """Whether something is due that recurs every step at first, and ever more seldom until every `period` steps.
+
+    The gap is 1 + step / early_steps, so that early on it is in proportion to how long training has lasted.
+    """
+    return global_step == 0 or _n_due(global_step, period, early_steps) > _n_due(global_step - 1, period, early_steps)
+
+
+def _n_due(step: int, period: int, early_steps: int) -> int:
+    """How often it was due by `step`: the integral of one over the gap."""
+    until = (period - 1) * early_steps  # here the gap becomes the period
+    early = early_steps * math.log1p(min(step, until) / early_steps) if early_steps else 0
+    return math.ceil(early + max(step - until, 0) / period)
+
+
+def result(batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
+    norm = optax.global_norm(batch.gradients)
+    return StepResult(state, optax.apply_updates(params, updates), batch.aux, batch.loss, norm)
+
+
+def estimate_batch(
+    problem: Problem,
+    params: PyTree,
+    layers: tuple[Layer, ...],
+    sharing: Sharing,
+    h: Any,
+    key: Array,
+    bases: Mapping[str, Bases] | None = None,
+) -> Estimate:
+    """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
+    if h.statistics_parts == 1:
+        return _with_curvature(problem, params, layers, sharing, Fisher(h.fisher), key, bases)
+    whole = estimate(problem.forward, problem.loss, params)
+    part = _with_curvature(
+        problem.part(h.statistics_parts), params, layers, sharing, Fisher(h.fisher), key, bases
+    )
+    return whole._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
+
+
+def _with_curvature(
+    problem: Problem,
+    params: PyTree,
+    layers: tuple[Layer, ...],
+    sharing: Sharing,
+    fisher: Fisher,
+    key: Array,
+    bases: Mapping[str, Bases] | None,
+) -> Estimate:
+    logits = jax.eval_shape(lambda p: problem.forward(p)[0], params)
+    geometry = None
+    if fisher is not Fisher.EMPIRICAL:
+        geometry = probe(problem.position_loss(logits.shape), logits.shape[-1])
+    batch = estimate(
+        problem.forward,
+        problem.loss,
+        params,
+        layers=layers,
+        layout=_layout(problem, logits.shape[0]),
+        sharing=sharing,
+        fisher=fisher,
+        geometry=geometry,
+        weights=problem.weights,
+        key=key,
+        bases=bases,
+    )
+    for name, reason in batch.uncaptured.items():
+        _log.warning("layer %s has no factors: %s", name, reason)
+    return batch
+
+
+def _layout(problem: Problem, n_examples: int) -> Layout:
+    """Whose example each row is, from the batch's shapes: packed graphs (a `jraph.GraphsTuple`) or plain examples.
+
+    A padding graph is not an example: a graph or image is one if any of its loss weights is above zero.
+    """
+    inputs, weights = problem.batch["inputs"], problem.weights
+    is_example = None
+    if weights is not None:
+        is_example = (weights > 0).reshape(n_examples, -1).any(1).astype(jnp.float32)
+    if not hasattr(inputs, "n_node"):
+        return batch_layout(n_examples, is_example)
+    if is_example is None:
+        raise ValueError("a batch of graphs needs 'weights', to tell padding graphs from examples")
+    return graph_layout(inputs.n_node, inputs.n_edge, inputs.nodes.shape[0], inputs.edges.shape[0], is_example)

@@ -1,0 +1,49 @@
+"""One function over many square matrices: those of a size as one batch, the batch split over the devices."""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+PyTree = Any
+
+
+def map_by_size(
+    function: Callable[..., PyTree], matrices: Mapping[Hashable, tuple[Array, ...]], mesh: Mesh | None = None
+) -> dict[Hashable, PyTree]:
+    """`function(*matrices[key])` for every key.
+
+    Args:
+        function: of one or more `[n, n]`, to arrays.
+        matrices: key -> its arguments, all `[n, n]`; n may differ between keys.
+        mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
+    """
+    by_size: dict[int, list[Hashable]] = {}
+    for key, arguments in matrices.items():
+        by_size.setdefault(arguments[0].shape[-1], []).append(key)
+    results: dict[Hashable, PyTree] = {}
+    for keys in by_size.values():
+        stacks = [jnp.stack(column) for column in zip(*(matrices[key] for key in keys), strict=True)]
+        outputs = _map_stack(function, stacks, mesh)
+        results |= {key: jax.tree.map(lambda x, i=i: x[i], outputs) for i, key in enumerate(keys)}
+    return results
+
+
+def _map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
+    """`function` over the leading axis of `stacks [k, n, n]`."""
+
+    def on_one_device(*parts: Array) -> PyTree:
+        # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+        return jax.lax.platform_dependent(
+            *parts, cpu=lambda *p: jax.lax.map(lambda one: function(*one), p), default=jax.vmap(function)
+        )
+
+    if mesh is None or mesh.size == 1:
+        return on_one_device(*stacks)
+    n_missing = -len(stacks[0]) % mesh.size
+    filled = [jnp.concatenate([stack, *[stack[:1]] * n_missing]) for stack in stacks]
+    split = PartitionSpec(*mesh.axis_names)
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=split, out_specs=split)(*filled)

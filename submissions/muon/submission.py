@@ -1,0 +1,69 @@
+"""Muon with linear warm-up and cosine decay; biases, norms and other vectors have AdamW. Needs optax 0.2.6 or newer."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from ..algoperf import schedule
+from ..algoperf.contract import Submission
+from ..algoperf.first_order import FirstOrder
+from ..algoperf.hyperparameters import Hyperparameters
+from ..kfac.layers import find_layers
+
+PyTree = Any
+
+# Scales Muon's updates to the root mean square of AdamW's, so that one learning rate serves both.
+# Source: Liu et al., "Muon is Scalable for LLM Training", 2025.
+_CONSISTENT_RMS = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuonHyperparameters(Hyperparameters):
+    """Weight decay is decoupled; `beta2` is AdamW's."""
+
+    one_minus_beta1: float = 0.05
+    beta2: float = 0.999
+
+    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """How every linear layer's kernel is a matrix, and None for other parameters."""
+    split = {(*layer.path, "kernel"): layer for layer in find_layers(params)}
+
+    def dimensions(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        layer = split.get(tuple(getattr(key, "key", str(key)) for key in path))
+        if layer is None:
+            return None
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[: -layer.n_output_axes], axes[-layer.n_output_axes :])
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _optimizer(h: Any) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        h.learning_rate,
+        beta=1 - h.one_minus_beta1,
+        adam_b1=1 - h.one_minus_beta1,
+        adam_b2=h.beta2,
+        weight_decay=h.weight_decay,
+        adam_weight_decay=h.weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=_CONSISTENT_RMS,
+    )
+
+
+def _schedule(step: int, length: int, h: Any) -> float:
+    return schedule.cosine(step, peak=h.learning_rate, length=length, warmup_factor=h.warmup_factor)
+
+
+_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, _schedule))
+
+data_selection = _submission.data_selection
+get_batch_size = _submission.get_batch_size
+init_optimizer_state = _submission.init_optimizer_state
+prepare_for_eval = _submission.prepare_for_eval
+update_params = _submission.update_params

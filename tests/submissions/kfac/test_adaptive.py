@@ -1,0 +1,191 @@
+"""Adam in the eigenbasis, and EK-FAC, against the same steps written out in float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from submissions.kfac import Refresh, Scaling, eigenbasis_adam, find_layers
+from submissions.kfac.adaptive import scale_state
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "dense": {"kernel": jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32), "bias": jnp.asarray([0.3, -0.2, 0.1])},
+    "norm": {"scale": jnp.asarray([1.0, 2.0])},
+}
+LAYERS = find_layers(PARAMS)
+N_STEPS = 5
+GRADIENTS = [jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS) for _ in range(N_STEPS)]
+SETTINGS = {"learning_rate": 0.3, "beta1": 0.8, "beta2": 0.9, "factor_decay": 0.7}
+
+
+def covariance(size: int) -> np.ndarray:
+    rows = RNG.normal(size=(2 * size, size)) * 1.5 ** -np.arange(size)
+    return rows.T @ rows / len(rows)
+
+
+FACTORS = [(covariance(6), covariance(3)) for _ in range(N_STEPS)]
+EIGENVALUES = [RNG.uniform(size=(6, 3)) for _ in range(N_STEPS)]
+FULL = (Refresh.FULL,) * N_STEPS
+
+
+def given(pair: tuple[np.ndarray, np.ndarray] | None) -> dict:
+    return {} if pair is None else {"dense": tuple(jnp.asarray(f, jnp.float32) for f in pair)}
+
+
+def run(factors=FACTORS, refresh=FULL, gradients=GRADIENTS, eigenvalues=None, **settings):
+    """Parameters after every step, and the last state."""
+    optimizer = eigenbasis_adam(LAYERS, **{**SETTINGS, **settings})
+    params, state, trajectory = PARAMS, optimizer.init(PARAMS), []
+    for step, (gradient, pair, kind) in enumerate(zip(gradients, factors, refresh, strict=True)):
+        values = {} if eigenvalues is None or pair is None else {"dense": jnp.asarray(eigenvalues[step], jnp.float32)}
+        updates, state = optimizer.update(
+            gradient, state, params, factors=given(pair), eigenvalues=values, refresh=kind
+        )
+        params = optax.apply_updates(params, updates)
+        trajectory.append(params)
+    return trajectory, scale_state(state)
+
+
+def stacked(leaves) -> np.ndarray:
+    return np.concatenate([np.asarray(leaves["kernel"], np.float64), np.asarray(leaves["bias"], np.float64)[None]])
+
+
+def by_hand(scaling: Scaling = Scaling.ADAM, weight_decay: float = 0.0, damping: float = 0.05, kl_clip: float = 1e9):
+    """`dense` after every step of a run with new factors and a full refresh each."""
+    lr, b1, b2, decay = (SETTINGS[name] for name in ("learning_rate", "beta1", "beta2", "factor_decay"))
+    weights, m, v, eigenvalues = stacked(PARAMS["dense"]), np.zeros((6, 3)), np.zeros((6, 3)), np.zeros((6, 3))
+    averages, bases, trajectory = [np.zeros((6, 6)), np.zeros((3, 3))], [np.eye(6), np.eye(3)], []
+    for step, pair in enumerate(FACTORS):
+        weight = max(1 - decay, 1 / (step + 1))
+        averages = [old + weight * (new - old) for old, new in zip(averages, pair, strict=True)]
+        eigenvalues = eigenvalues + weight * (EIGENVALUES[step] - eigenvalues)
+        new = [np.linalg.eigh(average)[1][:, ::-1] for average in averages]
+        overlaps = [(old.T @ q) ** 2 for old, q in zip(bases, new, strict=True)]
+        v, eigenvalues = (overlaps[0].T @ x @ overlaps[1] for x in (v, eigenvalues))
+        bases = new
+        g = stacked(GRADIENTS[step]["dense"])
+        m = b1 * m + (1 - b1) * g
+        ahead = b1 * m / (1 - b1 ** (step + 2)) + (1 - b1) * g / (1 - b1 ** (step + 1))
+        turned_g, turned_m = (bases[0].T @ x @ bases[1] for x in (g, ahead))
+        v = b2 * v + (1 - b2) * turned_g**2
+        if scaling is Scaling.ADAM:
+            u = turned_m / (np.sqrt(v / (1 - b2 ** (step + 1))) + 1e-8)
+        else:
+            u = turned_m / (eigenvalues + damping)
+            u *= min(1, np.sqrt(kl_clip / (u * turned_m).sum()))
+        weights = weights - lr * (bases[0] @ u @ bases[1].T + weight_decay * weights)
+        trajectory.append(weights)
+    return trajectory
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_in_the_eigenbasis_equals_numpy(weight_decay):
+    got, state = run(weight_decay=weight_decay)
+    for params, matrix in zip(got, by_hand(weight_decay=weight_decay), strict=True):
+        np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-3, atol=1e-4)
+    assert int(state.count) == N_STEPS and int(state.n_fallbacks) == 0
+
+
+@pytest.mark.parametrize("kl_clip", [0.3, 1e9])
+def test_ekfac_equals_numpy(kl_clip):
+    """With the Fisher's eigenvalues: no root, damped, bounded, and what has none at the fallback's rate."""
+    got, _ = run(eigenvalues=EIGENVALUES, scaling=Scaling.EKFAC, damping=0.05, kl_clip=kl_clip, fallback_rate=0.25)
+    for params, matrix in zip(got, by_hand(Scaling.EKFAC, kl_clip=kl_clip), strict=True):
+        np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-3, atol=1e-4)
+    adam, _ = run(learning_rate=SETTINGS["learning_rate"] / 4)
+    np.testing.assert_allclose(got[-1]["norm"]["scale"], adam[-1]["norm"]["scale"], rtol=1e-5)
+
+
+def test_without_curvature_it_is_nadamw():
+    none = (None,) * N_STEPS
+    got, _ = run(factors=none, refresh=none, weight_decay=0.1)
+    optimizer = optax.nadamw(0.3, b1=0.8, b2=0.9, weight_decay=0.1)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got[-1], params)
+
+
+def relative_change(one, other, before) -> float:
+    steps = [np.concatenate([np.ravel(p - q) for p, q in zip(*map(jax.tree.leaves, (end, before)), strict=True)])
+             for end in (one, other)]
+    return np.linalg.norm(steps[0] - steps[1]) / np.linalg.norm(steps[1])
+
+
+@pytest.mark.parametrize("kind", Refresh)
+@pytest.mark.parametrize("rank", [6, 3])
+def test_a_refresh_on_unchanged_factors_changes_nothing(kind, rank):
+    """Of the next update less than 1e-4, from a basis whose vectors are permuted and flipped too; else much more."""
+    rows = RNG.normal(size=(rank, 6))
+    pair = (rows.T @ rows, FACTORS[0][1])
+    first = (pair, None, None, None)
+    optimizer = eigenbasis_adam(LAYERS, **SETTINGS)
+    state, params = optimizer.init(PARAMS), PARAMS
+    for gradient, factors in zip(GRADIENTS, first, strict=False):
+        updates, state = optimizer.update(
+            gradient, state, params, factors=given(factors), refresh=Refresh.FULL if factors else None
+        )
+        params = optax.apply_updates(params, updates)
+    shuffled = jax.tree.map(lambda x: x, state)
+    inner, order, signs = scale_state(state), RNG.permutation(6), RNG.choice([-1.0, 1.0], 6).astype(np.float32)
+    bases = inner.bases["dense"]
+    second = stacked(inner.second_moment["dense"])[order].astype(np.float32)
+    moved = inner._replace(
+        bases={"dense": bases._replace(inputs=bases.inputs[:, order] * signs)},
+        second_moment={**inner.second_moment, "dense": {"kernel": second[:-1], "bias": second[-1]}},
+    )
+    shuffled = tuple(moved if part is inner else part for part in state)
+
+    def next_params(start, refresh):
+        updates, _ = optimizer.update(GRADIENTS[-1], start, params, refresh=refresh)
+        return optax.apply_updates(params, updates)
+
+    expected = next_params(state, None)
+    for start in (state, shuffled):
+        assert relative_change(next_params(start, kind), expected, params) < 1e-4
+    unmoved = tuple(moved._replace(second_moment=inner.second_moment) if part is inner else part for part in state)
+    assert relative_change(next_params(unmoved, kind), expected, params) > 1e-2
+
+
+@pytest.mark.parametrize("scaling", Scaling)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0])
+def test_what_tells_nothing_is_counted_and_changes_no_average(scaling, broken):
+    bad = (FACTORS[1][0], np.full((3, 3), broken))
+    factors = (FACTORS[0], bad, FACTORS[2], FACTORS[3], FACTORS[4])
+    values = [np.full((6, 3), broken) if step == 1 else v for step, v in enumerate(EIGENVALUES)]
+    trajectory, state = run(factors=factors, eigenvalues=values if scaling is Scaling.EKFAC else None, scaling=scaling)
+    assert int(state.n_fallbacks) == 1 and int(state.averages.n_estimates["dense"]) == N_STEPS - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trajectory, state)))
+
+
+@pytest.mark.parametrize("scaling", Scaling)
+def test_a_gradient_that_is_not_finite_moves_nothing_that_it_is_for(scaling):
+    lost = {**GRADIENTS[1], "dense": {**GRADIENTS[1]["dense"], "bias": jnp.asarray([1.0, jnp.nan, 2.0])}}
+    zeroed = {**GRADIENTS[1], "dense": {**GRADIENTS[1]["dense"], "bias": jnp.zeros(3)}}
+    values = EIGENVALUES if scaling is Scaling.EKFAC else None
+    trials = [
+        run(gradients=[GRADIENTS[0], second, *GRADIENTS[2:]], scaling=scaling, eigenvalues=values)
+        for second in (lost, zeroed)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, trials[0][0], trials[1][0])
+    assert int(trials[0][1].n_fallbacks) == 1 and int(trials[1][1].n_fallbacks) == 0
+
+
+def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():
+    def step(params, state, gradients, factors, rate, kind):
+        optimizer = eigenbasis_adam(LAYERS, **{**SETTINGS, "learning_rate": rate})
+        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh=kind)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, static_argnums=5)
+    params, state = PARAMS, eigenbasis_adam(LAYERS, **SETTINGS).init(PARAMS)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for repeat in range(3):
+        for pair, kind in ((FACTORS[0], Refresh.FULL), (FACTORS[1], Refresh.POWER), (None, None)):
+            rate = jnp.float32(0.1 / (1 + repeat))
+            params, state = jitted(params, state, GRADIENTS[repeat], given(pair), rate, kind)
+        assert jitted._cache_size() == 3
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes

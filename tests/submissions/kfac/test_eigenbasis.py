@@ -1,0 +1,137 @@
+"""The refresh of eigenbases: orthogonal, convergent, and quiet where nothing changed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from submissions.kfac.eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
+
+ORTHOGONAL = 1e-5
+JITTED = {kind: jax.jit(functools.partial(refresh, kind=kind)) for kind in Refresh}
+
+
+def factor(size: int, rank: int, seed: int = 0, decades: float = 3.0) -> np.ndarray:
+    """A covariance of `rank` directions whose spread falls by the given decades, beside a large mean."""
+    rng = np.random.default_rng(seed)
+    scales = np.where(np.arange(size) < rank, 10 ** (-decades * np.arange(size) / size), 0)
+    turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    rows = (rng.normal(size=(4 * size, size)) * scales + 0.5 * (np.arange(size) == 0)) @ turn.T
+    return rows.T @ rows / len(rows)
+
+
+def refreshed(matrix: np.ndarray, basis: jax.Array, kind: Refresh) -> tuple[np.ndarray, np.ndarray, bool]:
+    """New basis and overlap of one factor, which stands on both sides."""
+    pair = {"layer": (jnp.asarray(matrix, jnp.float32),) * 2}
+    new = JITTED[kind](pair, {"layer": Bases(basis, basis)})
+    np.testing.assert_array_equal(new.bases["layer"].inputs, new.bases["layer"].outputs)
+    return (
+        np.asarray(new.bases["layer"].inputs, np.float64),
+        np.asarray(new.overlaps["layer"].inputs, np.float64),
+        bool(new.is_good["layer"]),
+    )
+
+
+def off_diagonal(matrix: np.ndarray, basis: np.ndarray) -> float:
+    m = basis.T @ matrix @ basis
+    return np.linalg.norm(m - np.diag(np.diag(m))) / np.linalg.norm(m)
+
+
+def orthogonality(basis: np.ndarray) -> float:
+    return np.abs(basis.T @ basis - np.eye(len(basis))).max()
+
+
+@pytest.mark.parametrize("kind", Refresh)
+@pytest.mark.parametrize(("size", "rank"), [(1, 1), (33, 33), (65, 20), (129, 5), (257, 128)])
+def test_a_basis_stays_orthogonal_whatever_it_starts_from(kind, size, rank):
+    """Rank-deficient factors, from the parameters' own axes and through changes of the factor."""
+    basis = jnp.eye(size)
+    for seed in range(20 if size < 100 else 3):
+        new, _, is_good = refreshed(factor(size, rank, seed), basis, kind)
+        assert is_good and orthogonality(new) < ORTHOGONAL
+        basis = jnp.asarray(new, jnp.float32)
+
+
+def test_a_full_refresh_diagonalises():
+    matrix = factor(65, 40)
+    basis, overlap, _ = refreshed(matrix, jnp.eye(65), Refresh.FULL)
+    assert off_diagonal(matrix, basis) < 1e-5
+    values = np.diag(basis.T @ matrix @ basis)
+    assert (np.diff(values) < 1e-6 * values[0]).all()
+    np.testing.assert_allclose(overlap, basis**2, atol=1e-5)
+
+
+def test_power_iteration_follows_a_factor():
+    """From the old factor's eigenvectors to the new one's, each refresh nearer, as in float64 by Householder's QR."""
+    before = factor(33, 33, 1, decades=2)
+    after = 0.8 * before + 0.2 * factor(33, 33, 2, decades=2)
+    basis = np.linalg.eigh(before)[1][:, ::-1]
+    reference, distances = basis, [off_diagonal(after, basis)]
+    for _ in range(6):
+        basis, _, _ = refreshed(after, jnp.asarray(basis, jnp.float32), Refresh.POWER)
+        order = np.argsort(-np.diag(reference.T @ after @ reference))
+        reference = np.linalg.qr(after @ reference[:, order])[0]
+        distances.append(off_diagonal(after, basis))
+        assert distances[-1] == pytest.approx(off_diagonal(after, reference), rel=0.02)
+    assert distances[1] < 0.5 * distances[0] and distances[-1] < 0.5 * distances[1]
+
+
+@pytest.mark.parametrize("kind", Refresh)
+@pytest.mark.parametrize("rank", [33, 12])
+def test_an_unchanged_factor_leaves_its_basis_but_for_order_and_signs(kind, rank):
+    matrix, rng = factor(33, rank), np.random.default_rng(3)
+    basis = np.linalg.eigh(matrix)[1][:, rng.permutation(33)] * rng.choice([-1.0, 1.0], 33)
+    new, overlap, _ = refreshed(matrix, jnp.asarray(basis, jnp.float32), kind)
+    np.testing.assert_allclose(overlap, np.round(overlap), atol=1e-4)
+    np.testing.assert_array_equal(np.sort(np.round(overlap), axis=None)[-33:], 1)
+    np.testing.assert_allclose(np.abs(basis.T @ new), np.round(overlap), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", Refresh)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
+def test_a_broken_factor_keeps_both_bases_finite(kind, broken):
+    good, bad = factor(8, 8), factor(8, 8)
+    bad[2, 3] = bad[3, 2] = broken
+    start = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0], jnp.float32)
+    _, _, is_good = refreshed(good, start, kind)
+    assert is_good
+    new, overlap, is_good = refreshed(bad, start, kind)
+    assert orthogonality(new) < ORTHOGONAL
+    if not is_good:
+        np.testing.assert_array_equal(new, start)
+        np.testing.assert_array_equal(overlap, np.eye(8))
+    assert is_good or not np.isfinite(broken) or broken == 1e30
+    assert not (is_good and not np.isfinite(broken))
+
+
+@pytest.mark.parametrize("kind", Refresh)
+def test_a_zero_factor_keeps_its_basis_but_for_order(kind):
+    start = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    new, overlap, is_good = refreshed(np.zeros((5, 5)), jnp.asarray(start, jnp.float32), kind)
+    assert is_good and set(np.unique(overlap)) == {0.0, 1.0}
+    np.testing.assert_allclose(np.abs(start.T @ new), overlap, atol=1e-6)
+
+
+def test_layers_of_different_sizes_are_refreshed_each_by_its_own():
+    sides = {"one": (5, 3), "two": (3, 5), "three": (4, 3)}
+    pairs = {name: (factor(a, a, 1), factor(b, b, 2)) for name, (a, b) in sides.items()}
+    as_float32 = {name: tuple(jnp.asarray(f, jnp.float32) for f in pair) for name, pair in pairs.items()}
+    new = refresh(as_float32, {name: identity(*sizes) for name, sizes in sides.items()}, Refresh.FULL)
+    for name, pair in pairs.items():
+        for matrix, basis in zip(pair, new.bases[name], strict=True):
+            assert basis.shape == matrix.shape and off_diagonal(matrix, np.asarray(basis, np.float64)) < 1e-5
+
+
+def test_rotations_and_transfer_by_hand():
+    rng = np.random.default_rng(0)
+    qa, qb = (np.linalg.qr(rng.normal(size=(n, n)))[0].astype(np.float32) for n in (4, 3))
+    g = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    bases = Bases(jnp.asarray(qa), jnp.asarray(qb))
+    np.testing.assert_allclose(rotate(g, bases), [qa.T @ one @ qb for one in g], atol=1e-5)
+    np.testing.assert_allclose(rotate_back(rotate(g[0], bases), bases), g[0], atol=1e-5)
+    # Uncorrelated coordinates of variance v have variance Σ_kl qa[k, i]² v[k, l] qb[l, j]² in the new axes.
+    v = rng.uniform(size=(4, 3)).astype(np.float32)
+    expected = np.einsum("ki,kl,lj->ij", qa**2, v, qb**2)
+    np.testing.assert_allclose(transfer(v, Bases(jnp.square(qa), jnp.square(qb))), expected, rtol=1e-5)
