@@ -19,14 +19,14 @@ class FirstOrder(Algorithm):
 
     Args:
         hyperparameters: the class of its hyperparameters.
-        optimizer: hyperparameters by name (traced numbers) -> gradient transformation.
+        optimizer: (hyperparameters by name (traced numbers), parameters) -> gradient transformation.
         schedule: (step, schedule length, hyperparameters) -> learning rate.
     """
 
     def __init__(
         self,
         hyperparameters: type[Hyperparameters],
-        optimizer: Callable[[Any], optax.GradientTransformation],
+        optimizer: Callable[[Any, PyTree], optax.GradientTransformation],
         schedule: Callable[[int, int, Any], float],
     ):
         self.hyperparameters = hyperparameters
@@ -34,7 +34,7 @@ class FirstOrder(Algorithm):
         self._schedule = schedule
 
     def init(self, params: PyTree, h: Any) -> PyTree:
-        return self._optimizer(h).init(params)
+        return self._optimizer(h, params).init(params)
 
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
         return self._schedule(global_step, int(h.schedule_fraction * step_hint), h)
@@ -54,5 +54,5 @@ class FirstOrder(Algorithm):
         norm = optax.global_norm(gradients)
         clip = optax.identity() if h.grad_clip is None else optax.clip_by_global_norm(h.grad_clip)
         gradients, _ = clip.update(gradients, clip.init(params))
-        updates, state = self._optimizer(h).update(gradients, state, params)
+        updates, state = self._optimizer(h, params).update(gradients, state, params)
         return StepResult(state, optax.apply_updates(params, updates), model_state, loss, norm)

@@ -71,6 +71,7 @@ def eigenbasis_adam(
     beta1: Scalar = 0.9,
     beta2: Scalar = 0.99,
     epsilon: Scalar = 1e-8,
+    relative_epsilon: Scalar = 1e-4,
     weight_decay: Scalar = 0.0,
     grad_clip: Scalar | None = None,
     factor_decay: Scalar = 0.95,
@@ -86,6 +87,8 @@ def eigenbasis_adam(
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
         learning_rate: multiplies the whole update.
         beta1, beta2, epsilon: NAdamW's.
+        relative_epsilon: added to the root of a layer's second moments, in units of their root mean square: where the
+            gradient is zero but for rounding, as in a factor's null space, Adam would make full steps of the noise.
         weight_decay: decoupled, multiplied by the learning rate.
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average, and of EK-FAC's eigenvalues.
@@ -98,7 +101,17 @@ def eigenbasis_adam(
     return optax.chain(
         optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
         scale_by_eigenbasis(
-            layers, beta1, beta2, epsilon, factor_decay, scaling, damping, kl_clip, fallback_rate, mesh
+            layers,
+            beta1,
+            beta2,
+            epsilon,
+            relative_epsilon,
+            factor_decay,
+            scaling,
+            damping,
+            kl_clip,
+            fallback_rate,
+            mesh,
         ),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
@@ -110,6 +123,7 @@ def scale_by_eigenbasis(
     beta1: Scalar,
     beta2: Scalar,
     epsilon: Scalar,
+    relative_epsilon: Scalar,
     factor_decay: Scalar,
     scaling: Scaling,
     damping: Scalar,
@@ -156,7 +170,11 @@ def scale_by_eigenbasis(
             state = _refresh(state, layers, refresh, mesh)
         state, ahead, squares = _moments(state, layers, gradients, beta1, beta2)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), ahead, squares)
-        turned = {layer.name: layer.read(updates) for layer in layers}
+        turned = {}
+        for layer in layers:
+            square = layer.read(squares)
+            noise = epsilon + relative_epsilon * jnp.sqrt(square.mean())
+            turned[layer.name] = layer.read(ahead) / (jnp.sqrt(square) + noise)
         if scaling is Scaling.EKFAC:
             updates, turned = _ekfac(state, layers, updates, ahead, turned, damping, kl_clip, fallback_rate)
         back = {name: rotate_back(matrix, state.bases[name]) for name, matrix in turned.items()}

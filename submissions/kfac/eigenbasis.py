@@ -132,7 +132,7 @@ def _eigenvectors(m: Array) -> Array:
 
 
 def _power_iteration(m: Array) -> Array:
-    """The orthogonal factor of M's QR decomposition, its columns by falling eigenvalue, by Cholesky-QR done again and again.
+    """The orthogonal factor of M's QR decomposition, its columns by falling eigenvalue, by repeated Cholesky-QR.
 
     Only products and triangular solves of matrices, so fast on accelerators, and no slower than Householder's on a CPU.
     Source: Fukaya et al., "Shifted Cholesky QR for computing the QR factorization of ill-conditioned matrices", 2020.

@@ -43,7 +43,7 @@ def _matrices(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def _optimizer(h: Any) -> optax.GradientTransformation:
+def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
     return optax.contrib.muon(
         h.learning_rate,
         beta=1 - h.one_minus_beta1,
@@ -51,7 +51,7 @@ def _optimizer(h: Any) -> optax.GradientTransformation:
         adam_b2=h.beta2,
         weight_decay=h.weight_decay,
         adam_weight_decay=h.weight_decay,
-        muon_weight_dimension_numbers=_matrices,
+        muon_weight_dimension_numbers=_matrices(params),
         consistent_rms=_CONSISTENT_RMS,
     )
 

@@ -21,7 +21,8 @@ class NAdamWHyperparameters(Hyperparameters):
     bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
-def _optimizer(h: Any) -> optax.GradientTransformation:
+def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
+    del params
     return optax.nadamw(h.learning_rate, b1=1 - h.one_minus_beta1, b2=h.beta2, weight_decay=h.weight_decay)
 
 

@@ -22,7 +22,8 @@ class NesterovHyperparameters(Hyperparameters):
     bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "decay_steps_factor": (0, 1), "end_factor": (0, 1)}
 
 
-def _optimizer(h: Any) -> optax.GradientTransformation:
+def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
+    del params
     return optax.chain(
         optax.add_decayed_weights(h.weight_decay),
         optax.sgd(h.learning_rate, momentum=1 - h.one_minus_beta1, nesterov=True),

@@ -65,7 +65,8 @@ def _to_average(state: ScheduleFreeState, params: PyTree) -> tuple[ScheduleFreeS
     return state._replace(is_average=jnp.asarray(True)), params
 
 
-def _optimizer(h: Any) -> optax.GradientTransformation:
+def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
+    del params
     return optax.contrib.schedule_free_adamw(
         h.learning_rate, b1=1 - h.one_minus_beta1, b2=h.beta2, weight_decay=h.weight_decay
     )

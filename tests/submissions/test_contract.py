@@ -11,6 +11,7 @@ from typing import Any
 import flax.serialization
 import jax
 import numpy as np
+import optax
 import pytest
 
 import submissions
@@ -20,15 +21,20 @@ from tuning.submission import load
 
 FOLDER = Path(submissions.__path__[0])
 NAMES = sorted(file.parent.name for file in FOLDER.glob("*/submission.py"))
+# Not in the oldest optax that the other submissions run on.
+NEEDS = {"muon": "muon", "schedule_free_adamw": "schedule_free_adamw"}
 BATCHES = batches()
-# Within every warm-up's end, and within K-FAC's first steps, which are all of one kind.
-A_STEP = 7
+# Past step 0, whose learning rate is zero, and early enough for curvature to be used without a past.
+A_STEP = 1
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def submission(request) -> Any:
+    needed = NEEDS.get(request.param)
+    if needed and not hasattr(optax.contrib, needed):
+        pytest.skip(f"this optax has no {needed}")
     return load(FOLDER / request.param)
 
 
@@ -73,6 +79,11 @@ def assert_same(left: Any, right: Any) -> None:
 
 def differ(left: Any, right: Any) -> bool:
     return any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+
+
+def distance(left: Any, right: Any) -> float:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return math.sqrt(sum(np.square(a - b).sum() for a, b in pairs))
 
 
 def shapes(tree: Any) -> Any:
@@ -187,11 +198,13 @@ def test_label_smoothing_reaches_the_update(submission, workload):
 def test_the_gradient_is_clipped(submission, workload):
     before, _ = jax.tree.map(np.array, workload.init_model_fn(jax.random.PRNGKey(0)))
     # A gradient clipped to nothing moves nothing, in any algorithm without weight decay.
-    assert_same(one_step(submission, workload, with_options(submission, grad_clip=0.0))[1], before)
+    clipped = one_step(submission, workload, with_options(submission, grad_clip=0.0))[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), clipped, before)
     unbounded = one_step(submission, workload, with_options(submission, dropout_rate=DROPOUT_RATE))[1]
     assert differ(unbounded, before)
     without = one_step(submission, workload, point(**searched(submission)))[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), unbounded, without)
+    # Of the step, as Adam's first one is nearly the gradient's sign, and so its rounding shows where that is small.
+    assert distance(unbounded, without) < 0.02 * distance(without, before)
 
 
 def test_the_model_state_is_updated(submission, workload):
@@ -215,6 +228,21 @@ def test_padding_changes_nothing(submission, workload):
     middle = point(**searched(submission))
     trials = [Trial(submission, workload, middle).run(0, 12, given) for given in (BATCHES, others)]
     assert_same(trials[0].trees, trials[1].trees)
+
+
+def test_a_batch_of_nan_leaves_the_parameters_finite(submission, workload):
+    """Where an algorithm counts what it could not use: and the count is logged."""
+    trial = Trial(submission, workload, point(**searched(submission))).run(0, 3, BATCHES)
+    prepare(submission, workload, trial, point(**searched(submission)))
+    if "n_curvature_fallbacks" not in trial.recorder.logged.get(2, {}):
+        pytest.skip("a first-order algorithm, which trusts its gradients")
+    before = trial.recorder.logged[2]["n_curvature_fallbacks"]
+    lost = BATCHES[0] | {"inputs": np.full_like(BATCHES[0]["inputs"], np.nan)}
+    for step in (3, 4, 10, 50):
+        trial.step(step, lost)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trial.trees[:2]))
+    after = trial.recorder.logged[50]["n_curvature_fallbacks"]
+    assert after >= before + 4
 
 
 def test_the_same_seed_gives_the_same_parameters(submission, workload):
@@ -241,15 +269,28 @@ def test_sixty_steps_bring_the_loss_down(submission, workload):
     assert after < 0.5 * before
 
 
-def test_evaluation_and_data_selection_change_nothing(submission, workload):
+def test_evaluation_and_data_selection_do_not_change_training(submission, workload):
     middle = point(**searched(submission))
     trial = Trial(submission, workload, middle).run(0, 2, BATCHES)
     queue = iter(BATCHES)
     key = jax.random.PRNGKey(0)
     rest = trial.optimizer_state, trial.params, trial.model_state, middle, 2, key
     assert submission.data_selection(workload, queue, *rest) is BATCHES[0] and next(queue) is BATCHES[1]
-    before = trial.trees
-    optimizer_state, params, model_state = submission.prepare_for_eval(
+    for _ in range(2):
+        prepared = prepare(submission, workload, trial, middle)
+        assert prepared[0][1] is trial.optimizer_state[1]
+        arrays = prepared[0][0], *prepared[1:]
+        assert jax.tree.all(jax.tree.map(lambda leaf: leaf.is_ready(), arrays))
+        trial.put(arrays)
+    undisturbed = Trial(submission, workload, middle).run(0, 2, BATCHES)
+    for each in (trial, undisturbed):
+        each.run(2, 4, BATCHES)
+    # A submission may evaluate other parameters than it trains on, and so compute those again.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), trial.trees, undisturbed.trees)
+
+
+def prepare(submission: Any, workload: FakeWorkload, trial: Trial, middle: tuple) -> tuple:
+    return submission.prepare_for_eval(
         workload=workload,
         current_param_container=trial.params,
         current_params_types=None,
@@ -259,11 +300,8 @@ def test_evaluation_and_data_selection_change_nothing(submission, workload):
         optimizer_state=trial.optimizer_state,
         eval_results=[],
         global_step=2,
-        rng=key,
+        rng=jax.random.PRNGKey(0),
     )
-    assert optimizer_state[1] is trial.optimizer_state[1]
-    assert jax.tree.all(jax.tree.map(lambda leaf: leaf.is_ready(), (optimizer_state[0], params, model_state)))
-    assert_same((optimizer_state[0], params, model_state), before)
 
 
 def test_batch_sizes(submission):
@@ -318,7 +356,18 @@ def test_submissions_stand_alone(file):
     assert not uses(file, "workloads") and not uses(file, "tuning")
 
 
-ARRAY_FILES = ("sharing", "factors", "precondition", "trust_region", "fisher", "convolution", "layers")
+ARRAY_FILES = (
+    "sharing",
+    "factors",
+    "intake",
+    "precondition",
+    "eigenbasis",
+    "stacks",
+    "trust_region",
+    "fisher",
+    "convolution",
+    "layers",
+)
 
 
 @pytest.mark.parametrize("name", ARRAY_FILES)

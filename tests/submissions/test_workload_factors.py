@@ -158,7 +158,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, KFACState))
     state = next(node for node in nodes if isinstance(node, KFACState))
     untold = {name for name, n in state.averages.n_estimates.items() if n == 0}
-    return {name: pair for name, pair in state.factors.items() if name not in untold}, untold
+    return {name: pair for name, pair in state.averages.factors.items() if name not in untold}, untold
 
 
 @pytest.mark.parametrize("sharing", Sharing)

@@ -3,7 +3,7 @@ import collections
 import pytest
 
 from submissions.algoperf import hyperparameters as hparams
-from submissions.kfac.algoperf import KFACHyperparameters
+from submissions.kfac.algoperf.classical import KFACHyperparameters
 from submissions.nadamw.submission import NAdamWHyperparameters
 
 

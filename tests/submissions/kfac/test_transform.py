@@ -128,7 +128,8 @@ def test_state_counts_and_averages():
     _, state = run()
     assert int(state.count) == 3 and int(state.averages.n_estimates["dense"]) == 2
     mean = jax.tree.map(lambda a, b: (a + b) / 2, FACTORS[0]["dense"], FACTORS[1]["dense"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.averages.factors["dense"], mean)
+    averages = state.averages.factors["dense"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averages, mean)
 
 
 def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():
