@@ -1,4 +1,4 @@
-"""Muon with linear warm-up and cosine decay; biases, norms and other vectors have AdamW. Needs optax 0.2.6 or newer."""
+"""Muon with linear warm-up and cosine decay; vectors have AdamW. Needs `optax.contrib.MuonDimensionNumbers`."""
 
 import dataclasses
 from typing import Any
