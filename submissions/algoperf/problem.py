@@ -39,7 +39,7 @@ class Problem:
         self.workload = workload
         self.batch = batch
         self.mesh = mesh
-        self._model_state = model_state
+        self.model_state = model_state
         self._label_smoothing = label_smoothing
         self._options = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
         self._key = key
@@ -53,7 +53,7 @@ class Problem:
         return Problem(
             self.workload,
             subset.one_in(self.batch, n_parts),
-            self._model_state,
+            self.model_state,
             self._label_smoothing,
             self._options.get("dropout_rate"),
             self._key,
@@ -65,7 +65,7 @@ class Problem:
         return self.workload.model_fn(
             params,
             self.batch,
-            self._model_state,
+            self.model_state,
             _training_mode(self.workload),
             self._key,
             update_batch_norm=True,

@@ -7,7 +7,8 @@
     updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=Refresh.FULL)
 
 Later refreshes are cheap with `Refresh.POWER`. On steps without new factors, call `estimate` without layers and
-`update` with gradients alone.
+`update` with gradients alone. For EK-FAC also give `bases=scale_state(state).bases` to `estimate`, and the
+`eigenvalues=batch.eigenvalues` that come of it to `update`.
 """
 
 import enum
@@ -163,6 +164,8 @@ def scale_by_eigenbasis(
         refresh: Refresh | None = None,
     ) -> tuple[PyTree, EigenbasisState]:
         del params
+        if factors and scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
+            raise ValueError("EK-FAC needs the eigenvalues of every layer with factors: give `estimate` the bases")
         gradients, n_lost = finite_gradients(gradients)
         state = state._replace(count=state.count + 1, n_fallbacks=state.n_fallbacks + n_lost)
         state = _learn(state, factors or {}, eigenvalues or {}, factor_decay)
@@ -194,7 +197,8 @@ def _learn(state: EigenbasisState, factors: Mapping, eigenvalues: Mapping, decay
     values = dict(state.eigenvalues)
     for name, estimate in eigenvalues.items():
         average = moving_average(values[name], estimate, jnp.asarray(decay), counts[name])
-        values[name] = jnp.where(averages.n_estimates[name] > counts[name], average, values[name])
+        is_taken = (averages.n_estimates[name] > counts[name]) & jnp.isfinite(average).all()
+        values[name] = jnp.where(is_taken, average, values[name])
     return state._replace(averages=averages, eigenvalues=values, n_fallbacks=state.n_fallbacks + n_left_out)
 
 

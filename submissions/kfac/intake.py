@@ -15,10 +15,15 @@ Scalar = float | Array
 
 
 def finite_gradients(gradients: PyTree) -> tuple[PyTree, Array]:
-    """Gradients with zeros for a leaf that is not finite, and how many such leaves there were `[]` int32."""
-    is_finite = jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients)
-    kept = jax.tree.map(lambda g, ok: jnp.where(ok, g, 0), gradients, is_finite)
-    return kept, count_false(jax.tree.leaves(is_finite))
+    """Gradients with zeros for a leaf whose sum of squares is not finite, and how many such there were `[]` int32."""
+
+    def is_finite(gradient: Array) -> Array:
+        size = jnp.square(gradient.astype(jnp.float32)).sum()
+        return size < jnp.finfo(size.dtype).max / 4  # so that a kernel's and its bias's together are finite too
+
+    flags = jax.tree.map(is_finite, gradients)
+    kept = jax.tree.map(lambda g, flag: jnp.where(flag, g, 0), gradients, flags)
+    return kept, count_false(jax.tree.leaves(flags))
 
 
 def count_false(flags: Iterable[Array]) -> Array:

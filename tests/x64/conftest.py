@@ -33,6 +33,11 @@ def kronecker_error() -> Callable:
     return error
 
 
+@pytest.fixture
+def gauss_newton() -> Callable:
+    return gauss_newton_block
+
+
 def gauss_newton_block(outputs: Callable, summed_loss: Callable, params, path: tuple[str, ...]) -> jax.Array:
     """Jᵀ H J for the weights under `path`, `[n_rows·d_out, n_rows·d_out]`: kernel rows first, then the bias.
 

@@ -20,36 +20,85 @@ from .curvature import (
     PeriodicHyperparameters,
     PyTree,
     estimate_batch,
-    is_due,
     result,
 )
 
-_BOUNDS = {"beta2": (0, 1), "epsilon": (0, float("inf")), "full_steps": (1, float("inf"))}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EKFACAdamHyperparameters(KroneckerHyperparameters):
-    """See `adaptive.eigenbasis_adam`.
+class EigenbasisHyperparameters(PeriodicHyperparameters):
+    """Of Adam in an eigenbasis; see `adaptive.eigenbasis_adam` for those not described here.
 
     Attributes:
         full_steps: the first steps, whose refreshes are eigendecompositions; later ones are power iterations.
+    """
+
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    relative_epsilon: float = 1e-4
+    full_steps: int = 2
+
+    bounds = PeriodicHyperparameters.bounds | {
+        "beta2": (0, 1),
+        "epsilon": (0, float("inf")),
+        "relative_epsilon": (0, float("inf")),
+        "full_steps": (1, float("inf")),
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparameters):
+    """Of Adam in the eigenbasis of the K-FAC factors, and of EK-FAC.
+
+    Attributes:
         scaling: adam, or ekfac, which `damping`, `kl_clip` and `fallback_rate` are for.
     """
 
     schedule_fraction: float = 0.5
     statistics_period: int = 10
     refresh_period: int = 10
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    full_steps: int = 2
     scaling: str = "adam"
     damping: float = 1e-3
 
-    bounds = KroneckerHyperparameters.bounds | _BOUNDS | {"damping": (1e-30, float("inf"))}
+    bounds = (
+        KroneckerHyperparameters.bounds | EigenbasisHyperparameters.bounds | {"damping": (1e-30, float("inf"))}
+    )
     choices = KroneckerHyperparameters.choices | {"scaling": Scaling}
 
 
-class EKFACAdam(PeriodicAlgorithm):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SOAPHyperparameters(EigenbasisHyperparameters):
+    """Of SOAP, with the periods of its source: an estimate every step, an eigendecomposition at the first alone."""
+
+    full_steps: int = 1
+    statistics_period: int = 1
+    refresh_period: int = 10
+    early_steps: int = 0
+
+
+class _EigenbasisAlgorithm(PeriodicAlgorithm):
+    def variant(self, global_step: int, h: Any) -> Hashable:
+        """(estimate factors, how to refresh the bases)."""
+        estimate_factors, refresh = super().variant(global_step, h)
+        kind = Refresh.FULL if global_step < h.full_steps else Refresh.POWER
+        return estimate_factors, kind if refresh else None
+
+    def optimizer(self, layers, h, mesh=None, **more: Any):
+        return eigenbasis_adam(
+            layers,
+            learning_rate=h.learning_rate,
+            beta1=1 - h.one_minus_beta1,
+            beta2=h.beta2,
+            epsilon=h.epsilon,
+            relative_epsilon=h.relative_epsilon,
+            weight_decay=h.weight_decay,
+            grad_clip=h.grad_clip,
+            factor_decay=h.factor_decay,
+            mesh=mesh,
+            **more,
+        )
+
+
+class EKFACAdam(_EigenbasisAlgorithm):
     """Adam in the eigenbasis of the K-FAC factors, with the given treatment of shared weights; or EK-FAC."""
 
     hyperparameters = EKFACAdamHyperparameters
@@ -57,64 +106,34 @@ class EKFACAdam(PeriodicAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """(estimate factors, how to refresh the bases)."""
-        refresh = _refresh(global_step, h)
-        return refresh is not None or is_due(global_step, h.statistics_period, h.early_steps), refresh
-
     def step(
         self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
     ) -> StepResult:
         estimate_factors, refresh = variant
         layers = find_layers(params)
         if estimate_factors:
-            bases = scale_state(state).bases if h.scaling == Scaling.EKFAC.value else None
+            bases = scale_state(state).bases if Scaling(h.scaling) is Scaling.EKFAC else None
             batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases)
         else:
             batch = estimate(problem.forward, problem.loss, params)
         updates, state = self.optimizer(layers, h, problem.mesh).update(
-            batch.gradients,
-            state,
-            params,
-            factors=batch.factors,
-            eigenvalues=batch.eigenvalues,
-            refresh=refresh,
+            batch.gradients, state, params, factors=batch.factors, eigenvalues=batch.eigenvalues, refresh=refresh
         )
-        return result(batch, params, updates, state)
+        return result(problem, batch, params, updates, state)
 
     def optimizer(self, layers, h, mesh=None):
-        return eigenbasis_adam(
+        return super().optimizer(
             layers,
-            learning_rate=h.learning_rate,
-            beta1=1 - h.one_minus_beta1,
-            beta2=h.beta2,
-            epsilon=h.epsilon,
-            weight_decay=h.weight_decay,
-            grad_clip=h.grad_clip,
-            factor_decay=h.factor_decay,
+            h,
+            mesh,
             scaling=Scaling(h.scaling),
             damping=h.damping,
             kl_clip=h.kl_clip,
             fallback_rate=h.fallback_rate,
-            mesh=mesh,
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SOAPHyperparameters(PeriodicHyperparameters):
-    """Of SOAP; every step has its estimate, which is no more than products of the gradient with itself."""
-
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    full_steps: int = 1
-    statistics_period: int = 1
-    refresh_period: int = 10
-    early_steps: int = 1
-
-    bounds = PeriodicHyperparameters.bounds | _BOUNDS
-
-
-class SOAP(PeriodicAlgorithm):
+class SOAP(_EigenbasisAlgorithm):
     """Adam in the eigenbasis of Shampoo's factors.
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024.
@@ -122,37 +141,16 @@ class SOAP(PeriodicAlgorithm):
 
     hyperparameters = SOAPHyperparameters
 
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """(estimate covariances, how to refresh the bases)."""
-        refresh = _refresh(global_step, h)
-        return refresh is not None or is_due(global_step, h.statistics_period, h.early_steps), refresh
-
     def step(
         self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
     ) -> StepResult:
         estimate_factors, refresh = variant
-        layers = find_layers(params) if estimate_factors else ()
+        layers = find_layers(params)
         batch = estimate(problem.forward, problem.loss, params)
-        factors = {layer.name: gradient_covariances(layer.read(batch.gradients)) for layer in layers}
-        optimizer = self.optimizer(find_layers(params), h, problem.mesh)
-        updates, state = optimizer.update(batch.gradients, state, params, factors=factors, refresh=refresh)
-        return result(batch, params, updates, state)
-
-    def optimizer(self, layers, h, mesh=None):
-        return eigenbasis_adam(
-            layers,
-            learning_rate=h.learning_rate,
-            beta1=1 - h.one_minus_beta1,
-            beta2=h.beta2,
-            epsilon=h.epsilon,
-            weight_decay=h.weight_decay,
-            grad_clip=h.grad_clip,
-            factor_decay=h.factor_decay,
-            mesh=mesh,
+        factors = {}
+        if estimate_factors:
+            factors = {layer.name: gradient_covariances(layer.read(batch.gradients)) for layer in layers}
+        updates, state = self.optimizer(layers, h, problem.mesh).update(
+            batch.gradients, state, params, factors=factors, refresh=refresh
         )
-
-
-def _refresh(global_step: int, h: Any) -> Refresh | None:
-    if not is_due(global_step, h.refresh_period, h.early_steps):
-        return None
-    return Refresh.FULL if global_step < h.full_steps else Refresh.POWER
+        return result(problem, batch, params, updates, state)

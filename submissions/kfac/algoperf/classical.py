@@ -12,7 +12,7 @@ from ..estimate import estimate
 from ..layers import find_layers
 from ..sharing import Sharing
 from ..transform import Momentum, WeightDecay, kfac
-from .curvature import KroneckerHyperparameters, PeriodicAlgorithm, PyTree, estimate_batch, is_due, result
+from .curvature import KroneckerHyperparameters, PeriodicAlgorithm, PyTree, estimate_batch, result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,6 @@ class KFAC(PeriodicAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """(estimate factors, invert them)."""
-        refresh = is_due(global_step, h.refresh_period, h.early_steps)
-        return refresh or is_due(global_step, h.statistics_period, h.early_steps), refresh
-
     def step(
         self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
     ) -> StepResult:
@@ -52,7 +47,7 @@ class KFAC(PeriodicAlgorithm):
         updates, state = self.optimizer(layers, h, problem.mesh).update(
             batch.gradients, state, params, factors=batch.factors, refresh_inverses=refresh_inverses
         )
-        return result(batch, params, updates, state)
+        return result(problem, batch, params, updates, state)
 
     def optimizer(self, layers, h, mesh=None):
         return kfac(

@@ -1,10 +1,10 @@
 """What the training algorithms with curvature share: periods, schedule, and the estimate on a workload's batch."""
 
+import abc
 import dataclasses
 import logging
-import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class PeriodicHyperparameters(Hyperparameters):
         decay_steps_factor, end_factor: of the learning rate's linear decay.
         statistics_period, refresh_period: steps between factor estimates, and between refreshes of what is made of them
             (inverses, eigenbases); a refresh comes with an estimate.
-        early_steps: both are more frequent at first, every 1 + step / early_steps steps.
+        early_steps: both are more frequent at first, every 1 + step // early_steps steps; 0 for no such beginning.
     """
 
     one_minus_beta1: float = 0.1
@@ -95,11 +95,16 @@ class KroneckerHyperparameters(PeriodicHyperparameters):
 class PeriodicAlgorithm(Algorithm):
     """An optax optimiser that is given curvature now and then."""
 
+    @abc.abstractmethod
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """The optimiser of `layers` and all other parameters; its states may count `n_fallbacks`."""
-        raise NotImplementedError
+
+    def variant(self, global_step: int, h: Any) -> Hashable:
+        """(estimate factors, refresh what is made of them)."""
+        refresh = is_due(global_step, h.refresh_period, h.early_steps)
+        return refresh or is_due(global_step, h.statistics_period, h.early_steps), refresh
 
     def init(self, params: PyTree, h: Any) -> PyTree:
         layers = find_layers(params)
@@ -124,21 +129,24 @@ class PeriodicAlgorithm(Algorithm):
 def is_due(global_step: int, period: int, early_steps: int) -> bool:
     """Whether something is due that recurs every step at first, and ever more seldom until every `period` steps.
 
-    The gap is 1 + step / early_steps, so that early on it is in proportion to how long training has lasted.
+    After step n the gap is 1 + n // early_steps, so that early on it is in proportion to how long training has lasted.
     """
-    return global_step == 0 or _n_due(global_step, period, early_steps) > _n_due(global_step - 1, period, early_steps)
+    due = 0
+    while due < global_step:
+        gap = 1 + due // early_steps if early_steps else period
+        if gap >= period:
+            return (global_step - due) % period == 0
+        due += gap
+    return due == global_step
 
 
-def _n_due(step: int, period: int, early_steps: int) -> int:
-    """How often it was due by `step`: the integral of one over the gap."""
-    until = (period - 1) * early_steps  # here the gap becomes the period
-    early = early_steps * math.log1p(min(step, until) / early_steps) if early_steps else 0
-    return math.ceil(early + max(step - until, 0) / period)
-
-
-def result(batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
+def result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
+    """The step's result. Of the model's state, what did not come out finite stays as it was."""
+    model_state = jax.tree.map(
+        lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), batch.aux, problem.model_state
+    )
     norm = optax.global_norm(batch.gradients)
-    return StepResult(state, optax.apply_updates(params, updates), batch.aux, batch.loss, norm)
+    return StepResult(state, optax.apply_updates(params, updates), model_state, batch.loss, norm)
 
 
 def estimate_batch(

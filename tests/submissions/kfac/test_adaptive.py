@@ -175,6 +175,19 @@ def test_a_gradient_that_is_not_finite_moves_nothing_that_it_is_for(scaling):
     assert int(trials[0][1].n_fallbacks) == 1 and int(trials[1][1].n_fallbacks) == 0
 
 
+def test_a_gradient_whose_squares_overflow_is_lost_for_one_step_only():
+    huge = {**GRADIENTS[1], "dense": jax.tree.map(lambda g: 1e25 * g, GRADIENTS[1]["dense"])}
+    trajectory, state = run(gradients=[GRADIENTS[0], huge, *GRADIENTS[2:]])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trajectory, state)))
+    assert int(state.n_fallbacks) == 2
+    assert (trajectory[-1]["dense"]["kernel"] != trajectory[-2]["dense"]["kernel"]).all()
+
+
+def test_ekfac_asks_for_eigenvalues():
+    with pytest.raises(ValueError, match="needs the eigenvalues"):
+        run(scaling=Scaling.EKFAC)
+
+
 def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():
     def step(params, state, gradients, factors, rate, kind):
         optimizer = eigenbasis_adam(LAYERS, **{**SETTINGS, "learning_rate": rate})

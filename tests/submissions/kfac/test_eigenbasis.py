@@ -90,20 +90,18 @@ def test_an_unchanged_factor_leaves_its_basis_but_for_order_and_signs(kind, rank
 
 
 @pytest.mark.parametrize("kind", Refresh)
-@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
-def test_a_broken_factor_keeps_both_bases_finite(kind, broken):
-    good, bad = factor(8, 8), factor(8, 8)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e38])
+def test_a_broken_factor_keeps_its_basis(kind, broken):
+    """A NaN, an infinity, and finite entries whose products are not."""
+    bad = factor(8, 8)
     bad[2, 3] = bad[3, 2] = broken
+    bad[2, 2] = broken
     start = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0], jnp.float32)
-    _, _, is_good = refreshed(good, start, kind)
-    assert is_good
-    new, overlap, is_good = refreshed(bad, start, kind)
-    assert orthogonality(new) < ORTHOGONAL
-    if not is_good:
-        np.testing.assert_array_equal(new, start)
-        np.testing.assert_array_equal(overlap, np.eye(8))
-    assert is_good or not np.isfinite(broken) or broken == 1e30
-    assert not (is_good and not np.isfinite(broken))
+    assert refreshed(factor(8, 8), start, kind)[2]
+    new, overlap, is_good = refreshed(bad * 3, start, kind)
+    assert not is_good
+    np.testing.assert_array_equal(new, start)
+    np.testing.assert_array_equal(overlap, np.eye(8))
 
 
 @pytest.mark.parametrize("kind", Refresh)
