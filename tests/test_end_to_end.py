@@ -73,7 +73,7 @@ def test_kfac_reaches_the_target_of_the_demo(shared, tmp_path):
     assert 0 < outcome["compile_seconds"] < outcome["seconds_to_target"]
 
 
-@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce"])
+@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce", "ekfac_adam_expand"])
 def test_two_devices_see_the_numbers_of_one(submission, shared, tmp_path, monkeypatch):
     """On two (simulated) devices the batch is split and the refresh spread; sums round differently, no more."""
     flags = ["--workload=b3db", f"--submission_path=submissions/{submission}", "--max_global_steps=10"]
