@@ -1,6 +1,6 @@
 """Times whole update steps of submissions side by side, against the first one named.
 
-python scripts/bench_step.py --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,kfac_expand
+python scripts/bench_step.py --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,soap
 """
 
 from pathlib import Path
@@ -12,8 +12,10 @@ from absl import flags
 from tuning import bench, records
 from tuning.submission import load
 
+_SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "ekfac_adam_reduce", "ekfac_adam_expand", "soap"]
+
 flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Names of the workloads.")
-flags.DEFINE_list("submissions", ["nadamw", "kfac_reduce", "kfac_expand"], "Folders under submissions/.")
+flags.DEFINE_list("submissions", _SUBMISSIONS, "Folders under submissions/.")
 flags.DEFINE_integer("num_blocks", 15, "Timed blocks of each submission.", lower_bound=1)
 flags.DEFINE_integer("block_steps", 20, "Steps of a block: a multiple of every refresh period.", lower_bound=1)
 flags.DEFINE_string("out", "results/bench_step.md", "Where the tables go.")

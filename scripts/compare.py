@@ -12,9 +12,11 @@ from absl import flags
 from tuning import comparison, records
 
 _REFERENCES = ["nesterov", "nadamw"]
+_CURVATURE = ["kfac_expand", "kfac_reduce", "ekfac_adam_expand", "ekfac_adam_reduce"]
+_OTHERS = [*_CURVATURE, "soap", "muon", "schedule_free_adamw"]
 
 flags.DEFINE_list("workloads", ["b3db", "mnist_vit"], "Names of the workloads.")
-flags.DEFINE_list("submissions", [*_REFERENCES, "kfac_expand", "kfac_reduce"], "Folders under submissions/.")
+flags.DEFINE_list("submissions", [*_REFERENCES, *_OTHERS], "Folders under submissions/.")
 flags.DEFINE_list("references", _REFERENCES, "The first-order ones; ratios are to the better of them.")
 flags.DEFINE_integer("num_tuning_trials", 10, "Random points of each submission.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 3, "Repetitions of the best point, on seeds after --rng_seed.", lower_bound=1)
