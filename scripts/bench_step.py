@@ -1,6 +1,6 @@
-"""Times whole update steps of submissions side by side, against the first one named.
+"""Times update steps and their parts side by side, and writes tables and a plot.
 
-python scripts/bench_step.py --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,soap
+python scripts/bench_step.py --tables=steps --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,soap
 """
 
 from pathlib import Path
@@ -9,30 +9,38 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import bench, records
-from tuning.submission import load
+from benchmarks import tables
 
 _SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "ekfac_adam_reduce", "ekfac_adam_expand", "soap"]
 
-flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Names of the workloads.")
-flags.DEFINE_list("submissions", _SUBMISSIONS, "Folders under submissions/.")
-flags.DEFINE_integer("num_blocks", 15, "Timed blocks of each submission.", lower_bound=1)
-flags.DEFINE_integer("block_steps", 20, "Steps of a block: a multiple of every refresh period.", lower_bound=1)
-flags.DEFINE_string("out", "results/bench_step.md", "Where the tables go.")
+flags.DEFINE_list("tables", ["steps", "flavours", "growth", "orthogonalisation"], f"Of {', '.join(tables.NAMES)}.")
+flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Whose whole steps are timed.")
+flags.DEFINE_list("submissions", _SUBMISSIONS, "Folders under submissions/; ratios are to the first.")
+flags.DEFINE_integer("batch_size", None, "Of those workloads; each submission's own unless given.", lower_bound=1)
+flags.DEFINE_bool("synthetic", False, "Time those on random batches, as where the data set is not at hand.")
+flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Of the Wide ResNet; the paper's are 128,256,512,1024,2048.")
+flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Of layers, for how cost grows.")
+flags.DEFINE_integer("num_rounds", 7, "Repetitions, of which the median counts.", lower_bound=1)
+flags.DEFINE_integer("block_steps", 20, "Steps of a repetition: a multiple of every refresh period.", lower_bound=1)
+flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot.")
 
 
 def main(chosen: dict[str, Any]) -> None:
-    submissions = [load(f"submissions/{name}") for name in chosen["submissions"]]
-    text = bench.report(
-        chosen["workloads"],
-        submissions,
-        num_blocks=chosen["num_blocks"],
+    options = tables.Options(
+        workloads=chosen["workloads"],
+        submissions=chosen["submissions"],
+        batch_size=chosen["batch_size"],
+        synthetic=chosen["synthetic"],
+        batch_sizes=[int(size) for size in chosen["batch_sizes"]],
+        widths=[int(width) for width in chosen["widths"]],
+        n_rounds=chosen["num_rounds"],
         block_steps=chosen["block_steps"],
         seed=chosen["rng_seed"],
         data_dir=chosen["data_dir"],
+        out=Path(chosen["out"]),
     )
-    records.write_text(Path(chosen["out"]), text)
-    print(text)
+    for name in chosen["tables"]:
+        print(tables.write(name, options))
 
 
 command.run(__name__, main)

@@ -24,11 +24,15 @@ class FlaxWorkload(Workload):
 
     @abc.abstractmethod
     def _smallest_inputs(self) -> Any:
-        """Inputs of one example, whose shapes decide the parameters'."""
+        """The model's inputs for one example, whose shapes decide the parameters'."""
 
     @abc.abstractmethod
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         """The metrics of a split, its loss apart."""
+
+    def _model_inputs(self, inputs: Any) -> Any:
+        """A batch's inputs as the model takes them."""
+        return inputs
 
     def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
         inputs = self._smallest_inputs()
@@ -53,7 +57,7 @@ class FlaxWorkload(Workload):
         train = mode == ForwardPassMode.TRAIN
         logits = self.model.apply(
             {"params": params},
-            augmented_and_preprocessed_input_batch["inputs"],
+            self._model_inputs(augmented_and_preprocessed_input_batch["inputs"]),
             train=train,
             dropout_rate=self.dropout_rate if dropout_rate is None else dropout_rate,
             rngs={"dropout": rng} if train else {},

@@ -1,27 +1,27 @@
 """Workloads by name. A workload's module is imported when it is asked for, not before."""
 
-from collections.abc import Callable
+import importlib
 
 from workloads.spec import Workload
 
-
-def _b3db() -> Workload:
-    from workloads.graphs.b3db import B3dbWorkload
-
-    return B3dbWorkload()
-
-
-def _mnist_vit() -> Workload:
-    from workloads.images.mnist_vit import MnistVitWorkload
-
-    return MnistVitWorkload()
-
-
-_LOADERS: dict[str, Callable[[], Workload]] = {"b3db": _b3db, "mnist_vit": _mnist_vit}
+_GRAPHS, _IMAGES = "workloads.graphs", "workloads.images"
+_CLASSES = {
+    "b3db": (f"{_GRAPHS}.b3db", "B3dbWorkload"),
+    "ogbg": (f"{_GRAPHS}.ogbg", "OgbgWorkload"),
+    "ogbg_gelu": (f"{_GRAPHS}.ogbg", "OgbgGeluWorkload"),
+    "ogbg_silu": (f"{_GRAPHS}.ogbg", "OgbgSiluWorkload"),
+    "ogbg_model_size": (f"{_GRAPHS}.ogbg", "OgbgModelSizeWorkload"),
+    "mnist_vit": (f"{_IMAGES}.mnist_vit", "MnistVitWorkload"),
+    "cifar10_wrn": (f"{_IMAGES}.cifar10_wrn", "Cifar10WrnWorkload"),
+    "imagenet_vit": (f"{_IMAGES}.imagenet_vit", "ImagenetVitWorkload"),
+    "imagenet_vit_glu": (f"{_IMAGES}.imagenet_vit", "ImagenetVitGluWorkload"),
+    "imagenet_vit_post_ln": (f"{_IMAGES}.imagenet_vit", "ImagenetVitPostLnWorkload"),
+    "imagenet_vit_map": (f"{_IMAGES}.imagenet_vit", "ImagenetVitMapWorkload"),
+}
 
 
 def names() -> list[str]:
-    return sorted(_LOADERS)
+    return sorted(_CLASSES)
 
 
 def load(name: str) -> Workload:
@@ -30,6 +30,7 @@ def load(name: str) -> Workload:
     Raises:
         ValueError: no workload has this name; the message lists those there are.
     """
-    if name not in _LOADERS:
+    if name not in _CLASSES:
         raise ValueError(f"unknown workload {name!r}; known workloads: {', '.join(names())}")
-    return _LOADERS[name]()
+    module, kind = _CLASSES[name]
+    return getattr(importlib.import_module(module), kind)()

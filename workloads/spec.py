@@ -250,6 +250,10 @@ class Workload(abc.ABC):
         """
 
     @abc.abstractmethod
+    def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
+        """Endless batches of random content in the form of "train"'s, to time steps where there is no data set."""
+
+    @abc.abstractmethod
     def _eval_model_on_split(
         self,
         split: str,

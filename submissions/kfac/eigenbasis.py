@@ -83,10 +83,10 @@ def refresh(
         mesh: devices, on one axis, to spread the work over.
     """
     sides = {(name, i): (factors[name][i], bases[name][i]) for name in factors for i in (0, 1)}
-    rotation = {Refresh.FULL: _eigenvectors, Refresh.POWER: _power_iteration}[kind]
+    rotation = {Refresh.FULL: eigenvectors, Refresh.POWER: power_iteration}[kind]
 
     def refresh_side(factor: Array, basis: Array) -> tuple[Array, Array, Array]:
-        turn = rotation(_in_basis(factor, basis))
+        turn = rotation(in_basis(factor, basis))
         new, is_orthogonal = _orthogonalise(_product(basis, turn))
         is_good = is_orthogonal & jnp.isfinite(factor).all()
         overlap = jnp.where(is_good, jnp.square(turn), jnp.eye(len(turn), dtype=turn.dtype))
@@ -116,7 +116,7 @@ def transfer(second_moment: Array, overlaps: Bases) -> Array:
     return jnp.linalg.multi_dot([overlaps.inputs.T, second_moment, overlaps.outputs], precision=_HIGHEST)
 
 
-def _in_basis(factor: Array, basis: Array) -> Array:
+def in_basis(factor: Array, basis: Array) -> Array:
     """M = Qᵀ A Q `[n, n]`, positive definite, without its rounding noise."""
     m = _product(basis.T, _product(factor, basis))
     diagonal = jnp.diagonal(m)
@@ -127,11 +127,11 @@ def _in_basis(factor: Array, basis: Array) -> Array:
     return jnp.where(jnp.eye(len(m), dtype=bool), jnp.maximum(diagonal, 0) + floor, m)
 
 
-def _eigenvectors(m: Array) -> Array:
+def eigenvectors(m: Array) -> Array:
     return jnp.linalg.eigh(m)[1][:, ::-1]
 
 
-def _power_iteration(m: Array) -> Array:
+def power_iteration(m: Array) -> Array:
     """The orthogonal factor of M's QR decomposition, its columns by falling eigenvalue, by repeated Cholesky-QR.
 
     Only products and triangular solves of matrices, so fast on accelerators, and no slower than Householder's on a CPU.

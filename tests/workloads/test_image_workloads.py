@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from workloads import registry
 from workloads.images.mnist_vit import MnistVitWorkload
 from workloads.images.pipeline import LabelledImages, TrainingBatches, evaluation_batches
 from workloads.images.vit import Gate, NormPlacement, Pooling, ViT, position_embedding
+from workloads.images.wide_resnet import WideResNet
 from workloads.images.workload import accuracy
 
 S16 = {
@@ -20,14 +22,12 @@ S16 = {
 
 def _images(n):
     pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1))
-    return LabelledImages(pixels, (np.arange(n) % 3).astype(np.int32), n_classes=3, mean=0.5, stddev=0.25)
+    return LabelledImages(pixels, (np.arange(n) % 3).astype(np.int32), n_classes=3)
 
 
 def _ids(batch):
-    """Pixel values, that is image numbers, from the normalised inputs."""
-    return (
-        np.rint((batch["inputs"][:, 0, 0, 0] * 0.25 + 0.5) * 255).astype(int)[batch["weights"] > 0].tolist()
-    )
+    """Pixel values, that is image numbers, of the real rows."""
+    return batch["inputs"][:, 0, 0, 0][batch["weights"] > 0].tolist()
 
 
 def _shapes(**options):
@@ -100,7 +100,7 @@ def test_evaluation_sees_each_image_once_and_pads_with_zero_weight():
     assert [i for batch in batches for i in _ids(batch)] == list(range(10))
     assert [batch["weights"].tolist() for batch in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
     assert all(
-        batch["inputs"].shape == (4, 2, 2, 1) and batch["targets"].shape == (4, 3) for batch in batches
+        batch["inputs"].shape == (4, 2, 2, 1) and batch["inputs"].dtype == np.uint8 and batch["targets"].shape == (4, 3) for batch in batches
     )
     np.testing.assert_array_equal(batches[1]["targets"], np.eye(3)[[1, 2, 0, 1]])
 
@@ -123,6 +123,21 @@ def test_each_epoch_is_another_permutation_and_a_restored_queue_continues():
     assert [_ids(next(restored)) for _ in range(3)] == drawn[7:]
     other_seed = queue(seed=6)
     assert sum([_ids(next(other_seed)) for _ in range(5)], []) != stream[:20]
+
+
+def test_the_model_sees_normalised_pixels_channel_by_channel():
+    inputs = registry.load("cifar10_wrn")._model_inputs(jnp.full((1, 2, 2, 3), 255, jnp.uint8))
+    expected = (1 - np.array([0.4914, 0.4822, 0.4465])) / np.array([0.2470, 0.2435, 0.2616])
+    np.testing.assert_allclose(inputs[0, 1, 0], expected, rtol=1e-6)
+
+
+def test_wide_resnet_16_4_has_the_papers_size_and_no_batch_statistics():
+    workload = registry.load("cifar10_wrn")
+    params = jax.eval_shape(lambda: workload.init_model_fn(jax.random.PRNGKey(0))[0])
+    # 2.7 M in the paper; its batch normalisation and this group normalisation have as many scales and offsets.
+    assert _count(params) == 2_748_890
+    with pytest.raises(ValueError, match="4 more than a multiple of 6"):
+        WideResNet(10, depth=17).init(jax.random.PRNGKey(0), jnp.zeros((1, 8, 8, 3)), train=False, dropout_rate=0.0)
 
 
 def test_mnist_is_what_the_workload_says():

@@ -20,6 +20,7 @@ from workloads.graphs.metrics import mean_average_precision
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.pipeline import BatchShape, TrainingBatches, evaluation_batches
 from workloads.graphs.store import PackedGraphs
+from workloads.graphs.synthetic import synthetic_molecules
 from workloads.random_keys import host_seed
 from workloads.spec import LossType
 
@@ -102,6 +103,18 @@ class GraphWorkload(FlaxWorkload):
         if split == "train":
             return TrainingBatches(graphs, graphs.indices("train"), shape, seed=host_seed(data_rng))
         return islice(evaluation_batches(graphs, self._evaluated(graphs, split), shape), num_batches)
+
+    def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> TrainingBatches:
+        shape = BatchShape.of(global_batch_size=global_batch_size, sub_batches=self.sub_batches)
+        seed = host_seed(data_rng)
+        graphs = synthetic_molecules(
+            4 * global_batch_size,
+            n_tasks=self.model.num_outputs,
+            node_feature_dim=self.node_feature_dim,
+            bond_feature_dim=self.edge_feature_dim,
+            seed=seed,
+        )
+        return TrainingBatches(graphs, graphs.indices("train"), shape, seed=seed)
 
     def _evaluated(self, graphs: PackedGraphs, split: str) -> np.ndarray:
         """Graph ids of a split; "eval_train" is the same random part of "train" in every run."""

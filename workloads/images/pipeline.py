@@ -8,13 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """A split as stored, and how a pixel becomes an input: (pixel / 255 - mean) / stddev."""
+    """A split in memory."""
 
     pixels: np.ndarray  # [n, height, width, channels] uint8
     labels: np.ndarray  # [n] int32
     n_classes: int
-    mean: float
-    stddev: float
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -22,14 +20,12 @@ class LabelledImages:
     def batch(self, indices: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
         """The given examples, filled up with zeros of weight 0 to `size` rows.
 
-        `inputs` [size, height, width, channels], `targets` one-hot [size, n_classes], `weights` [size]; all
+        `inputs` [size, height, width, channels] uint8, `targets` one-hot [size, n_classes] and `weights` [size]
         float32.
         """
         n_real = len(indices)
-        inputs = np.zeros((size, *self.pixels.shape[1:]), np.float32)
-        inputs[:n_real] = (self.pixels[indices] / np.float32(255) - np.float32(self.mean)) / np.float32(
-            self.stddev
-        )
+        inputs = np.zeros((size, *self.pixels.shape[1:]), np.uint8)
+        inputs[:n_real] = self.pixels[indices]
         targets = np.zeros((size, self.n_classes), np.float32)
         targets[np.arange(n_real), self.labels[indices]] = 1
         weights = (np.arange(size) < n_real).astype(np.float32)

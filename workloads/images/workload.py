@@ -1,22 +1,22 @@
 """What the image workloads share: loss, metric and batches.
 
-A concrete one brings model, data, sizes and a target.
+A concrete one brings model, data, sizes and a target. Images travel as bytes, and are normalised on the device.
 """
 
 import abc
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from workloads.evaluation import Predictions
 from workloads.flax_workload import FlaxWorkload
 from workloads.images.pipeline import LabelledImages, TrainingBatches, evaluation_batches
-from workloads.images.vit import ViT
 from workloads.random_keys import host_seed
 from workloads.spec import LossType
 
@@ -26,9 +26,12 @@ _EVAL_TRAIN_SEED = 0
 class ImageWorkload(FlaxWorkload):
     """Single-label classification of images."""
 
-    model: ViT
+    model: nn.Module  # with `num_classes`
     dropout_rate = 0.0
     image_shape: tuple[int, int, int]  # height, width, channels
+    # A pixel becomes (pixel / 255 - mean) / stddev, with a number for all channels or one for each.
+    pixel_mean: float | tuple[float, ...]
+    pixel_stddev: float | tuple[float, ...]
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +50,11 @@ class ImageWorkload(FlaxWorkload):
 
     def _smallest_inputs(self) -> jax.Array:
         return jnp.zeros((1, *self.image_shape))
+
+    def _model_inputs(self, inputs: jax.Array) -> jax.Array:
+        """uint8 [batch, height, width, channels] -> float32."""
+        pixels = inputs.astype(jnp.float32) / 255
+        return (pixels - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_stddev)
 
     def loss_fn(
         self,
@@ -87,6 +95,13 @@ class ImageWorkload(FlaxWorkload):
             seed = int(np.random.SeedSequence(host_seed(data_rng)).generate_state(1)[0])
             return TrainingBatches(images, batch_size=global_batch_size, seed=seed)
         return islice(evaluation_batches(images, batch_size=global_batch_size), num_batches)
+
+    def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
+        generator = np.random.default_rng(host_seed(data_rng))
+        pixels = generator.integers(0, 256, (global_batch_size, *self.image_shape), np.uint8)
+        labels = generator.integers(0, self.model.num_classes, global_batch_size, np.int32)
+        images = LabelledImages(pixels, labels, self.model.num_classes)
+        return repeat(images.batch(np.arange(global_batch_size), size=global_batch_size))
 
     def _with_eval_train(self, splits: dict[str, LabelledImages]) -> dict[str, LabelledImages]:
         """Adds "eval_train", the same random part of "train" in every run."""

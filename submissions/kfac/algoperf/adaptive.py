@@ -53,7 +53,7 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
         scaling: adam, or ekfac, which `damping`, `kl_clip` and `fallback_rate` are for.
     """
 
-    schedule_fraction: float = 0.5
+    schedule_fraction: float = 0.6
     statistics_period: int = 10
     refresh_period: int = 10
     scaling: str = "adam"

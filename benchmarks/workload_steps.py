@@ -7,11 +7,11 @@ block is a whole number of refresh periods, with its batches drawn beforehand, a
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import jax
 
-from tuning import records, search_space
+from benchmarks.timing import Timing, markdown
+from tuning import search_space
 from tuning.randomness import Keys, Stream
 from tuning.submission import Submission
 from workloads import registry
@@ -20,32 +20,21 @@ from workloads import registry
 _WARM_UP_STEPS = 20
 
 
-@dataclass
-class Timing:
-    """Seconds a step, one figure a block."""
-
-    name: str
-    blocks: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.blocks)
-
-
 class _Stepper:
     """One submission in the middle of training."""
 
-    def __init__(self, workload_name: str, submission: Submission, seed: int, data_dir: str):
+    def __init__(
+        self, workload_name: str, submission: Submission, batch_size: int, synthetic: bool, seed: int, data_dir: str
+    ):
         self.submission = submission
         self._workload = registry.load(workload_name)
         self._keys = Keys(seed, 1)
         self._hyperparameters = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
-        self._queue = self._workload._build_input_queue(
-            self._keys.of(Stream.DATA),
-            "train",
-            data_dir=data_dir,
-            global_batch_size=submission.get_batch_size(workload_name),
-        )
+        key = self._keys.of(Stream.DATA)
+        if synthetic:
+            self._queue = self._workload.synthetic_queue(key, batch_size)
+        else:
+            self._queue = self._workload._build_input_queue(key, "train", data_dir, batch_size)
         self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
         self._state = submission.init_optimizer_state(
             self._workload,
@@ -58,8 +47,8 @@ class _Stepper:
 
     def block(self, n_steps: int) -> float:
         """Take `n_steps` steps and return the mean seconds of one."""
-        batches = [next(self._queue) for _ in range(n_steps)]
-        jax.block_until_ready((self._state[0], self._params))
+        batches = [jax.device_put(next(self._queue)) for _ in range(n_steps)]
+        jax.block_until_ready((batches, self._state[0], self._params))
         started = time.perf_counter()
         for batch in batches:
             self._state, self._params, self._model_state = self.submission.update_params(
@@ -84,50 +73,30 @@ def step_times(
     workload_name: str,
     submissions: Sequence[Submission],
     *,
+    batch_size: int,
+    synthetic: bool,
     n_blocks: int,
     block_steps: int,
     seed: int,
     data_dir: str,
 ) -> list[Timing]:
     """Time every submission on one workload; all share the random seed, and so the batches."""
-    steppers = [_Stepper(workload_name, submission, seed, data_dir) for submission in submissions]
+    steppers = [_Stepper(workload_name, own, batch_size, synthetic, seed, data_dir) for own in submissions]
     timings = [Timing(submission.name) for submission in submissions]
     for stepper in steppers:
         stepper.block(_WARM_UP_STEPS)
     for _ in range(n_blocks):
         for stepper, timing in zip(steppers, timings, strict=True):
-            timing.blocks.append(stepper.block(block_steps))
+            timing.rounds.append(stepper.block(block_steps))
     return timings
-
-
-def report(
-    workload_names: Sequence[str],
-    submissions: Sequence[Submission],
-    *,
-    num_blocks: int,
-    block_steps: int,
-    seed: int,
-    data_dir: str,
-) -> str:
-    """Markdown: a table a workload, ratios to the first submission, and where and how it was measured."""
-    parts = ["# Seconds of an update step", "", records.provenance([records.environment()])]
-    parts += [f"{num_blocks} blocks of {block_steps} steps each, in turn, one process; seed {seed}.", ""]
-    for name in workload_names:
-        timings = step_times(
-            name, submissions, n_blocks=num_blocks, block_steps=block_steps, seed=seed, data_dir=data_dir
-        )
-        parts += [f"## {name}, batch {submissions[0].get_batch_size(name)}", "", table(timings), ""]
-    return "\n".join(parts)
 
 
 def table(timings: Sequence[Timing]) -> str:
     """Median milliseconds a step; the ratio to the first timing, block by block: median, least and most."""
     base = timings[0]
-    rows = ["| submission | ms a step (median) | ratio (median) | least | most |", "|---|---|---|---|---|"]
+    rows = []
     for timing in timings:
-        ratios = [own / other for own, other in zip(timing.blocks, base.blocks, strict=True)]
-        rows.append(
-            f"| {timing.name} | {1e3 * timing.median:.1f} | {statistics.median(ratios):.2f} "
-            f"| {min(ratios):.2f} | {max(ratios):.2f} |"
-        )
-    return "\n".join(rows)
+        ratios = [own / other for own, other in zip(timing.rounds, base.rounds, strict=True)]
+        spread = (statistics.median(ratios), min(ratios), max(ratios))
+        rows.append([timing.name, f"{1e3 * timing.median:.1f}", *(f"{ratio:.2f}" for ratio in spread)])
+    return markdown(["submission", "ms a step (median)", "ratio (median)", "least", "most"], rows)

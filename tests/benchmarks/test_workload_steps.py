@@ -1,4 +1,5 @@
-from tuning.bench import Timing, table
+from benchmarks.timing import Timing
+from benchmarks.workload_steps import table
 
 
 def test_ratios_are_taken_block_by_block():

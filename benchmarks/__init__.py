@@ -1,0 +1,1 @@
+"""What curvature costs: step times, memory, counted operations, and how they grow. Sees both halves of the suite."""

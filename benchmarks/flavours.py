@@ -1,0 +1,103 @@
+"""K-FAC-expand against K-FAC-reduce on one model: seconds, memory and counted operations of an update step.
+
+Source: the paper's timing of a Wide ResNet, Eschenhagen et al., 2023.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks.programs import PARTS, cost_of_parts, step_programs
+from benchmarks.timing import markdown
+from submissions.algoperf.problem import Problem
+from submissions.kfac.algoperf import KFAC
+from submissions.kfac.capture import capture
+from submissions.kfac.convolution import patches
+from submissions.kfac.factors import Use, input_factor, output_factor
+from submissions.kfac.layers import Layer, find_layers
+from submissions.kfac.sharing import Rows, Sharing
+from workloads import registry
+
+
+def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int, seed: int) -> str:
+    """A row for each batch size and flavour; an update step estimates the factors anew and applies the inverses."""
+    columns = ["batch", "flavour", "update step (ms)", "expand / reduce", *(f"{part} (ms)" for part in PARTS)]
+    rows = []
+    for batch_size in batch_sizes:
+        workload = registry.load(workload_name)
+        batch = next(workload.synthetic_queue(seed, batch_size))
+        found = {}
+        for sharing in Sharing:
+            programs = step_programs(workload, KFAC(sharing), batch, seed)
+            memory = programs["factors"].bytes / 2**30
+            parts, timings = cost_of_parts(programs, n_rounds=n_rounds)
+            found[sharing] = timings["factors"].median, parts, memory
+        base = found[Sharing.EXPAND][0]
+        for sharing, (seconds, parts, memory) in found.items():
+            cells = [1e3 * parts[part] for part in PARTS]
+            rows.append([batch_size, sharing.value, 1e3 * seconds, base / seconds, *cells, memory])
+    return markdown([*columns, "memory (GiB)"], rows)
+
+
+def operations_table(workload_name: str, batch_size: int) -> str:
+    """A row for each distinct layer side: operations of its factor, counted by the compiler, against the ideal saving.
+
+    With R positions of an example and width d, expand multiplies R d² numbers for an example and reduce adds R d and
+    multiplies d²: ideally R d / (R + d) times fewer.
+    """
+    rows, seen = [], set()
+    for layer, side, use in sides(workload_name, batch_size):
+        positions, width = positions_and_width(use)
+        if positions == 1 or (positions, width) in seen:
+            continue
+        seen.add((positions, width))
+        counts = {sharing: factor_flops(side, use, layer, sharing) for sharing in Sharing}
+        ideal = positions * width / (positions + width)
+        saving = counts[Sharing.EXPAND] / counts[Sharing.REDUCE]
+        giga = [counts[sharing] / 1e9 for sharing in Sharing]
+        rows.append([layer.name, side, positions, width, *giga, saving, ideal, saving / ideal])
+    columns = ["layer", "factor", "R", "d", "expand (GFLOP)", "reduce (GFLOP)", "saving", "ideal", "of ideal"]
+    return markdown(columns, rows)
+
+
+def factor_flops(side: str, use: Use, layer: Layer, sharing: Sharing) -> float:
+    """Floating-point operations of the compiled factor "A" or "B" of one use, whose `values` may be a shape alone."""
+
+    def factor(values: jax.Array) -> jax.Array:
+        uses = [use._replace(values=values)]
+        if side == "A":
+            return input_factor(uses, sharing, layer.has_bias)
+        return output_factor(uses, sharing, jax.numpy.float32(len(values)))
+
+    return jax.jit(factor).lower(use.values).compile().cost_analysis()["flops"]
+
+
+def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use]]:
+    """Every captured layer's "A" and "B" side and its first use, of which `values` is a shape alone."""
+    workload = registry.load(workload_name)
+    batch = next(workload.synthetic_queue(0, batch_size))
+    params = jax.eval_shape(lambda: workload.init_model_fn(jax.random.PRNGKey(0))[0])
+    layers = find_layers(params)
+    convolutions = {}
+
+    def values(params: Any) -> tuple[dict, dict]:
+        problem = Problem(workload, batch, None, 0.0, None, jax.random.PRNGKey(0))
+        captured = capture(problem.forward, params, layers)
+        convolutions.update(captured.convolutions)
+        return captured.inputs, captured.pullback(captured.outputs)[1]
+
+    inputs, gradients = jax.eval_shape(values, params)
+    for layer in layers:
+        if layer.name in inputs:
+            yield layer, "A", Use(inputs[layer.name][0], Rows(batch_size), convolutions.get(layer.name))
+            yield layer, "B", Use(gradients[layer.name][0], Rows(batch_size))
+
+
+def positions_and_width(use: Use) -> tuple[int, int]:
+    """R and d of a layer's side, those of its patches where it is a convolution."""
+    shape = use.values.shape
+    if use.convolution is not None:
+        shape = jax.eval_shape(lambda x: patches(x, use.convolution), use.values).shape
+    return math.prod(shape[1:-1]), shape[-1]

@@ -1,0 +1,110 @@
+"""How the parts of a step grow with a model's width, its depth and the shared positions of an example."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import matplotlib
+from flax import linen as nn
+
+from benchmarks.programs import PARTS, cost_of_parts, step_programs
+from benchmarks.timing import markdown
+from submissions.kfac.algoperf import KFAC, EKFACAdam
+from submissions.kfac.sharing import Sharing
+from workloads.images.pipeline import LabelledImages
+from workloads.images.workload import ImageWorkload
+
+ALGORITHMS = {
+    "kfac_expand": KFAC(Sharing.EXPAND),
+    "kfac_reduce": KFAC(Sharing.REDUCE),
+    "ekfac_adam_expand": EKFACAdam(Sharing.EXPAND),
+    "ekfac_adam_reduce": EKFACAdam(Sharing.REDUCE),
+}
+_BATCH_SIZE = 32
+_START = {"width": 256, "depth": 2, "positions": 64}
+
+
+class TokenMLP(nn.Module):
+    """[batch, positions, width, 1] -> logits [batch, num_classes]: residual Dense layers at every position, a mean."""
+
+    num_classes: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        del train, dropout_rate
+        x = x[..., 0]
+        for _ in range(self.depth):
+            x = x + nn.gelu(nn.Dense(x.shape[-1])(x))
+        return nn.Dense(self.num_classes)(x.mean(1))
+
+
+class TokenWorkload(ImageWorkload):
+    """Random tokens in the form of images, to time steps alone."""
+
+    pixel_mean, pixel_stddev = 0.5, 0.25
+    eval_batch_size = _BATCH_SIZE
+
+    def __init__(self, width: int, depth: int, positions: int):
+        super().__init__()
+        self.model = TokenMLP(num_classes=10, depth=depth)
+        self.image_shape = (positions, width, 1)
+
+    def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
+        raise NotImplementedError("made-up tokens have no data set")
+
+
+Cost = Mapping[str, Mapping[str, float]]  # algorithm -> part -> seconds
+
+
+def measure(axis: str, sizes: Sequence[int], *, n_rounds: int, seed: int) -> dict[int, Cost]:
+    """Size along "width", "depth" or "positions" -> what each part costs each algorithm."""
+    return {size: _cost(**(_START | {axis: size}), n_rounds=n_rounds, seed=seed) for size in sizes}
+
+
+def table(axis: str, costs: Mapping[int, Cost]) -> str:
+    rows = [
+        [size, name, *(1e3 * parts[part] for part in PARTS)]
+        for size, cost in costs.items()
+        for name, parts in cost.items()
+    ]
+    return markdown([axis, "submission", *(f"{part} (ms)" for part in PARTS)], rows)
+
+
+def plot(by_axis: Mapping[str, Mapping[int, Cost]], path: Path, title: str) -> None:
+    """A panel for each axis and part, a line for each algorithm, on logarithmic scales."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = PARTS[1:]
+    figure, panels = pyplot.subplots(
+        len(by_axis), len(shown), figsize=(4 * len(shown), 3.2 * len(by_axis)), sharex="row", squeeze=False
+    )
+    looks = [("C0", "-", "o"), ("C0", "--", "s"), ("C1", "-", "^"), ("C1", "--", "v")]
+    styles = dict(zip(ALGORITHMS, looks, strict=True))
+    for row, (axis, costs) in zip(panels, by_axis.items(), strict=True):
+        for panel, part in zip(row, shown, strict=True):
+            for name, (color, line, marker) in styles.items():
+                # A difference of two timings may come out below zero where the part costs next to nothing.
+                points = [(size, 1e3 * cost[name][part]) for size, cost in costs.items() if cost[name][part] > 0]
+                panel.plot(*zip(*points, strict=True), color=color, linestyle=line, marker=marker, label=name)
+            base = [1e3 * next(iter(cost.values()))[PARTS[0]] for cost in costs.values()]
+            panel.plot(list(costs), base, color="0.5", linestyle=":", label=PARTS[0])
+            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=f"{part}, by {axis}")
+            panel.set_xticks(list(costs), [str(size) for size in costs])
+            panel.minorticks_off()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle(title)
+    figure.set_layout_engine("constrained")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _cost(*, width: int, depth: int, positions: int, n_rounds: int, seed: int) -> Cost:
+    workload = TokenWorkload(width, depth, positions)
+    batch = next(workload.synthetic_queue(seed, _BATCH_SIZE))
+    return {
+        name: cost_of_parts(step_programs(workload, algorithm, batch, seed), n_rounds=n_rounds)[0]
+        for name, algorithm in ALGORITHMS.items()
+    }

@@ -1,0 +1,207 @@
+"""kfac-jax beside this K-FAC on a model that both can train, a stack of Dense layers: factors, then seconds a step.
+
+kfac-jax is no dependency: install it from its repository, google-deepmind/kfac-jax, at a commit that runs on the
+installed JAX.
+"""
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from benchmarks.timing import in_turn, markdown
+from submissions.kfac.estimate import estimate
+from submissions.kfac.fisher import Fisher, Geometry, LossKind
+from submissions.kfac.layers import find_layers
+from submissions.kfac.sharing import Sharing, batch_layout
+from submissions.kfac_expand import submission
+from workloads.images.pipeline import LabelledImages
+from workloads.images.workload import ImageWorkload
+
+PERIOD = 5  # of both libraries' factors and inverses
+_N_INPUTS, _N_CLASSES, _DEPTH = 784, 10, 3
+_LEARNING_RATE, _DAMPING, _DECAY, _MOMENTUM = 1e-3, 1e-2, 0.95, 0.9
+
+
+class MLP(nn.Module):
+    """[batch, height, width, 1] -> logits [batch, num_classes]."""
+
+    width: int
+    num_classes: int = _N_CLASSES
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+        del train, dropout_rate
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(_DEPTH - 1):
+            x = nn.tanh(nn.Dense(self.width)(x))
+        return nn.Dense(self.num_classes)(x)
+
+
+class MLPWorkload(ImageWorkload):
+    image_shape = (28, 28, 1)
+    pixel_mean, pixel_stddev = 0.5, 0.25
+    eval_batch_size = 1
+    step_hint = 1000
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.model = MLP(width)
+
+    def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
+        raise NotImplementedError("made-up images have no data set")
+
+
+def available() -> bool:
+    try:
+        import kfac_jax  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def factors_table(width: int, batch_size: int, seed: int) -> str:
+    """The exact Fisher's factors of one batch by both, and the largest difference relative to the largest entry."""
+    workload = MLPWorkload(width)
+    batch, params = _start(workload, batch_size, seed)
+    layers = find_layers(params)
+    own = estimate(
+        lambda p: (_logits(workload, p, batch), None),
+        lambda z: (_summed_loss(z, batch), jnp.asarray(batch_size)),
+        params,
+        layers=layers,
+        layout=batch_layout(batch_size),
+        sharing=Sharing.EXPAND,
+        fisher=Fisher.EXACT,
+        geometry=Geometry(LossKind.SOFTMAX),
+        key=jax.random.PRNGKey(seed),
+    ).factors
+    optimizer = _optimizer(workload, "fisher_exact")
+    state = optimizer.init(params, jax.random.PRNGKey(seed), batch)
+    _, state, _ = _kfac_jax_step(optimizer, params, state, batch, 0, seed)
+    theirs = _kfac_jax_factors(optimizer, state)
+    rows = []
+    for layer in layers:
+        for side, ours in zip("AB", own[layer.name], strict=True):
+            match = min(theirs, key=lambda t, o=ours: _difference(o, t))
+            rows.append([layer.name, side, f"{len(ours)}", f"{_difference(ours, match):.1e}"])
+    return markdown(["layer", "factor", "width", "relative difference"], rows)
+
+
+def steps_table(widths: Sequence[int], batch_size: int, *, n_rounds: int, seed: int) -> str:
+    """Milliseconds a step, averaged over whole periods of both libraries, side by side."""
+    rows = []
+    for width in widths:
+        blocks = {"this": _own_block(width, batch_size, seed), "kfac-jax": _kfac_jax_block(width, batch_size, seed)}
+        timings = in_turn(blocks, n_rounds=n_rounds, min_round_s=0.5)
+        own, theirs = (1e3 * timings[name].median / PERIOD for name in blocks)
+        rows.append([width, batch_size, own, theirs, own / theirs])
+    return markdown(["width", "batch", "this (ms)", "kfac-jax (ms)", "ratio"], rows)
+
+
+def _start(workload: MLPWorkload, batch_size: int, seed: int) -> tuple[dict[str, jax.Array], Any]:
+    batch = jax.device_put(next(workload.synthetic_queue(seed, batch_size)))
+    return batch, workload.init_model_fn(jax.random.PRNGKey(seed))[0]
+
+
+def _logits(workload: MLPWorkload, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    inputs = workload._model_inputs(batch["inputs"])
+    return workload.model.apply({"params": params}, inputs, train=True, dropout_rate=0.0)
+
+
+def _summed_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    return -(jax.nn.log_softmax(logits) * batch["targets"]).sum()
+
+
+def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
+    """`PERIOD` steps of kfac_expand through the contract; a Dense layer without shared positions has one flavour."""
+    workload, key = MLPWorkload(width), jax.random.PRNGKey(seed)
+    batch, params = _start(workload, batch_size, seed)
+    point = {
+        "learning_rate": _LEARNING_RATE,
+        "damping": _DAMPING,
+        "one_minus_beta1": 1 - _MOMENTUM,
+        "factor_decay": _DECAY,
+        "statistics_period": PERIOD,
+        "refresh_period": PERIOD,
+        "early_steps": 0,
+    }
+    h = namedtuple("Point", point)(**point)
+
+    carry = [submission.init_optimizer_state(workload, params, None, h, key), params, 0]
+
+    def block() -> Any:
+        for _ in range(PERIOD):
+            state, params, _ = submission.update_params(
+                workload, carry[1], None, None, h, batch, None, carry[0], [], carry[2], key
+            )
+            carry[:] = state, params, carry[2] + 1
+        return carry[0][0], carry[1]
+
+    return block
+
+
+def _kfac_jax_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
+    workload = MLPWorkload(width)
+    batch, params = _start(workload, batch_size, seed)
+    optimizer = _optimizer(workload, "fisher_gradients")
+    carry = [params, optimizer.init(params, jax.random.PRNGKey(seed), batch), 0]
+
+    def block() -> Any:
+        for _ in range(PERIOD):
+            params, state, _ = _kfac_jax_step(optimizer, carry[0], carry[1], batch, carry[2], seed)
+            carry[:] = params, state, carry[2] + 1
+        return carry[0], carry[1]
+
+    return block
+
+
+def _optimizer(workload: MLPWorkload, estimation_mode: str) -> Any:
+    import kfac_jax
+
+    def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        logits = _logits(workload, params, batch)
+        kfac_jax.register_softmax_cross_entropy_loss(logits, batch["targets"].argmax(-1))
+        return _summed_loss(logits, batch) / len(logits)
+
+    return kfac_jax.Optimizer(
+        value_and_grad_func=jax.value_and_grad(loss),
+        l2_reg=0.0,
+        estimation_mode=estimation_mode,
+        curvature_ema=_DECAY,
+        curvature_update_period=PERIOD,
+        inverse_update_period=PERIOD,
+        num_burnin_steps=0,
+    )
+
+
+def _kfac_jax_step(optimizer: Any, params: Any, state: Any, batch: Any, step: int, seed: int) -> tuple[Any, Any, Any]:
+    return optimizer.step(
+        params,
+        state,
+        jax.random.PRNGKey(seed),
+        batch=batch,
+        global_step_int=step,
+        momentum=_MOMENTUM,
+        damping=_DAMPING,
+        learning_rate=_LEARNING_RATE,
+    )
+
+
+def _kfac_jax_factors(optimizer: Any, state: Any) -> list[np.ndarray]:
+    """Every Kronecker factor in the state, in no particular order."""
+    averages = [
+        factor.value for block in state.estimator_state.blocks_states for factor in getattr(block, "factors", ())
+    ]
+    return [np.asarray(average) for average in averages]
+
+
+def _difference(ours: jax.Array, theirs: np.ndarray) -> float:
+    ours = np.asarray(ours)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())

@@ -1,0 +1,76 @@
+"""Ways to make a warm-started eigenbasis orthogonal after a power iteration: seconds and orthogonality."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import in_turn, markdown
+from submissions.kfac import eigenbasis
+
+_N_NEWTON_SCHULZ = 20  # from a norm of 1, 1.5 ** 20 lifts singular values of 3e-4 to near 1
+
+
+def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
+    """A row for each width and way, on a rank-deficient factor seen in a basis that lags behind it.
+
+    "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
+    as part of the whole: how far the factor is from diagonal afterwards (`before` in the lagging basis).
+    """
+    rows = []
+    for width in widths:
+        m, before = _lagging(width, seed)
+        ways = {name: jax.jit(way) for name, way in _WAYS.items()}
+        timings = in_turn({name: partial(way, m) for name, way in ways.items()}, n_rounds=n_rounds)
+        for name, way in ways.items():
+            turn = np.asarray(way(m), np.float64)
+            error = float(np.abs(turn.T @ turn - np.eye(width)).max())
+            after = _off_diagonal(turn.T @ np.asarray(m, np.float64) @ turn)
+            rows.append([width, name, 1e3 * timings[name].median, f"{error:.0e}", f"{after:.0e}", f"{before:.0e}"])
+    return markdown(["width", "way", "ms", "orthogonality", "off-diagonal", "before"], rows)
+
+
+def _lagging(width: int, seed: int) -> tuple[jax.Array, float]:
+    """M = Qᵀ A Q float32 of a factor of half rank, with Q the eigenvectors of the factor five estimates before."""
+    generator = np.random.default_rng(seed)
+    decay = np.geomspace(1, 1e-3, width)
+    rows = generator.normal(size=(6, width // 2, width)) * decay
+    factors = np.einsum("kri,krj->kij", rows, rows) / (width // 2)
+    old = factors[0]
+    new = old + 0.05 * (factors[1:].mean(0) - old)
+    basis = np.linalg.eigh(old)[1][:, ::-1]
+    m = eigenbasis.in_basis(jnp.asarray(new, jnp.float32), jnp.asarray(basis, jnp.float32))
+    return m, _off_diagonal(np.asarray(m, np.float64))
+
+
+def _off_diagonal(m: np.ndarray) -> float:
+    return float(np.linalg.norm(m - np.diag(np.diag(m))) / np.linalg.norm(m))
+
+
+def _householder(m: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(_sorted(m))[0]
+
+
+def _newton_schulz(m: jax.Array) -> jax.Array:
+    """The orthogonal matrix nearest to M's columns: slow to come where these are nearly dependent."""
+    x = _sorted(m)
+    x = x / jnp.linalg.norm(x)
+    for _ in range(_N_NEWTON_SCHULZ):
+        gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+        x = 1.5 * x - 0.5 * jnp.matmul(x, gram, precision=jax.lax.Precision.HIGHEST)
+    return x
+
+
+def _sorted(m: jax.Array) -> jax.Array:
+    columns = m[:, jnp.argsort(-jnp.diagonal(m))]
+    return columns / jnp.linalg.norm(columns, axis=0)
+
+
+_WAYS = {
+    "Householder QR": _householder,
+    "Cholesky-QR, three passes": eigenbasis.power_iteration,
+    "Newton-Schulz": _newton_schulz,
+    "eigh": eigenbasis.eigenvectors,
+}

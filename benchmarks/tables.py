@@ -1,0 +1,141 @@
+"""The tables of `scripts/bench_step.py`, each a Markdown file with where and how it was measured."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from benchmarks import flavours, growth, kfac_jax_mlp, orthogonalisation, workload_steps
+from tuning import records
+from tuning.errors import UserError
+from tuning.submission import load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        workloads, submissions: for the table of whole steps; ratios are to the first submission.
+        batch_size: of those, None for each submission's own.
+        synthetic: whether those run on random batches, as without the data set.
+        batch_sizes: for expand against reduce.
+        sizes: axis of growth -> sizes.
+        n_rounds: repetitions, of which the median counts.
+        block_steps: steps of a repetition of whole steps, a multiple of every period.
+    """
+
+    workloads: Sequence[str]
+    submissions: Sequence[str]
+    batch_size: int | None
+    synthetic: bool
+    batch_sizes: Sequence[int]
+    widths: Sequence[int]
+    n_rounds: int
+    block_steps: int
+    seed: int
+    data_dir: str
+    out: Path
+
+
+def write(name: str, options: Options) -> str:
+    """Measure the table called `name`, write it to `options.out`, and return it.
+
+    Raises:
+        UserError: there is no such table, or what it needs is not installed.
+    """
+    if name not in _TABLES:
+        raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
+    title, table = _TABLES[name]
+    head = [f"# {title}", "", records.provenance([records.environment()])]
+    head.append(f"Medians of {options.n_rounds} rounds, what is compared in turn in one process; seed {options.seed}.")
+    text = "\n".join([*head, "", table(options), ""])
+    records.write_text(options.out / f"{name}.md", text)
+    return text
+
+
+def _steps(options: Options) -> str:
+    submissions = [load(f"submissions/{name}") for name in options.submissions]
+    parts = []
+    for name in options.workloads:
+        batch_size = options.batch_size or submissions[0].get_batch_size(name)
+        timings = workload_steps.step_times(
+            name,
+            submissions,
+            batch_size=batch_size,
+            synthetic=options.synthetic,
+            n_blocks=options.n_rounds,
+            block_steps=options.block_steps,
+            seed=options.seed,
+            data_dir=options.data_dir,
+        )
+        data = "synthetic data" if options.synthetic else "its own data"
+        parts += [f"## {name}, batch {batch_size}, {data}", "", workload_steps.table(timings), ""]
+    return "\n".join([f"Blocks of {options.block_steps} steps, whole periods.", "", *parts]).rstrip()
+
+
+def _flavours(options: Options) -> str:
+    steps = flavours.step_table("cifar10_wrn", options.batch_sizes, n_rounds=options.n_rounds, seed=options.seed)
+    operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
+    return "\n".join(
+        [
+            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. An update step estimates the factors and",
+            "applies the last inverses; `refresh` is what inverting all factors adds to a step. Memory is the",
+            "compiler's count of the update step's arguments, results and temporaries.",
+            "",
+            steps,
+            "",
+            f"Counted operations of each factor, batch {options.batch_sizes[0]}; layers of a like shape once:",
+            "",
+            operations,
+        ]
+    )
+
+
+def _growth(options: Options) -> str:
+    widths = options.widths
+    sizes = {"width": widths, "depth": [2, 4, 8, 16], "positions": [16, 64, 256, 1024]}
+    costs = {
+        axis: growth.measure(axis, values, n_rounds=options.n_rounds, seed=options.seed)
+        for axis, values in sizes.items()
+    }
+    for kind in ("png", "svg"):
+        growth.plot(costs, options.out / f"growth.{kind}", f"Cost of a step's parts on {jax.devices()[0].device_kind}")
+    parts = ["Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said.", ""]
+    for axis, cost in costs.items():
+        parts += [f"## By {axis}", "", growth.table(axis, cost), ""]
+    return "\n".join(parts).rstrip()
+
+
+def _orthogonalisation(options: Options) -> str:
+    return orthogonalisation.table(options.widths, n_rounds=options.n_rounds, seed=options.seed)
+
+
+def _kfac_jax(options: Options) -> str:
+    if not kfac_jax_mlp.available():
+        raise UserError("kfac_jax is not installed: see benchmarks/kfac_jax_mlp.py, or leave this table out")
+    widths = [width for width in options.widths if width <= 1024]
+    factors = kfac_jax_mlp.factors_table(widths[0], 64, options.seed)
+    steps = kfac_jax_mlp.steps_table(widths, 64, n_rounds=options.n_rounds, seed=options.seed)
+    return "\n".join(
+        [
+            f"A stack of three Dense layers; factors and inverses every {kfac_jax_mlp.PERIOD} steps in both.",
+            "",
+            steps,
+            "",
+            "Factors of the exact Fisher on one batch, difference relative to the largest entry:",
+            "",
+            factors,
+        ]
+    )
+
+
+_TABLES = {
+    "steps": ("Seconds of an update step", _steps),
+    "flavours": ("K-FAC-expand against K-FAC-reduce", _flavours),
+    "growth": ("How cost grows", _growth),
+    "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),
+    "kfac_jax": ("Beside kfac-jax", _kfac_jax),
+}
+NAMES = tuple(_TABLES)

@@ -1,0 +1,59 @@
+"""Seconds of things measured in turn, so that a machine whose speed drifts slows all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+
+@dataclass
+class Timing:
+    """Seconds a call, one figure a round."""
+
+    name: str
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+def in_turn(
+    functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2
+) -> dict[str, Timing]:
+    """Call all functions once to warm up, then in rounds, each as often as fills about `min_round_s`.
+
+    A function returns its arrays, and one call's work comes before the next one's: a round ends when the device has
+    finished the last.
+    """
+    calls = {}
+    for name, function in functions.items():
+        jax.block_until_ready(function())
+        calls[name] = max(1, round(min_round_s / _seconds(function, 1)))
+    timings = {name: Timing(name) for name in functions}
+    for _ in range(n_rounds):
+        for name, function in functions.items():
+            timings[name].rounds.append(_seconds(function, calls[name]))
+    return timings
+
+
+def _seconds(function: Callable[[], Any], n_calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(n_calls):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - started) / n_calls
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats to three significant digits."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

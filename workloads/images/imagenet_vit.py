@@ -1,0 +1,48 @@
+"""`imagenet_vit`: ViT-S/16 on ImageNet (ILSVRC 2012), tested on ImageNet-V2; and AlgoPerf's three variants of it.
+
+Data: TFDS `imagenet2012` 5.1.0 and `imagenet_v2/matched-frequency`. Source of model, sizes, budgets and targets: the
+AlgoPerf benchmark, v0.6.
+"""
+
+from workloads.images.vit import Gate, NormPlacement, Pooling, ViT
+from workloads.images.workload import ImageWorkload
+from workloads.spec import Budget, SplitSizes, Target
+
+
+def _vit_s16(**variant: object) -> ViT:
+    return ViT(num_classes=1000, patch_size=(16, 16), width=384, depth=12, mlp_dim=1536, num_heads=6, **variant)
+
+
+class ImagenetVitWorkload(ImageWorkload):
+    model = _vit_s16()
+    image_shape = (224, 224, 3)
+    pixel_mean, pixel_stddev = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    validation_target = Target("accuracy", 0.77309)
+    test_target = Target("accuracy", 0.6519)
+    budget = Budget(step_hint=167_999, max_allowed_runtime_s=69_768, eval_period_s=420)
+    split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
+
+    def _load_splits(self, data_dir):
+        raise FileNotFoundError(data_dir)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return 2048
+
+
+class ImagenetVitGluWorkload(ImagenetVitWorkload):
+    model = _vit_s16(gate=Gate.GLU)
+    validation_target = Target("accuracy", 0.75738)
+    test_target = Target("accuracy", 0.6359)
+
+
+class ImagenetVitPostLnWorkload(ImagenetVitWorkload):
+    model = _vit_s16(norm=NormPlacement.AFTER)
+    validation_target = Target("accuracy", 0.75312)
+    test_target = Target("accuracy", 0.6286)
+
+
+class ImagenetVitMapWorkload(ImagenetVitWorkload):
+    model = _vit_s16(pooling=Pooling.ATTENTION)
+    validation_target = Target("accuracy", 0.77113)
+    test_target = Target("accuracy", 0.6523)
