@@ -11,7 +11,7 @@ from benchmarks.programs import PARTS, cost_of_parts, step_programs
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, EKFACAdam
 from submissions.kfac.sharing import Sharing
-from workloads.images.pipeline import LabelledImages
+from workloads.images.memory import LabelledImages
 from workloads.images.workload import ImageWorkload
 
 ALGORITHMS = {

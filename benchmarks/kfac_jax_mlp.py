@@ -19,7 +19,7 @@ from submissions.kfac.fisher import Fisher, Geometry, LossKind
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing, batch_layout
 from submissions.kfac_expand import submission
-from workloads.images.pipeline import LabelledImages
+from workloads.images.memory import LabelledImages
 from workloads.images.workload import ImageWorkload
 
 PERIOD = 5  # of both libraries' factors and inverses

@@ -25,12 +25,15 @@ _KFAC_POINT = _POINT | {"damping": 1e-2}
 
 
 class Program:
-    """A compiled step that feeds its own state back to itself: (state, batch) -> state."""
+    """A compiled step that feeds its own state back to itself: (state, batch) -> state.
+
+    Args:
+        state, batch: arrays, or their shapes where the program is not to be called.
+    """
 
     def __init__(self, step: Callable[[PyTree, PyTree], PyTree], state: PyTree, batch: PyTree):
-        self._batch = jax.device_put(batch)
-        self._compiled = jax.jit(step, donate_argnums=0).lower(state, self._batch).compile()
-        self._state = jax.tree.map(jnp.copy, state)
+        self._compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        self._state, self._batch = state, batch
 
     def __call__(self) -> PyTree:
         self._state = self._compiled(self._state, self._batch)
@@ -49,18 +52,38 @@ class Program:
 
 def step_programs(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int) -> dict[str, Program]:
     """The programs that each add one of `PARTS`: SGD, then the algorithm's step without news, with factors, and all."""
-    params, model_state = workload.init_model_fn(jax.random.PRNGKey(seed))
-    is_classical = isinstance(algorithm, KFAC)
-    point = _KFAC_POINT if is_classical else _POINT
-    h = hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
-    variants = [(False, False), (True, False), (True, True)]
-    if not is_classical:
-        variants = [(False, None), (True, None), (True, Refresh.POWER)]
-    state = (algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed))
-    steps = [_sgd, *(functools.partial(_step, algorithm, h, variant) for variant in variants)]
+    h = _hyperparameters(algorithm)
+    state, batch = _start(workload, algorithm, h, seed), jax.device_put(batch)
     return {
-        part: Program(functools.partial(step, workload), state, batch) for part, step in zip(PARTS, steps, strict=True)
+        part: Program(_step_to(part, workload, algorithm, h), jax.tree.map(jnp.copy, state), batch) for part in PARTS
     }
+
+
+def whole_step(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int) -> Program:
+    """The program of all `PARTS`, from shapes alone, to ask for its memory."""
+    h = _hyperparameters(algorithm)
+    state, batch = jax.eval_shape(lambda b: (_start(workload, algorithm, h, seed), b), batch)
+    return Program(_step_to(PARTS[-1], workload, algorithm, h), state, batch)
+
+
+def _hyperparameters(algorithm: Algorithm) -> Any:
+    point = _KFAC_POINT if isinstance(algorithm, KFAC) else _POINT
+    return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
+
+
+def _start(workload: Any, algorithm: Algorithm, h: Any, seed: int) -> PyTree:
+    params, model_state = workload.init_model_fn(jax.random.PRNGKey(seed))
+    return algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed)
+
+
+def _step_to(part: str, workload: Any, algorithm: Algorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
+    """The step with everything up to `part`."""
+    if part == PARTS[0]:
+        return functools.partial(_sgd, workload)
+    refresh = {PARTS[1]: None, PARTS[2]: None, PARTS[3]: Refresh.POWER}[part]
+    if isinstance(algorithm, KFAC):
+        refresh = refresh is not None
+    return functools.partial(_step, algorithm, h, (part != PARTS[1], refresh), workload)
 
 
 def cost_of_parts(programs: Mapping[str, Program], *, n_rounds: int) -> tuple[dict[str, float], dict[str, Timing]]:

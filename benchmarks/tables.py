@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import flavours, growth, kfac_jax_mlp, orthogonalisation, workload_steps
+from benchmarks import flavours, growth, input_pipelines, kfac_jax_mlp, memory, orthogonalisation, workload_steps
 from tuning import records
 from tuning.errors import UserError
 from tuning.submission import load
@@ -131,11 +131,30 @@ def _kfac_jax(options: Options) -> str:
     )
 
 
+def _memory(options: Options) -> str:
+    cases = [("ogbg", 512), ("imagenet_vit", 256)]
+    return "\n".join(
+        [
+            "One step that estimates the factors and refreshes what is made of them: arguments, results and",
+            "temporaries of the compiled program. Compiled for a CPU, this is an estimate of what a GPU needs.",
+            "",
+            memory.table(cases, growth.ALGORITHMS),
+        ]
+    )
+
+
+def _inputs(options: Options) -> str:
+    graphs = input_pipelines.graphs_table(50_000, options.seed)
+    return "\n".join([graphs, "", input_pipelines.images_table(options.seed)])
+
+
 _TABLES = {
     "steps": ("Seconds of an update step", _steps),
     "flavours": ("K-FAC-expand against K-FAC-reduce", _flavours),
     "growth": ("How cost grows", _growth),
     "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),
+    "memory": ("Memory of a step", _memory),
+    "inputs": ("Input pipelines", _inputs),
     "kfac_jax": ("Beside kfac-jax", _kfac_jax),
 }
 NAMES = tuple(_TABLES)

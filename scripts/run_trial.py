@@ -18,6 +18,8 @@ flags.DEFINE_integer("num_tuning_trials", 1, "How many points of the space to ru
 flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
 flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
+flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
 
 

@@ -25,6 +25,8 @@ class Request:
     num_tuning_trials: int = 1  # a list of fewer points is run to its end
     rng_seed: int = 0
     max_global_steps: int | None = None
+    batch_size: int | None = None  # None is the submission's own
+    eval_batch_size: int | None = None  # None is the submission's or the workload's own
     data_dir: str = "~/data"
     overwrite: bool = False  # remove an earlier experiment of this name; without it that is an error
 
@@ -42,7 +44,7 @@ def run_experiment(request: Request) -> list[Outcome]:
     """
     with setup_phase():
         workload = registry.load(request.workload)
-    chosen = submission.load(request.submission_path)
+    chosen = submission.load(request.submission_path).with_batch_sizes(request.batch_size, request.eval_batch_size)
     space = search_space.read(request.tuning_search_space or chosen.search_space_file)
     points = search_space.points(space, request.num_tuning_trials, request.rng_seed)
     if len(points) < request.num_tuning_trials:

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,12 @@ class Submission:
     def search_space_file(self) -> Path:
         """Where the submission's own search space lies (it need not be there)."""
         return self.file.parent / "tuning_search_space.json"
+
+    def with_batch_sizes(self, training: int | None, evaluation: int | None) -> "Submission":
+        """The same with other batch sizes, for a machine that cannot hold its own; None leaves one as it is."""
+        own = {"get_batch_size": training, "get_eval_batch_size": evaluation}
+        chosen = {name: lambda workload_name, size=size: size for name, size in own.items() if size is not None}
+        return replace(self, **chosen)
 
     @property
     def needs_train_state(self) -> bool:

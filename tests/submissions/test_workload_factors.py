@@ -105,8 +105,8 @@ def make_case(workload, batch, unpadded: dict[int, Any], kind: LossKind) -> Case
 
 @pytest.fixture(scope="module")
 def images() -> Case:
+    from workloads.images.memory import LabelledImages, evaluation_batches
     from workloads.images.mnist_vit import MnistVitWorkload
-    from workloads.images.pipeline import LabelledImages, evaluation_batches
 
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from workloads import registry
+from workloads.images.memory import LabelledImages, TrainingBatches
 from workloads.images.mnist_vit import MnistVitWorkload
-from workloads.images.pipeline import LabelledImages, TrainingBatches, evaluation_batches
 from workloads.images.vit import Gate, NormPlacement, Pooling, ViT, position_embedding
 from workloads.images.wide_resnet import WideResNet
 from workloads.images.workload import accuracy
@@ -96,12 +96,12 @@ def test_accuracy_counts_real_images_only():
 
 
 def test_evaluation_sees_each_image_once_and_pads_with_zero_weight():
-    batches = list(evaluation_batches(_images(10), batch_size=4))
+    batches = list(_images(10).evaluation_batches(batch_size=4))
     assert [i for batch in batches for i in _ids(batch)] == list(range(10))
     assert [batch["weights"].tolist() for batch in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
-    assert all(
-        batch["inputs"].shape == (4, 2, 2, 1) and batch["inputs"].dtype == np.uint8 and batch["targets"].shape == (4, 3) for batch in batches
-    )
+    for batch in batches:
+        assert batch["inputs"].shape == (4, 2, 2, 1) and batch["inputs"].dtype == np.uint8
+        assert batch["targets"].shape == (4, 3)
     np.testing.assert_array_equal(batches[1]["targets"], np.eye(3)[[1, 2, 0, 1]])
 
 

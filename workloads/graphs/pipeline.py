@@ -14,7 +14,7 @@ from typing import Any
 import jraph
 import numpy as np
 
-from workloads.graphs.store import PackedGraphs
+from workloads.graphs.store import MISSING, PackedGraphs
 
 NODES_PER_GRAPH = 26
 EDGES_PER_GRAPH = 56
@@ -92,7 +92,7 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
         n_node=np.zeros(n_rows, np.int32),
         n_edge=np.zeros(n_rows, np.int32),
     )
-    labels = np.full((n_rows, graphs.labels.shape[1]), np.nan, np.float32)
+    labels = np.full((n_rows, graphs.labels.shape[1]), MISSING, np.int8)
     empty = np.zeros(0, np.int64)
     for index in range(shape.sub_batches):
         ids = parts[index] if index < len(parts) else empty
@@ -107,9 +107,7 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
             node=index * (shape.max_nodes + 1),
             edge=index * shape.max_edges,
         )
-    present = ~np.isnan(labels)
-    targets = np.where(present, labels, np.float32(0))
-    return {"inputs": batch, "targets": targets, "weights": present.astype(np.float32)}
+    return {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
 
 
 def _fill(

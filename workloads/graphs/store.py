@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
+MISSING = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ class PackedGraphs:
     node_features: np.ndarray  # [n_nodes, d_v] uint8
     node_offsets: np.ndarray  # [n_graphs + 1] int64
     bond_features: np.ndarray  # [n_bonds, d_e] uint8
-    bond_ends: np.ndarray  # [n_bonds, 2] int32, node indices within the bond's own graph
+    bond_ends: np.ndarray  # [n_bonds, 2] uint16, node indices within the bond's own graph
     bond_offsets: np.ndarray  # [n_graphs + 1] int64
-    labels: np.ndarray  # [n_graphs, n_tasks] float32, NaN where missing
+    labels: np.ndarray  # [n_graphs, n_tasks] int8: 0, 1, or MISSING
     split_codes: np.ndarray  # [n_graphs] uint8, index into SPLITS
 
     @property
@@ -38,15 +39,32 @@ class PackedGraphs:
 def pack(
     graphs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], labels: np.ndarray, split_codes: np.ndarray
 ) -> PackedGraphs:
-    """One (node features, bond features, bond ends) per graph -> `PackedGraphs`."""
+    """One (node features, bond features, bond ends) per graph -> `PackedGraphs`.
+
+    Args:
+        labels: [n_graphs, n_tasks] 0, 1, or NaN where missing.
+
+    Raises:
+        ValueError: a feature that is no byte, a label that is neither 0, 1 nor NaN, or a graph of 65,536 nodes or more.
+    """
     nodes, bonds, ends = zip(*graphs, strict=True)
+    if max(map(len, nodes), default=0) >= 2**16:
+        raise ValueError(f"graph {int(np.argmax([*map(len, nodes)]))} has 65,536 nodes or more")
+    for kind, parts in (("node", nodes), ("bond", bonds)):
+        wrong = [i for i, part in enumerate(parts) if len(part) and not 0 <= np.min(part) <= np.max(part) <= 255]
+        if wrong:
+            raise ValueError(f"graph {wrong[0]} has a {kind} feature outside 0..255, which no molecule has")
+    labels = np.asarray(labels)
+    present = ~np.isnan(labels)
+    if not np.isin(labels[present], (0, 1)).all():
+        raise ValueError("labels must be 0, 1, or NaN where missing")
     return PackedGraphs(
         node_features=np.concatenate(nodes).astype(np.uint8),
         node_offsets=np.cumsum([0, *map(len, nodes)], dtype=np.int64),
         bond_features=np.concatenate(bonds).astype(np.uint8),
-        bond_ends=np.concatenate(ends).astype(np.int32),
+        bond_ends=np.concatenate(ends).astype(np.uint16),
         bond_offsets=np.cumsum([0, *map(len, bonds)], dtype=np.int64),
-        labels=np.asarray(labels, dtype=np.float32),
+        labels=np.where(present, labels, MISSING).astype(np.int8),
         split_codes=np.asarray(split_codes, dtype=np.uint8),
     )
 

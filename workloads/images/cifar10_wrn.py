@@ -3,9 +3,20 @@
 Data: TFDS `cifar10` 3.0.2, of whose training images every tenth is for validation. The targets are set by nobody yet.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from workloads import tfds_data
+from workloads.images import augment
+from workloads.images.streaming import StreamedImages
 from workloads.images.wide_resnet import WideResNet
 from workloads.images.workload import ImageWorkload
 from workloads.spec import Budget, SplitSizes, Target
+
+DATASET = tfds_data.Dataset("cifar10", "3.0.2")
+_VALIDATION_PERIOD = 10
 
 
 class Cifar10WrnWorkload(ImageWorkload):
@@ -18,9 +29,27 @@ class Cifar10WrnWorkload(ImageWorkload):
     budget = Budget(step_hint=35_200, max_allowed_runtime_s=14_400, eval_period_s=300)
     split_sizes = SplitSizes(train=45_000, eval_train=5_000, validation=5_000, test=10_000)
 
-    def _load_splits(self, data_dir):
-        raise FileNotFoundError(data_dir)
-
     @property
     def eval_batch_size(self) -> int:
         return 1000
+
+    def _load_splits(self, data_dir: str | None) -> dict[str, StreamedImages]:
+        """All images decoded into memory; raises as `tfds_data.read`."""
+        train, test = (_decoded(tfds_data.read(DATASET, split, data_dir)) for split in ("train", "test"))
+        is_validation = np.arange(len(train)) % _VALIDATION_PERIOD == 0
+        parts = {
+            "train": (train, np.flatnonzero(~is_validation)),
+            "validation": (train, np.flatnonzero(is_validation)),
+            "test": (test, np.arange(len(test))),
+        }
+        classes = self.model.num_classes
+        return {name: StreamedImages(images, ids, classes, pad_crop_flip) for name, (images, ids) in parts.items()}
+
+
+def pad_crop_flip(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """With a generator, the usual changes of CIFAR-10's training images; without, the image."""
+    return image if rng is None else augment.random_flip(augment.pad_and_crop(image, rng), rng)
+
+
+def _decoded(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"image": example["image"], "label": example["label"]} for example in examples]

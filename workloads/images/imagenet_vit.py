@@ -4,9 +4,19 @@ Data: TFDS `imagenet2012` 5.1.0 and `imagenet_v2/matched-frequency`. Source of m
 AlgoPerf benchmark, v0.6.
 """
 
+from functools import partial
+
+import numpy as np
+
+from workloads import tfds_data
+from workloads.images.streaming import StreamedImages, prepare_jpeg
 from workloads.images.vit import Gate, NormPlacement, Pooling, ViT
 from workloads.images.workload import ImageWorkload
 from workloads.spec import Budget, SplitSizes, Target
+
+TRAINING = tfds_data.Dataset("imagenet2012", "5.1.0")
+TEST = tfds_data.Dataset("imagenet_v2", "3.0.0", "matched-frequency")
+_MIXUP_ALPHA = 0.2
 
 
 def _vit_s16(**variant: object) -> ViT:
@@ -22,12 +32,19 @@ class ImagenetVitWorkload(ImageWorkload):
     budget = Budget(step_hint=167_999, max_allowed_runtime_s=69_768, eval_period_s=420)
     split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
 
-    def _load_splits(self, data_dir):
-        raise FileNotFoundError(data_dir)
-
     @property
     def eval_batch_size(self) -> int:
         return 2048
+
+    def _load_splits(self, data_dir: str | None) -> dict[str, StreamedImages]:
+        """JPEGs, decoded as they are needed; raises as `tfds_data.read`."""
+        sources = {"train": (TRAINING, "train"), "validation": (TRAINING, "validation"), "test": (TEST, "test")}
+        return {name: self._images(dataset, split, data_dir) for name, (dataset, split) in sources.items()}
+
+    def _images(self, dataset: tfds_data.Dataset, split: str, data_dir: str | None) -> StreamedImages:
+        examples = tfds_data.read(dataset, split, data_dir, skip_decoding=["image"])
+        prepare = partial(prepare_jpeg, size=self.image_shape[0])
+        return StreamedImages(examples, np.arange(len(examples)), self.model.num_classes, prepare, _MIXUP_ALPHA)
 
 
 class ImagenetVitGluWorkload(ImagenetVitWorkload):

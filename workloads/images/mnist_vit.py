@@ -8,7 +8,7 @@ import gzip
 
 import numpy as np
 
-from workloads.images.pipeline import LabelledImages
+from workloads.images.memory import LabelledImages
 from workloads.images.vit import ViT
 from workloads.images.workload import ImageWorkload
 from workloads.packages import packaged_file

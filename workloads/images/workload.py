@@ -16,11 +16,13 @@ from flax import linen as nn
 
 from workloads.evaluation import Predictions
 from workloads.flax_workload import FlaxWorkload
-from workloads.images.pipeline import LabelledImages, TrainingBatches, evaluation_batches
+from workloads.images.memory import LabelledImages
+from workloads.images.streaming import StreamedImages
 from workloads.random_keys import host_seed
 from workloads.spec import LossType
 
 _EVAL_TRAIN_SEED = 0
+Images = LabelledImages | StreamedImages
 
 
 class ImageWorkload(FlaxWorkload):
@@ -35,10 +37,10 @@ class ImageWorkload(FlaxWorkload):
 
     def __init__(self) -> None:
         super().__init__()
-        self._splits: dict[str | None, dict[str, LabelledImages]] = {}
+        self._splits: dict[str | None, dict[str, Images]] = {}
 
     @abc.abstractmethod
-    def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
+    def _load_splits(self, data_dir: str | None) -> dict[str, Images]:
         """ "train", "validation" and "test"; called once per folder."""
 
     @property
@@ -93,8 +95,8 @@ class ImageWorkload(FlaxWorkload):
         images = self._splits[data_dir][split]
         if split == "train":
             seed = int(np.random.SeedSequence(host_seed(data_rng)).generate_state(1)[0])
-            return TrainingBatches(images, batch_size=global_batch_size, seed=seed)
-        return islice(evaluation_batches(images, batch_size=global_batch_size), num_batches)
+            return images.training_batches(batch_size=global_batch_size, seed=seed)
+        return islice(images.evaluation_batches(batch_size=global_batch_size), num_batches)
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))
@@ -103,7 +105,7 @@ class ImageWorkload(FlaxWorkload):
         images = LabelledImages(pixels, labels, self.model.num_classes)
         return repeat(images.batch(np.arange(global_batch_size), size=global_batch_size))
 
-    def _with_eval_train(self, splits: dict[str, LabelledImages]) -> dict[str, LabelledImages]:
+    def _with_eval_train(self, splits: dict[str, Images]) -> dict[str, Images]:
         """Adds "eval_train", the same random part of "train" in every run."""
         shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(len(splits["train"]))
         return splits | {

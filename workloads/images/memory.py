@@ -34,11 +34,13 @@ class LabelledImages:
     def select(self, indices: np.ndarray) -> "LabelledImages":
         return dataclasses.replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
+    def training_batches(self, *, batch_size: int, seed: int) -> "TrainingBatches":
+        return TrainingBatches(self, batch_size=batch_size, seed=seed)
 
-def evaluation_batches(images: LabelledImages, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every image exactly once, in stored order; the last batch is padded."""
-    for start in range(0, len(images), batch_size):
-        yield images.batch(np.arange(start, min(start + batch_size, len(images))), size=batch_size)
+    def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every image exactly once, in stored order; the last batch is padded."""
+        for start in range(0, len(self), batch_size):
+            yield self.batch(np.arange(start, min(start + batch_size, len(self))), size=batch_size)
 
 
 class TrainingBatches:

@@ -1,0 +1,140 @@
+"""Examples a second of processor time from the input pipelines, beside the usual ways to make the same batches."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jraph
+import numpy as np
+
+from benchmarks.timing import markdown
+from workloads.graphs.pipeline import EDGES_PER_GRAPH, NODES_PER_GRAPH, BatchShape, TrainingBatches
+from workloads.graphs.store import PackedGraphs
+from workloads.graphs.synthetic import synthetic_molecules
+from workloads.images.streaming import StreamedImages, prepare_jpeg
+
+_N_TASKS, _GRAPHS_A_BATCH = 128, 512
+_HEIGHT, _WIDTH, _OUT, _IMAGES_A_BATCH = 400, 500, 224, 64
+
+
+def graphs_table(n_graphs: int, seed: int) -> str:
+    """Batches of 512 made-up molecules with 128 labels, from the packed store and by jraph.dynamically_batch."""
+    graphs = synthetic_molecules(n_graphs, n_tasks=_N_TASKS, node_feature_dim=9, bond_feature_dim=3, seed=seed)
+    shape = BatchShape.of(global_batch_size=_GRAPHS_A_BATCH, sub_batches=8)
+    packed = TrainingBatches(graphs, graphs.indices("train"), shape, seed=(seed,))
+    single = [_as_jraph(graphs, index) for index in range(min(n_graphs, 20_000))]
+    dynamic = jraph.dynamically_batch(
+        iter(single * 100),
+        NODES_PER_GRAPH * _GRAPHS_A_BATCH + 1,
+        EDGES_PER_GRAPH * _GRAPHS_A_BATCH,
+        _GRAPHS_A_BATCH + 1,
+    )
+    ways: dict[str, tuple[Iterator[Any], Callable[[Any], int]]] = {
+        "packed store": (packed, lambda batch: int((batch["weights"].max(1) > 0).sum())),
+        "jraph.dynamically_batch, graphs in memory": (
+            dynamic,
+            lambda batch: int(jraph.get_graph_padding_mask(batch).sum()),
+        ),
+    }
+    n_bytes = sum(value.nbytes for value in vars(graphs).values())
+    rows = [[name, round(_rate(*way))] for name, way in ways.items()]
+    megabytes = n_bytes / 1e6
+    size = f"{n_graphs:,} molecules take {megabytes:.0f} MB in the store, molpcba's 437,929 would take "
+    size += f"{437_929 / n_graphs * megabytes:.0f} MB."
+    return "\n".join([markdown(["way", "graphs a CPU-second"], rows), "", size])
+
+
+def images_table(seed: int) -> str:
+    """JPEGs of 500 x 400 to random crops of 224 x 224, flipped; tf.data only where TensorFlow is installed."""
+    jpegs = _jpegs(64, seed)
+    images = StreamedImages(jpegs, np.arange(len(jpegs)), 1000, partial(_crop_and_flip))
+    ours = images.training_batches(batch_size=_IMAGES_A_BATCH, seed=seed)
+    whole = StreamedImages(jpegs, np.arange(len(jpegs)), 1000, partial(prepare_jpeg, size=_OUT), mixup_alpha=0.2)
+    ways = {
+        "this pipeline": (ours, lambda batch: len(batch["targets"])),
+        "this pipeline, RandAugment and mixup too": (
+            whole.training_batches(batch_size=_IMAGES_A_BATCH, seed=seed),
+            lambda batch: len(batch["targets"]),
+        ),
+    }
+    try:
+        ways["tf.data"] = (_tf_data([jpeg["image"] for jpeg in jpegs], seed), lambda batch: len(batch))
+    except ImportError:
+        pass
+    rows = [[name, round(_rate(*way))] for name, way in ways.items()]
+    return markdown(["way", "images a CPU-second"], rows)
+
+
+def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 8.0) -> float:
+    """Examples a second of this process's processor time, all threads counted."""
+    for _ in range(12):  # past what is made ahead
+        next(batches)
+    started, spent, n_examples = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - started < seconds:
+        n_examples += count(next(batches))
+    return n_examples / (time.process_time() - spent)
+
+
+def _crop_and_flip(encoded: bytes, rng: np.random.Generator | None) -> np.ndarray:
+    from workloads.images import augment, decode
+
+    height, width = decode.size(encoded)
+    box = augment.random_box(height, width, rng) or augment.central_box(height, width)
+    return augment.random_flip(decode.crop(encoded, box, _OUT), rng)
+
+
+def _jpegs(n: int, seed: int) -> list[dict[str, Any]]:
+    """Smooth random pictures with some noise, about as large a file as ImageNet's."""
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    jpegs = []
+    for index in range(n):
+        coarse = Image.fromarray(generator.integers(0, 256, (25, 32, 3), np.uint8)).resize((_WIDTH, _HEIGHT))
+        pixels = np.asarray(coarse, np.int16) + generator.integers(-20, 21, (_HEIGHT, _WIDTH, 3))
+        file = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        jpegs.append({"image": file.getvalue(), "label": index})
+    return jpegs
+
+
+def _tf_data(jpegs: list[bytes], seed: int) -> Iterator[np.ndarray]:
+    """The same crops, by the operations of AlgoPerf's pipeline."""
+    import tensorflow as tf
+
+    def load(encoded: Any) -> Any:
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(encoded),
+            tf.zeros((1, 0, 4)),
+            seed=seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        image = tf.image.decode_and_crop_jpeg(encoded, tf.concat([begin[:2], size[:2]], 0), channels=3)
+        image = tf.image.resize([image], [_OUT, _OUT], method="bicubic")[0]
+        image = tf.image.random_flip_left_right(image)
+        return tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+
+    data = tf.data.Dataset.from_tensor_slices(jpegs).repeat()
+    data = data.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(_IMAGES_A_BATCH).prefetch(10)
+    return iter(data.as_numpy_iterator())
+
+
+def _as_jraph(graphs: PackedGraphs, index: int) -> jraph.GraphsTuple:
+    nodes = slice(*graphs.node_offsets[index : index + 2])
+    bonds = slice(*graphs.bond_offsets[index : index + 2])
+    ends, features = graphs.bond_ends[bonds].astype(np.int32), graphs.bond_features[bonds].astype(np.float32)
+    return jraph.GraphsTuple(
+        nodes=graphs.node_features[nodes].astype(np.float32),
+        edges=np.concatenate([features, features]),
+        senders=np.concatenate([ends[:, 0], ends[:, 1]]),
+        receivers=np.concatenate([ends[:, 1], ends[:, 0]]),
+        globals=graphs.labels[index : index + 1].astype(np.float32),
+        n_node=np.array([nodes.stop - nodes.start]),
+        n_edge=np.array([2 * len(ends)]),
+    )

@@ -1,0 +1,20 @@
+"""Device memory of one step of the full-size workloads, by the compiled program's own count; nothing is run."""
+
+from collections.abc import Sequence
+
+from benchmarks.programs import whole_step
+from benchmarks.timing import markdown
+from submissions.algoperf.contract import Algorithm
+from workloads import registry
+
+
+def table(cases: Sequence[tuple[str, int]], algorithms: dict[str, Algorithm]) -> str:
+    """A row for each (workload, batch size) and algorithm: GiB of its largest step, which does everything."""
+    rows = []
+    for name, batch_size in cases:
+        workload = registry.load(name)
+        batch = next(workload.synthetic_queue(0, batch_size))
+        for algorithm_name, algorithm in algorithms.items():
+            program = whole_step(workload, algorithm, batch, seed=0)
+            rows.append([name, batch_size, algorithm_name, program.bytes / 2**30])
+    return markdown(["workload", "batch", "submission", "memory (GiB)"], rows)

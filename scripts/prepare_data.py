@@ -1,0 +1,32 @@
+"""Prepares the data sets of the full-size workloads, from the network or from archives in the manual folder.
+
+python scripts/prepare_data.py --dataset=ogbg_molpcba --data_dir=~/data
+"""
+
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning.errors import setup_phase
+from workloads import preparation
+
+flags.DEFINE_list("dataset", None, f"Of {', '.join(preparation.NAMES)}.", required=True)
+flags.DEFINE_string("manual_dir", None, "Folder with archives got by hand; DATA_DIR/downloads/manual unless given.")
+flags.DEFINE_bool("overwrite", False, "Remove a prepared data set, and prepare it again.")
+flags.DEFINE_bool("allow_other_archives", False, "Take archives other than the published ones, for trials.")
+
+
+def main(chosen: dict[str, Any]) -> None:
+    with setup_phase():
+        for name in chosen["dataset"]:
+            preparation.prepare(
+                name,
+                chosen["data_dir"],
+                chosen["manual_dir"] or f"{chosen['data_dir']}/downloads/manual",
+                overwrite=chosen["overwrite"],
+                allow_other_archives=chosen["allow_other_archives"],
+            )
+
+
+command.run(__name__, main)

@@ -1,0 +1,208 @@
+"""Random changes of training images, from a NumPy generator of their own: crops, flips, RandAugment, mixup.
+
+Source: the AlgoPerf benchmark's ImageNet pipeline, whose settings these are. Cropping follows TensorFlow's
+`sample_distorted_bounding_box`: Szegedy et al., 2015. RandAugment: Cubuk et al., 2020. Mixup: Zhang et al., 2018.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+_AREA, _ASPECT, _ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
+_EVAL_FRACTION = 224 / 256
+_N_LAYERS = 2
+_GREY = 128
+# At magnitude 10, the largest of AlgoPerf's scale.
+_ROTATE_DEGREES, _SHEAR, _TRANSLATE, _CUTOUT_HALF, _ENHANCE = 30, 0.3, 100, 40, 1.9
+_POSTERIZE_BITS, _SOLARIZE, _SOLARIZE_ADD = 4, 256, 110
+
+Image = np.ndarray  # uint8 [height, width, 3]
+
+
+def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+    """A box (top, left, height, width) of random area and aspect ratio in an image; None if ten draws found none."""
+    least, most = (fraction * height * width for fraction in _AREA)
+    for _ in range(_ATTEMPTS):
+        aspect = rng.uniform(*_ASPECT)
+        low = round((least / aspect) ** 0.5)
+        high = min(round((most / aspect) ** 0.5), height, int((width + 0.5) / aspect))
+        rows = low if low >= high else int(rng.integers(low, high + 1))
+        columns = round(rows * aspect)
+        if 0 < rows <= height and 0 < columns <= width and least <= rows * columns <= most:
+            return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
+    return None
+
+
+def central_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """The square box that takes 224/256 of the shorter side."""
+    side = max(1, int(_EVAL_FRACTION * min(height, width)))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+
+
+def random_flip(image: Image, rng: np.random.Generator) -> Image:
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Image:
+    """The image shifted by up to `padding` pixels each way, zeros where it left."""
+    padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
+    top, left = rng.integers(2 * padding + 1, size=2)
+    return padded[top : top + image.shape[0], left : left + image.shape[1]]
+
+
+def mixup(
+    images: np.ndarray, targets: np.ndarray, rng: np.random.Generator, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every image, uint8 [batch, …], mixed with the one before it by one weight a batch; targets [batch, n] likewise.
+
+    Mixed pixels are rounded to whole numbers.
+    """
+    weight = np.float32(rng.beta(alpha, alpha))
+    mixed = weight * images + (1 - weight) * np.roll(images, 1, axis=0)
+    return np.rint(mixed).astype(np.uint8), weight * targets + (1 - weight) * np.roll(targets, 1, axis=0)
+
+
+def rand_augment(image: Image, rng: np.random.Generator) -> Image:
+    """Two changes drawn from `CHANGES`, one after the other, at magnitude 10."""
+    for index in rng.integers(len(CHANGES), size=_N_LAYERS):
+        image = CHANGES[index](image, rng)
+    return image
+
+
+def autocontrast(image: Image, rng: np.random.Generator) -> Image:
+    low, high = image.min((0, 1)).astype(np.float32), image.max((0, 1)).astype(np.float32)
+    spread = np.where(high > low, high - low, 255)
+    start = np.where(high > low, low, 0)
+    return _to_bytes((image - start) * (255 / spread))
+
+
+def equalize(image: Image, rng: np.random.Generator) -> Image:
+    return np.stack([_equalize_channel(image[..., c]) for c in range(image.shape[-1])], axis=-1)
+
+
+def invert(image: Image, rng: np.random.Generator) -> Image:
+    return 255 - image
+
+
+def rotate(image: Image, rng: np.random.Generator) -> Image:
+    angle = np.deg2rad(_sign(rng) * _ROTATE_DEGREES)
+    cos, sin = np.cos(angle), np.sin(angle)
+    middle = np.array([image.shape[1] - 1, image.shape[0] - 1]) / 2
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return _affine(image, np.column_stack([turn, middle - turn @ middle]))
+
+
+def posterize(image: Image, rng: np.random.Generator) -> Image:
+    return image >> (8 - _POSTERIZE_BITS) << (8 - _POSTERIZE_BITS)
+
+
+def solarize(image: Image, rng: np.random.Generator) -> Image:
+    return np.where(image < _SOLARIZE, image, 255 - image)
+
+
+def color(image: Image, rng: np.random.Generator) -> Image:
+    return _blend(_grey(image)[..., None], image)
+
+
+def contrast(image: Image, rng: np.random.Generator) -> Image:
+    # AlgoPerf's mean counts the pixels, not their values: the histogram's bins hold their number.
+    mean = min(image.shape[0] * image.shape[1] / 256, 255)
+    return _blend(np.uint8(mean), image)
+
+
+def brightness(image: Image, rng: np.random.Generator) -> Image:
+    return _blend(np.uint8(0), image)
+
+
+def sharpness(image: Image, rng: np.random.Generator) -> Image:
+    import cv2
+
+    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+    smooth = image.copy()
+    smooth[1:-1, 1:-1] = _to_bytes(cv2.filter2D(image.astype(np.float32), -1, kernel))[1:-1, 1:-1]
+    return _blend(smooth, image)
+
+
+def shear_x(image: Image, rng: np.random.Generator) -> Image:
+    return _affine(image, np.array([[1, _sign(rng) * _SHEAR, 0], [0, 1, 0]]))
+
+
+def shear_y(image: Image, rng: np.random.Generator) -> Image:
+    return _affine(image, np.array([[1, 0, 0], [_sign(rng) * _SHEAR, 1, 0]]))
+
+
+def translate_x(image: Image, rng: np.random.Generator) -> Image:
+    return _affine(image, np.array([[1, 0, _sign(rng) * _TRANSLATE], [0, 1, 0]]))
+
+
+def translate_y(image: Image, rng: np.random.Generator) -> Image:
+    return _affine(image, np.array([[1, 0, 0], [0, 1, _sign(rng) * _TRANSLATE]]))
+
+
+def cutout(image: Image, rng: np.random.Generator) -> Image:
+    row, column = rng.integers(image.shape[0]), rng.integers(image.shape[1])
+    image = image.copy()
+    rows = slice(max(0, row - _CUTOUT_HALF), row + _CUTOUT_HALF)
+    image[rows, max(0, column - _CUTOUT_HALF) : column + _CUTOUT_HALF] = _GREY
+    return image
+
+
+def solarize_add(image: Image, rng: np.random.Generator) -> Image:
+    added = np.minimum(image.astype(np.int16) + _SOLARIZE_ADD, 255).astype(np.uint8)
+    return np.where(image < 128, added, image)
+
+
+CHANGES: tuple[Callable[[Image, np.random.Generator], Image], ...] = (
+    autocontrast,
+    equalize,
+    invert,
+    rotate,
+    posterize,
+    solarize,
+    color,
+    contrast,
+    brightness,
+    sharpness,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    cutout,
+    solarize_add,
+)
+
+
+def _sign(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
+
+
+def _grey(image: Image) -> np.ndarray:
+    return _to_bytes(image @ np.array([0.2989, 0.5870, 0.1140], np.float32))
+
+
+def _blend(plain: np.ndarray, image: Image) -> Image:
+    """`plain` and the image extrapolated beyond the image, cut to bytes."""
+    plain = plain.astype(np.float32)
+    return _to_bytes(plain + np.float32(_ENHANCE) * (image - plain))
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _affine(image: Image, matrix: np.ndarray) -> Image:
+    """Every pixel (x, y) from `matrix` (x, y, 1) of the image, the nearest one, grey where there is none."""
+    import cv2
+
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (_GREY, _GREY, _GREY)}
+    return cv2.warpAffine(image, matrix.astype(np.float64), image.shape[1::-1], flags=flags, **border)
+
+
+def _equalize_channel(channel: np.ndarray) -> np.ndarray:
+    counts = np.bincount(channel.ravel(), minlength=256)
+    step = (counts.sum() - counts[counts > 0][-1]) // 255
+    if step == 0:
+        return channel
+    table = (np.cumsum(counts) + step // 2) // step
+    return np.clip(np.concatenate([[0], table[:-1]]), 0, 255).astype(np.uint8)[channel]

@@ -1,0 +1,148 @@
+"""Batches of images that are read, decoded and changed as they are needed, by grain's threads.
+
+The order of the examples and every random number come from (seed, place in the endless stream of epochs), so neither
+the number of threads nor that of hosts changes what is drawn.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from workloads.images import augment, decode
+
+_N_THREADS = 16
+_PREFETCH = 500  # examples decoded ahead
+_ON_DEVICE = 2  # batches sent ahead
+
+Prepare = Callable[[Any, np.random.Generator | None], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedImages:
+    """A split by random access.
+
+    Attributes:
+        examples: index -> {"image", "label"}.
+        indices: which of them the split has.
+        prepare: image -> uint8 [height, width, channels]: for training with a generator, else without.
+        mixup_alpha: of training batches; None for no mixup.
+    """
+
+    examples: Sequence[Mapping[str, Any]]
+    indices: np.ndarray
+    n_classes: int
+    prepare: Prepare
+    mixup_alpha: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def select(self, indices: np.ndarray) -> "StreamedImages":
+        return dataclasses.replace(self, indices=self.indices[indices])
+
+    def pixels(self, position: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+        """One prepared image and its label.
+
+        Raises:
+            ValueError: the image cannot be read; the message names it.
+        """
+        index = int(self.indices[position])
+        try:
+            example = self.examples[index]
+            return self.prepare(example["image"], rng), int(example["label"])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"image {index} of the data set cannot be read ({error}): prepare it again") from error
+
+    def training_batches(self, *, batch_size: int, seed: int) -> "StreamedBatches":
+        return StreamedBatches(self, batch_size=batch_size, seed=seed)
+
+    def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every image exactly once, in order; the last batch is filled up with zeros of weight 0."""
+        import grain
+
+        stream = grain.MapDataset.range(len(self)).map(lambda position: self.pixels(position, None))
+        stream = iter(stream.to_iter_dataset(_read_options(grain)))
+        for start in range(0, len(self), batch_size):
+            parts = [next(stream) for _ in range(min(batch_size, len(self) - start))]
+            yield _batch(parts, self.n_classes, batch_size)
+
+
+class StreamedBatches:
+    """Endless full batches on this host's devices, every epoch in an order of its own; the state is a batch number.
+
+    Each of several hosts draws its share of the global batch.
+
+    Raises:
+        ValueError: the hosts do not divide the batch size.
+        ImportError: grain is not installed.
+    """
+
+    def __init__(self, images: StreamedImages, *, batch_size: int, seed: int) -> None:
+        try:
+            import grain
+        except ImportError as error:
+            raise ImportError("training on images needs grain: run `pip install grain`") from error
+        n_hosts = jax.process_count()
+        if batch_size % n_hosts:
+            raise ValueError(f"the batch size {batch_size} does not split over {n_hosts} hosts; use a multiple")
+        self._images = images
+        positions = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
+        examples = positions.random_map(images.pixels)[jax.process_index() :: n_hosts]
+        self._stream = iter(examples.to_iter_dataset(_read_options(grain)))
+        self._size, self._seed = batch_size // n_hosts, seed
+        self._sharding = jax.sharding.NamedSharding(
+            jax.sharding.Mesh(np.array(jax.devices()), ("batch",)), jax.sharding.PartitionSpec("batch")
+        )
+        self._sent: deque[dict[str, jax.Array]] = deque()
+        self._step = 0
+
+    def __iter__(self) -> "StreamedBatches":
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        while len(self._sent) <= _ON_DEVICE:
+            self._sent.append(self._send(self._step + len(self._sent)))
+        self._step += 1
+        return self._sent.popleft()
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self._step = int(state["step"])
+        self._sent.clear()
+        self._stream.set_state({"next_index": self._step * self._size})
+
+    def _send(self, step: int) -> dict[str, jax.Array]:
+        batch = _batch([next(self._stream) for _ in range(self._size)], self._images.n_classes, self._size)
+        if self._images.mixup_alpha is not None:
+            rng = np.random.default_rng((self._seed, step))
+            mixed = augment.mixup(batch["inputs"], batch["targets"], rng, self._images.mixup_alpha)
+            batch["inputs"], batch["targets"] = mixed
+        return {name: jax.make_array_from_process_local_data(self._sharding, part) for name, part in batch.items()}
+
+
+def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:
+    """ImageNet's preparation: with a generator a random crop, flip and RandAugment, else the central crop."""
+    height, width = decode.size(encoded)
+    if rng is None:
+        return decode.crop(encoded, augment.central_box(height, width), size, exact=True)
+    box = augment.random_box(height, width, rng) or augment.central_box(height, width)
+    return augment.rand_augment(augment.random_flip(decode.crop(encoded, box, size), rng), rng)
+
+
+def _batch(parts: Sequence[tuple[np.ndarray, int]], n_classes: int, size: int) -> dict[str, np.ndarray]:
+    pixels, labels = zip(*parts, strict=True)
+    inputs = np.zeros((size, *pixels[0].shape), np.uint8)
+    inputs[: len(parts)] = pixels
+    targets = np.zeros((size, n_classes), np.float32)
+    targets[np.arange(len(parts)), labels] = 1
+    return {"inputs": inputs, "targets": targets, "weights": (np.arange(size) < len(parts)).astype(np.float32)}
+
+
+def _read_options(grain: Any) -> Any:
+    return grain.ReadOptions(num_threads=_N_THREADS, prefetch_buffer_size=_PREFETCH)

@@ -1,0 +1,75 @@
+"""TFDS data sets as `scripts/prepare_data.py` leaves them, array_record files, read without TensorFlow."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DEFAULT_DATA_DIR = "~/data"
+_FILE_FORMAT = "array_record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One version of a TFDS data set, and perhaps one of its configurations."""
+
+    name: str
+    version: str
+    config: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Its folder, below that of all data sets."""
+        return Path(self.name, *([self.config] if self.config else []), self.version)
+
+
+def folder(data_dir: str | None) -> Path:
+    return Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+
+
+def read(dataset: Dataset, split: str, data_dir: str | None, *, skip_decoding: Sequence[str] = ()) -> Sequence[Any]:
+    """The examples of a split by random access, dicts of NumPy arrays; bytes for the features of `skip_decoding`.
+
+    Raises:
+        FileNotFoundError: the data set is absent or half prepared, or has no such split.
+        ValueError: it is there in another version or file format.
+        ImportError: tensorflow-datasets or array-record is not installed.
+    """
+    builder = prepared_builder(dataset, data_dir)
+    if split not in builder.info.splits:
+        raise FileNotFoundError(
+            f"{builder.data_dir} has no split {split!r}, only {', '.join(sorted(builder.info.splits)) or 'none'}: "
+            f"put the archive of that split into the manual folder, and {_cure(dataset, data_dir)} --overwrite"
+        )
+    import tensorflow_datasets as tfds
+
+    decoders = {name: tfds.decode.SkipDecoding() for name in skip_decoding}
+    return builder.as_data_source(split=split, decoders=decoders or None)
+
+
+def prepared_builder(dataset: Dataset, data_dir: str | None) -> Any:
+    """The read-only TFDS builder of a prepared data set; raises as `read`."""
+    import tensorflow_datasets as tfds
+
+    root = folder(data_dir)
+    place = root / dataset.path
+    if not (place / "dataset_info.json").is_file():
+        versions = sorted(child.name for child in place.parent.glob("*") if (child / "dataset_info.json").is_file())
+        if versions:
+            raise ValueError(
+                f"{place.parent} holds {', '.join(versions)}, not {dataset.version}: {_cure(dataset, data_dir)}"
+            )
+        state = "is only half prepared" if any(place.parent.glob(f"{dataset.version}.incomplete*")) else "is not there"
+        raise FileNotFoundError(f"data set {dataset.path} {state} in {root}: {_cure(dataset, data_dir)}")
+    builder = tfds.builder_from_directory(place)
+    if builder.info.file_format is None or builder.info.file_format.value != _FILE_FORMAT:
+        found = builder.info.file_format.value if builder.info.file_format else "unknown"
+        raise ValueError(
+            f"{place} holds {found} files, not {_FILE_FORMAT}, which random access needs: "
+            f"{_cure(dataset, data_dir)} --overwrite"
+        )
+    return builder
+
+
+def _cure(dataset: Dataset, data_dir: str | None) -> str:
+    return f"run python scripts/prepare_data.py --dataset={dataset.name} --data_dir={data_dir or DEFAULT_DATA_DIR}"
