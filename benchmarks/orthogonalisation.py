@@ -49,13 +49,9 @@ def _off_diagonal(m: np.ndarray) -> float:
     return float(np.linalg.norm(m - np.diag(np.diag(m))) / np.linalg.norm(m))
 
 
-def _householder(m: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(_sorted(m))[0]
-
-
 def _newton_schulz(m: jax.Array) -> jax.Array:
     """The orthogonal matrix nearest to M's columns: slow to come where these are nearly dependent."""
-    x = _sorted(m)
+    x = _sorted_rows(m).T
     x = x / jnp.linalg.norm(x)
     for _ in range(_N_NEWTON_SCHULZ):
         gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
@@ -63,14 +59,14 @@ def _newton_schulz(m: jax.Array) -> jax.Array:
     return x
 
 
-def _sorted(m: jax.Array) -> jax.Array:
-    columns = m[:, jnp.argsort(-jnp.diagonal(m))]
-    return columns / jnp.linalg.norm(columns, axis=0)
+def _sorted_rows(m: jax.Array) -> jax.Array:
+    rows = m[jnp.argsort(-jnp.diagonal(m))]
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
 _WAYS = {
-    "Householder QR": _householder,
-    "Cholesky-QR, three passes": eigenbasis.power_iteration,
+    "Householder QR": lambda m: eigenbasis.householder_qr(_sorted_rows(m)),
+    "Cholesky-QR, three passes": lambda m: eigenbasis.cholesky_qr(_sorted_rows(m)),
     "Newton-Schulz": _newton_schulz,
     "eigh": eigenbasis.eigenvectors,
 }

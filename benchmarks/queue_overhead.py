@@ -1,0 +1,45 @@
+"""What claiming and finishing a point costs, with several workers whose trials take no time."""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+
+from benchmarks.timing import markdown
+from tuning.point_queue import PointQueue
+
+
+def table(urls: Sequence[str], n_points: int, n_workers: int) -> str:
+    """A row for each storage; every point is seen to be done, by one worker."""
+    rows = []
+    for url in urls:
+        points = [{"learning_rate": 1.0 / (i + 1), "damping": float(i)} for i in range(n_points)]
+        started = time.perf_counter()
+        queue = _queue(url, points)
+        enqueued = time.perf_counter()
+        with multiprocessing.get_context("spawn").Pool(n_workers) as pool:
+            pool.map(_warm, range(n_workers))
+            began = time.perf_counter()
+            done = pool.starmap(_drain, [(url, points)] * n_workers, chunksize=1)
+        seconds = time.perf_counter() - began
+        if sorted(index for own in done for index in own) != list(range(1, n_points + 1)) or not queue.is_done():
+            raise AssertionError(f"{url.split(':')[0]}: a point was lost, or done twice")
+        rows.append([url.split(":")[0], n_points, n_workers, enqueued - started, seconds, 1e3 * seconds / n_points])
+    return markdown(["storage", "points", "workers", "enqueuing (s)", "carrying out (s)", "ms a trial"], rows)
+
+
+def _queue(url: str, points: list[dict]) -> PointQueue:
+    return PointQueue(url, "overhead", {"points": len(points)}, points, heartbeat_s=60)
+
+
+def _warm(_: int) -> None:
+    """Makes a worker import what it needs."""
+
+
+def _drain(url: str, points: list[dict]) -> list[int]:
+    queue, done = _queue(url, points), []
+    while (claim := queue.claim()) is not None:
+        with queue.alive(claim):
+            pass
+        queue.finish(claim, {"steps_to_target": claim.index}, float(claim.index))
+        done.append(claim.index)
+    return done
