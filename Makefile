@@ -2,17 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
 INSTALLED := $(VENV)/.installed
+CAN_PREPARE := $(VENV)/.can_prepare
 # 64-bit JAX is a setting of the whole process, so these tests get a process of their own.
 X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup setup-prepare demo test test-slow lint clean
 
 # An inherited module path would hide what the virtual environment lacks.
 unexport PYTHONPATH PYTHONHOME
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv with the pinned libraries and this project (PYTHON=python3.12 picks another Python)
 
@@ -28,6 +29,12 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+setup-prepare: $(CAN_PREPARE) ## add TensorFlow to it, to prepare the full-size data sets
+
+$(CAN_PREPARE): $(INSTALLED) requirements-prepare.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-prepare.txt
+	@touch $@
+
 demo: setup ## train one model on molecules with K-FAC-reduce; results under experiments/demo
 	$(VENV)/bin/python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
 	  --experiment_dir=experiments --experiment_name=demo --overwrite
@@ -37,7 +44,7 @@ test: setup ## run the tests, without the slow ones
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q tests/x64)
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
-test-slow: setup ## run the slow tests
+test-slow: setup-prepare ## run the slow tests, for which TensorFlow is added
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/x64 || [ $$? -eq 5 ])
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m slow || [ $$? -eq 5 ]
 

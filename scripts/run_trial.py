@@ -20,6 +20,8 @@ flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", 
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
+flags.DEFINE_boolean("resume", False, "Go on with an experiment of this name, from its newest checkpoints.")
+flags.DEFINE_integer("checkpoints_to_keep", 2, "One is made at every evaluation; 0 for none.", lower_bound=0)
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
 
 

@@ -27,6 +27,10 @@ class SubmissionClock:
         running_s = 0.0 if self._started_at is None else self._now() - self._started_at
         return self._finished_s + running_s
 
+    def add(self, seconds: float) -> None:
+        """Takes up what was timed before this process."""
+        self._finished_s += seconds
+
     @contextmanager
     def timed(self) -> Iterator[Callable[[Any], None]]:
         """Times a block. Yields `wait_for(tree)`: the block ends only when the trees' arrays are computed.
@@ -57,6 +61,7 @@ class CompileTimer:
         self.n_compiles = 0  # programs compiled or fetched from the persistent cache
         self.n_cache_hits = 0  # of those, fetched
         self._intervals: list[tuple[float, float]] = []
+        self._earlier_s = 0.0
         self._entered_at = 0.0
 
     def __enter__(self) -> "CompileTimer":
@@ -70,7 +75,13 @@ class CompileTimer:
 
     @property
     def seconds(self) -> float:
-        return union_s(self._intervals)
+        return self._earlier_s + union_s(self._intervals)
+
+    def add_earlier(self, seconds: float, n_compiles: int, n_cache_hits: int) -> None:
+        """Takes up what was timed before this process."""
+        self._earlier_s += seconds
+        self.n_compiles += n_compiles
+        self.n_cache_hits += n_cache_hits
 
     def add(self, event: str, start: float, end: float) -> None:
         """Takes up one compilation event; start and end in seconds of time.perf_counter."""

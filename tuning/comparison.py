@@ -10,6 +10,7 @@ import io
 import json
 import math
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 
 from tuning import records, search_space, submission
 from tuning.errors import UserError
-from tuning.outcome import Miss, Outcome
-from tuning.trial import run_trial
+from tuning.outcome import Outcome
+from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 
 
@@ -82,8 +83,17 @@ def search_and_repeat(
     workload = registry.load(workload_name)
     folder = protocol.folder / workload_name / chosen.name
 
+    is_warm = False
+
     def trial(point: tuple, seed: int, place: str) -> Outcome:
-        outcome = _run_or_reuse(workload, workload_name, chosen, point, seed, folder / place, protocol)
+        nonlocal is_warm
+        outcome = finished_outcome(folder / place, workload, point, seed)
+        if outcome is None:
+            if place.startswith("repeat") and not is_warm:
+                # A process's first trial takes longer than compilation explains; the search came before, elsewhere.
+                with tempfile.TemporaryDirectory() as nowhere:
+                    _run(workload, workload_name, chosen, point, protocol.search_seed, Path(nowhere) / "t", protocol)
+            outcome, is_warm = _run(workload, workload_name, chosen, point, seed, folder / place, protocol), True
         say(f"{workload_name} {chosen.name} {place}: {describe(outcome)}")
         return outcome
 
@@ -178,7 +188,7 @@ def _seconds(outcome: Outcome) -> float:
     return outcome.submission_seconds - outcome.compile_seconds if reached is None else reached
 
 
-def _run_or_reuse(
+def _run(
     workload: Any,
     workload_name: str,
     chosen: submission.Submission,
@@ -187,16 +197,6 @@ def _run_or_reuse(
     folder: Path,
     protocol: Protocol,
 ) -> Outcome:
-    file = folder / "outcome.json"
-    if file.exists():
-        outcome = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-        target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
-        found = outcome.hyperparameters, outcome.rng_seed, outcome.target_value
-        if found != (point._asdict(), seed, target):
-            problem = f"{str(folder)!r} holds a trial of another search space, seed or target"
-            raise UserError(f"{problem}; choose another folder")
-        if outcome.reason != Miss.CRASHED:
-            return outcome
     return run_trial(
         workload,
         chosen,

@@ -9,7 +9,7 @@ from tuning import search_space, submission
 from tuning.errors import UserError, setup_phase
 from tuning.outcome import Outcome
 from tuning.progress import ProgressLine
-from tuning.trial import run_trial
+from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 
 
@@ -29,6 +29,8 @@ class Request:
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
     data_dir: str = "~/data"
     overwrite: bool = False  # remove an earlier experiment of this name; without it that is an error
+    resume: bool = False  # go on with an earlier experiment of this name, from its newest checkpoints
+    checkpoints_to_keep: int = 2  # of each trial
 
     @property
     def folder(self) -> Path:
@@ -53,6 +55,11 @@ def run_experiment(request: Request) -> list[Outcome]:
     outcomes = []
     for trial_index, point in enumerate(points, start=1):
         title = f"{request.workload} {chosen.name} trial {trial_index}/{len(points)}"
+        trial_dir = request.folder / f"trial_{trial_index}"
+        done = finished_outcome(trial_dir, workload, point, request.rng_seed) if request.resume else None
+        if done is not None:
+            outcomes.append(done)
+            continue
         with ProgressLine(title, workload.validation_target_value) as report:
             outcome = run_trial(
                 workload,
@@ -61,10 +68,12 @@ def run_experiment(request: Request) -> list[Outcome]:
                 workload_name=request.workload,
                 rng_seed=request.rng_seed,
                 trial_index=trial_index,
-                trial_dir=request.folder / f"trial_{trial_index}",
+                trial_dir=trial_dir,
                 data_dir=request.data_dir,
                 max_global_steps=request.max_global_steps,
                 report=report,
+                checkpoints_to_keep=request.checkpoints_to_keep,
+                resume=request.resume,
                 flags=asdict(request),
             )
         outcomes.append(outcome)
@@ -72,10 +81,12 @@ def run_experiment(request: Request) -> list[Outcome]:
 
 
 def _clear(request: Request) -> None:
-    if not request.folder.exists():
+    if request.overwrite and request.resume:
+        raise UserError("--overwrite removes what --resume would go on with; give one of them")
+    if request.resume or not request.folder.exists():
         return
     if not request.overwrite:
         taken = f"experiment {str(request.folder)!r} exists"
-        raise UserError(f"{taken}; give --overwrite or another --experiment_name")
+        raise UserError(f"{taken}; give --resume, --overwrite or another --experiment_name")
     with setup_phase():
         shutil.rmtree(request.folder)

@@ -10,6 +10,7 @@ class Miss(StrEnum):
 
     BUDGET = "budget"  # out of steps or time, or the submission ended training
     DIVERGED = "diverged"  # a loss, or the validation metric, is not finite
+    PRUNED = "pruned"  # stopped before the budget, as it could not win any more
     CRASHED = "crashed"  # an error in the submission or the workload
 
 

@@ -88,6 +88,15 @@ class MetricsLogger:
         if "loss" in metrics:
             self._last_loss = metrics["loss"]
 
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """What both files hold after a `flush`, for `take_up`."""
+        return {"rows": self._rows, "eval_rows": self._eval_rows}
+
+    def take_up(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Goes on from the rows of an earlier logger, in place of any of its own."""
+        self._rows, self._eval_rows = list(rows["rows"]), list(rows["eval_rows"])
+        self._n_fetched = len(self._rows)
+
     @property
     def has_diverged(self) -> bool:
         """Whether a logged "loss" is known not to be finite. Does not wait for one still being computed."""

@@ -9,15 +9,18 @@ Three forms, of which the first two may be mixed within one file:
 A point is a namedtuple `Hyperparameters` with its fields in the file's order.
 """
 
+import enum
 import json
 import keyword
 import math
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import qmc
 
 from tuning.errors import UserError
 
@@ -71,11 +74,19 @@ def check(space: Any) -> None:
             _check_value(name, value)
 
 
-def points(space: dict | list, n: int, seed: int) -> list[tuple]:
+class Sampling(enum.Enum):
+    """How the points of ranges are drawn: independently, or spread evenly by a scrambled sequence."""
+
+    RANDOM = "random"
+    HALTON = "halton"
+    SOBOL = "sobol"
+
+
+def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[tuple]:
     """The first n points of a search space.
 
-    Ranges are drawn with a generator keyed (seed, i), so that point i is the same for every n. A list gives
-    its points in order, and all it has when n is greater (as AlgoPerf does).
+    Point i is the same for every n. A list gives its points in order, and all it has when n is greater (as AlgoPerf
+    does).
 
     Raises:
         SearchSpaceError: the space is malformed.
@@ -84,15 +95,25 @@ def points(space: dict | list, n: int, seed: int) -> list[tuple]:
     if isinstance(space, list):
         chosen = space[:n]
     else:
-        chosen = [_draw(space, np.random.default_rng((seed, i))) for i in range(n)]
+        chosen = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
     if not chosen:
         return []
     point_type = namedtuple("Hyperparameters", list(chosen[0]))
     return [point_type(**point) for point in chosen]
 
 
-def _draw(space: dict[str, dict], generator: np.random.Generator) -> dict[str, Any]:
-    uniforms = generator.random(len(space))
+def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.ndarray:
+    """[n, n_dimensions] in [0, 1)."""
+    if sampling is Sampling.RANDOM:
+        return np.array([np.random.default_rng((seed, i)).random(n_dimensions) for i in range(n)])
+    if sampling is Sampling.HALTON:
+        return qmc.Halton(n_dimensions, rng=seed).random(n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # balance needs a power of two of points, the first n do not
+        return qmc.Sobol(n_dimensions, rng=seed).random(n)
+
+
+def _draw(space: dict[str, dict], uniforms: np.ndarray) -> dict[str, Any]:
     return {name: _value(choices, u) for (name, choices), u in zip(space.items(), uniforms, strict=True)}
 
 

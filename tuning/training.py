@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from tuning.checkpoint import Checkpoints
 from tuning.clock import CompileTimer, SubmissionClock
 from tuning.errors import UserError, setup_phase
 from tuning.outcome import Miss, Progress
@@ -21,6 +22,11 @@ from tuning.randomness import Keys, Stream
 from tuning.records import MetricsLogger
 from tuning.submission import Submission
 from workloads.spec import Direction
+
+# What a checkpoint's record holds of `Training` as it is, and of `train_state`.
+_COUNTERS = ("global_step", "training_complete", "reached", "best", "preemption_count")
+_COUNTERS += ("eval_seconds", "logging_seconds")
+_FLAGS = ("validation_goal_reached", "test_goal_reached", "accumulated_eval_time", "accumulated_logging_time")
 
 
 class Training:
@@ -35,12 +41,14 @@ class Training:
         logger: MetricsLogger,
         step_budget: int,
         stop_at_target: bool,
+        checkpoints: Checkpoints | None = None,
     ):
         self.workload, self.submission, self.hyperparameters = workload, submission, hyperparameters
         self.keys, self.logger = keys, logger
         self.needs_train_state = submission.needs_train_state
         self.step_budget, self.stop_at_target = step_budget, stop_at_target
         self.metric_key = f"validation/{workload.target_metric_name}"
+        self.checkpoints = checkpoints
         self.clock, self.compiles = SubmissionClock(), CompileTimer()
         self.global_step = 0
         self.training_complete = False
@@ -48,7 +56,9 @@ class Training:
         self.reached: tuple[int, float, float] | None = None  # step, submission seconds, compile seconds
         self.best: tuple[int, float] | None = None  # step, validation metric
         self.eval_seconds = self.logging_seconds = 0.0
+        self.preemption_count = 0
         self.started_at = self.last_eval_at = time.perf_counter()
+        self.earlier_seconds = 0.0  # wall seconds before this process
         # What update_params may look at; AlgoPerf's names.
         self.train_state: dict[str, Any] = {
             "validation_goal_reached": False,
@@ -95,8 +105,58 @@ class Training:
             raise UserError(f"{what} {size} does not split over {n_devices} devices; use a multiple")
         return size
 
-    def run(self, report: Callable[[Progress], None]) -> Miss | None:
-        """Trains until the target, the budget or divergence; None if the target was reached, else why not."""
+    def resume(self) -> bool:
+        """Goes on from the newest checkpoint, after `set_up`; False if there is none.
+
+        Raises:
+            UserError: the checkpoint is of another trial.
+        """
+        like = self.params, self.model_state, self.optimizer_state[0]
+        found = self.checkpoints.newest(like) if self.checkpoints else None
+        if found is None:
+            return False
+        (self.params, self.model_state, state), record = found
+        self.optimizer_state = (state, self.optimizer_state[1])
+        if record["queue"] is not None:
+            self.input_queue.set_state(record["queue"])
+        self.clock.add(record["submission_seconds"])
+        self.compiles.add_earlier(**record["compiles"])
+        self.logger.take_up(record["logger"])
+        self.train_state |= record["train_state"]
+        self.eval_results = [(step, result) for step, result in record["eval_results"]]
+        for name in _COUNTERS:
+            value = record[name]
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        self.preemption_count += 1
+        self.earlier_seconds = record["total_seconds"]
+        return True
+
+    def _save_checkpoint(self) -> None:
+        began = time.perf_counter()
+        can_restore = hasattr(self.input_queue, "get_state")
+        record = {name: getattr(self, name) for name in _COUNTERS} | {
+            "queue": self.input_queue.get_state() if can_restore else None,
+            "submission_seconds": self.clock.seconds,
+            "compiles": {
+                "seconds": self.compiles.seconds,
+                "n_compiles": self.compiles.n_compiles,
+                "n_cache_hits": self.compiles.n_cache_hits,
+            },
+            "logger": self.logger.rows(),
+            "train_state": {name: self.train_state[name] for name in _FLAGS},
+            "eval_results": self.eval_results,
+            "total_seconds": self._total_seconds(),
+        }
+        self.checkpoints.save(self.global_step, (self.params, self.model_state, self.optimizer_state[0]), record)
+        self.logging_seconds += time.perf_counter() - began
+
+    def run(
+        self, report: Callable[[Progress], None], cannot_win: Callable[[Progress], bool] = lambda progress: False
+    ) -> Miss | None:
+        """Trains until the target, the budget or divergence, or until `cannot_win` says so after an evaluation.
+
+        None if the target was reached, else why not.
+        """
         jax.block_until_ready((self.params, self.model_state, self.optimizer_state))
         self.started_at = self.last_eval_at = time.perf_counter()
         miss = Miss.DIVERGED
@@ -110,6 +170,11 @@ class Training:
             if self.training_complete or (self.reached and self.stop_at_target):
                 miss = Miss.BUDGET
                 break
+            if cannot_win(self._progress()):
+                miss = Miss.PRUNED
+                break
+            if self.checkpoints:
+                self._save_checkpoint()
         self.logger.flush()
         return None if self.reached else miss
 
@@ -200,7 +265,7 @@ class Training:
         self.eval_seconds += self.last_eval_at - began
         result |= self._times()
         self.eval_results.append((self.global_step, result))
-        self.logger.append_scalar_metrics(result, self.global_step, preemption_count=0, is_eval=True)
+        self.logger.append_scalar_metrics(result, self.global_step, self.preemption_count, is_eval=True)
         self.logger.flush()
         self.logging_seconds += time.perf_counter() - self.last_eval_at
         self.train_state["last_eval_time"] = self.last_eval_at
@@ -223,11 +288,14 @@ class Training:
     def _times(self) -> dict[str, float]:
         return {
             "score": self.clock.seconds,
-            "total_duration": time.perf_counter() - self.started_at,
+            "total_duration": self._total_seconds(),
             "accumulated_submission_time": self.clock.seconds,
             "accumulated_eval_time": self.eval_seconds,
             "accumulated_logging_time": self.logging_seconds,
         }
+
+    def _total_seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started_at
 
     def _progress(self) -> Progress:
         return Progress(

@@ -1,5 +1,6 @@
 """One trial: a submission trains on a workload, and its files and its outcome are written."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tuning import records
+from tuning.checkpoint import Checkpoints
 from tuning.errors import UserError, one_line
 from tuning.outcome import Miss, Outcome, Progress
 from tuning.randomness import Keys
@@ -27,6 +29,9 @@ def run_trial(
     max_global_steps: int | None = None,
     stop_at_target: bool = True,
     report: Callable[[Progress], None] | None = None,
+    cannot_win: Callable[[Progress], bool] = lambda progress: False,
+    checkpoints_to_keep: int = 0,
+    resume: bool = False,
     flags: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Runs one trial and writes its files under `trial_dir`, which is made once the set-up has succeeded.
@@ -37,6 +42,9 @@ def run_trial(
         trial_index: N of trial_N, from 1; with `rng_seed` it decides every random key.
         max_global_steps: lowers the budget, `workload.step_hint` steps; it never raises it.
         stop_at_target: False trains on to the budget after the target is reached.
+        cannot_win: asked after every evaluation; True ends the trial as pruned.
+        checkpoints_to_keep: how many of the newest checkpoints to keep, one made at every evaluation; 0 makes none.
+        resume: go on from the newest checkpoint, if there is one.
         report: called after every step and evaluation.
         flags: what flags_0.json records.
 
@@ -48,7 +56,19 @@ def run_trial(
     step_budget = min(workload.step_hint, max_global_steps or workload.step_hint)
     logger = records.MetricsLogger(trial_dir)
     keys = Keys(rng_seed, trial_index)
-    training = Training(workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target)
+    checkpoints = None
+    if checkpoints_to_keep or resume:
+        identity = {
+            "workload": workload_name,
+            "submission": submission.name,
+            "hyperparameters": hyperparameters._asdict(),
+            "rng_seed": rng_seed,
+            "trial_index": trial_index,
+        }
+        checkpoints = Checkpoints(trial_dir / "checkpoints", identity, keep=checkpoints_to_keep or 2)
+    training = Training(
+        workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints
+    )
     described = {
         "workload": workload_name,
         "submission": submission.name,
@@ -59,8 +79,10 @@ def run_trial(
     }
     try:
         training.set_up(workload_name, str(Path(data_dir).expanduser()))
+        if resume:
+            training.resume()
         _write_start(trial_dir, workload, described, flags)
-        miss = training.run(report or (lambda progress: None))
+        miss = training.run(report or (lambda progress: None), cannot_win)
     except UserError:
         raise
     except Exception as error:
@@ -70,6 +92,27 @@ def run_trial(
         raise
     outcome = _outcome(training, described, miss, error=None)
     records.write_json(trial_dir / "outcome.json", outcome.to_json())
+    return outcome
+
+
+def finished_outcome(trial_dir: Path, workload: Any, hyperparameters: tuple, rng_seed: int) -> Outcome | None:
+    """The outcome in `trial_dir` of a trial that came to its end; None if there is none, or it crashed.
+
+    Raises:
+        UserError: the folder holds another trial.
+    """
+    file = trial_dir / "outcome.json"
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["reason"] == Miss.CRASHED:
+        return None
+    outcome = Outcome(**content)
+    target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
+    found = outcome.hyperparameters, outcome.rng_seed, outcome.target_value
+    if found != (hyperparameters._asdict(), rng_seed, target):
+        problem = f"{str(trial_dir)!r} holds a trial of another search space, seed or target"
+        raise UserError(f"{problem}; choose another folder")
     return outcome
 
 

@@ -1,0 +1,57 @@
+"""Sweeps a submission's search space on one workload, over as many workers and machines as join in.
+
+    python scripts/run_sweep.py --workload=b3db --submission_path=submissions/kfac_reduce \
+        --num_tuning_trials=20 --workers=2 --experiment_dir=experiments --experiment_name=sweep
+
+Run again, it continues; with --show it only prints the ranking.
+"""
+
+import sys
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning import sweep, sweep_view
+
+flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
+flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
+flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
+flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
+flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
+flags.DEFINE_integer("num_tuning_trials", 5, "Points of each study.", lower_bound=1)
+flags.DEFINE_integer("num_studies", 1, "Studies, each with points and a seed of its own.", lower_bound=1)
+flags.DEFINE_enum("sampling", "random", ["random", "halton", "sobol"], "How ranges are drawn.")
+flags.DEFINE_string("storage", None, "postgresql://… for several machines; an SQLite file in the folder if not given.")
+flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
+flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
+flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)
+flags.DEFINE_integer("max_retries", 3, "Deaths of its worker that a trial survives.", lower_bound=0)
+flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
+flags.DEFINE_bool("prune", False, "Stop a trial when it can no longer win; not for official scores.")
+_REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)
+flags.DEFINE_integer("workers", 1, "Worker processes on this machine.", lower_bound=1)
+flags.DEFINE_integer("devices_per_trial", 1, "CUDA devices of each worker; without any, the cores are divided.")
+flags.DEFINE_enum("launcher", "processes", ["processes", "slurm"], "Where the workers run: here, or as a Slurm array.")
+flags.DEFINE_bool("show", False, "Only print the ranking.")
+flags.DEFINE_bool("json", False, "With --show, as JSON.")
+flags.DEFINE_bool("worker", False, "Be one worker of a sweep, with no supervision: for launchers of one's own.")
+
+
+def main(chosen: dict[str, Any]) -> None:
+    names = {flag.name for flag in _REQUEST} | {"data_dir", "rng_seed"}
+    request = sweep.Request(**{name: chosen[name] for name in names})
+    of_sweep = sweep.Sweep(request)
+    if chosen["show"]:
+        sweep_view.show(of_sweep.status(), as_json=chosen["json"])
+    elif chosen["worker"]:
+        of_sweep.work()
+    else:
+        launch = {"processes": sweep.supervise, "slurm": sweep.submit_to_slurm}[chosen["launcher"]]
+        with sweep_view.View() as show:
+            launch([*sys.argv, "--worker"], of_sweep, chosen["workers"], chosen["devices_per_trial"], show)
+        sweep_view.show(of_sweep.status())
+
+
+command.run(__name__, main)

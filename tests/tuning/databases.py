@@ -1,0 +1,59 @@
+"""Storages to test on: an SQLite file, and a PostgreSQL server started for the test."""
+
+import glob
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_USER = "postgres"
+
+
+@contextmanager
+def postgresql(folder: Path):
+    """URL of an empty database on a server of its own; skips where PostgreSQL or its driver is not installed."""
+    pytest.importorskip("psycopg2", reason="pip install psycopg2-binary")
+    initdb = _initdb() or _installed_initdb()
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed, and cannot be here: apt install postgresql")
+    server = Path(initdb).resolve().parent
+    data = folder / "postgresql"
+    data.mkdir(parents=True)
+    prefix = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if shutil.which("runuser") is None or subprocess.run(["id", _USER], capture_output=True).returncode:
+            pytest.skip(f"the PostgreSQL server needs a user {_USER!r} where the tests run as root")
+        shutil.chown(data, _USER)
+        for parent in [*data.parents][: len(data.parents) - 2]:
+            parent.chmod(parent.stat().st_mode | 0o011)
+        prefix = ["runuser", "-u", _USER, "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = {"check": True, "capture_output": True, "cwd": "/"}
+    subprocess.run([*prefix, initdb, "-D", data / "db", "-U", _USER, "-A", "trust"], **run)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
+    control = [*prefix, str(server / "pg_ctl"), "-D", str(data / "db"), "-w"]
+    subprocess.run(
+        [*control, "-l", str(data / "log"), "-o", options, "start"], check=True, cwd="/", stdout=subprocess.DEVNULL
+    )
+    try:
+        yield f"postgresql://{_USER}@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd="/")
+
+
+def _initdb() -> str | None:
+    return shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
+
+
+def _installed_initdb() -> str | None:
+    """After an attempt to install Debian's package."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "install", "-y", "-qq", "postgresql"], env=environment, capture_output=True)
+    return _initdb()

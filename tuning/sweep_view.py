@@ -1,0 +1,115 @@
+"""What a person, or a program, sees of a sweep."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tuning.point_queue import PointStatus
+from tuning.sweep import Sweep
+
+Status = Sequence[tuple[int, PointStatus]]
+_PLAIN_PERIOD_S = 10.0
+
+
+def ranking(status: Status) -> list[dict[str, Any]]:
+    """Finished points, those that reached the target in the fewest steps first, then by the best metric."""
+    rows = [
+        {"study": study, "trial": point.index, **(point.result or {}), "hyperparameters": point.point}
+        for study, point in status
+        if point.state == "done"
+    ]
+
+    def rank(row: dict[str, Any]) -> tuple[float, float]:
+        return row.get("steps_to_target") or math.inf, -(row.get("best_validation_metric") or 0)
+
+    return sorted(rows, key=rank)
+
+
+def summary(status: Status) -> dict[str, Any]:
+    """How far a sweep is: points by state, the best trial so far, mean seconds of a finished one."""
+    states = [point.state for _, point in status]
+    ranked = ranking(status)
+    reasons = [row.get("reason") for row in ranked]
+    seconds = [row["submission_seconds"] for row in ranked if row.get("submission_seconds")]
+    return {
+        "points": len(states),
+        "done": states.count("done"),
+        "running": states.count("running"),
+        "waiting": states.count("waiting"),
+        "hit": reasons.count(None),
+        **{reason: reasons.count(reason) for reason in ("budget", "diverged", "pruned", "crashed")},
+        "best": ranked[0] if ranked and ranked[0].get("steps_to_target") else None,
+        "mean_trial_seconds": statistics.mean(seconds) if seconds else None,
+    }
+
+
+def table(status: Status) -> Table:
+    shown = Table("study", "trial", "outcome", "steps to target", "seconds", "best metric", "hyperparameters")
+    for row in ranking(status):
+        values = row["hyperparameters"].items()
+        point = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
+        seconds, metric = row.get("seconds_to_target"), row.get("best_validation_metric")
+        shown.add_row(
+            str(row["study"]),
+            str(row["trial"]),
+            row.get("reason") or "target",
+            str(row.get("steps_to_target") or "–"),
+            f"{seconds:.2f}" if seconds else "–",
+            f"{metric:.4f}" if metric is not None else "–",
+            point,
+        )
+    return shown
+
+
+def show(status: Status, *, as_json: bool = False) -> None:
+    """Prints the ranking and the summary."""
+    if as_json:
+        print(json.dumps({"summary": summary(status), "ranking": ranking(status)}, indent=2))
+    else:
+        Console().print(table(status))
+
+
+class View:
+    """`with View() as show: supervise(…, show)`: a live line on a terminal, else a plain one every ten seconds."""
+
+    def __init__(self, n_workers: int, console: Console | None = None):
+        self._console = console or Console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._started, self._shown_at = time.monotonic(), float("-inf")
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, sweep: Sweep, n_alive: int) -> None:
+        now = time.monotonic()
+        if not self._live and n_alive and now - self._shown_at < _PLAIN_PERIOD_S:
+            return
+        self._shown_at = now
+        lines = self._lines(sweep.status(), n_alive)
+        if self._live:
+            self._live.update("\n".join(lines), refresh=True)
+        else:
+            self._console.print("\n".join(lines), highlight=False)
+
+    def _lines(self, status: Status, n_alive: int) -> list[str]:
+        s = summary(status)
+        running = [f"  study {study} trial {p.index}: running" for study, p in status if p.state == "running"]
+        left = ""
+        if s["mean_trial_seconds"] and n_alive:
+            left = f", about {(s['points'] - s['done']) * s['mean_trial_seconds'] / n_alive / 60:.0f} min left"
+        best = f", best {s['best']['steps_to_target']} steps (trial {s['best']['trial']})" if s["best"] else ""
+        counts = f"{s['done']}/{s['points']} done, {s['running']} running, {s['hit']} hit, {s['crashed']} crashed"
+        return [f"{counts}{best}; {n_alive} workers{left}", *running]
