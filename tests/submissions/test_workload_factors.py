@@ -105,14 +105,14 @@ def make_case(workload, batch, unpadded: dict[int, Any], kind: LossKind) -> Case
 
 @pytest.fixture(scope="module")
 def images() -> Case:
-    from workloads.images.memory import LabelledImages, evaluation_batches
+    from workloads.images.memory import LabelledImages
     from workloads.images.mnist_vit import MnistVitWorkload
 
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
-    data = LabelledImages(pixels, np.array([3, 1, 4], np.int32), n_classes=10, mean=0.13, stddev=0.31)
-    batch = next(evaluation_batches(data, batch_size=4))
-    batch["inputs"][3] = rng.normal(size=(28, 28, 1))
+    data = LabelledImages(pixels, np.array([3, 1, 4], np.int32), n_classes=10)
+    batch = next(data.evaluation_batches(batch_size=4))
+    batch["inputs"][3] = rng.integers(0, 256, (28, 28, 1))
     np.testing.assert_array_equal(batch["weights"], [1, 1, 1, 0])
     unpadded = {row: batch["inputs"][row : row + 1] for row in range(3)}
     return make_case(MnistVitWorkload(), batch, unpadded, LossKind.SOFTMAX)

@@ -84,7 +84,7 @@ def test_divergence_is_an_outcome_and_the_folder_is_then_taken(command, tmp_path
     for trial in ("trial_1", "trial_2"):
         outcome = json.loads((tmp_path / "out/e/mnist_vit_jax" / trial / "outcome.json").read_text())
         assert outcome["reason"] == "diverged"
-    assert "exists; give --overwrite" in the_error(command())
+    assert "exists; give --resume, --overwrite" in the_error(command())
 
 
 def test_an_error_in_the_loop_is_a_crash_with_traceback(command, tmp_path):

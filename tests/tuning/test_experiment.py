@@ -49,7 +49,7 @@ def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path
     folder = tmp_path / "e" / "fake_jax"
     folder.mkdir(parents=True)
     (folder / "old").write_text("precious")
-    with pytest.raises(UserError, match="e/fake_jax' exists; give --overwrite or another --experiment_name"):
+    with pytest.raises(UserError, match="e/fake_jax' exists; give --resume, --overwrite or another --experiment_name"):
         run_experiment(request_for())
     assert [path.name for path in folder.iterdir()] == ["old"]
     with pytest.raises(UserError, match="nowhere.json"):

@@ -54,7 +54,7 @@ def test_targets_and_sizes_are_algoperfs(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_initial_loss_output_shape_and_gradient_flow(name):
     workload = registry.load(name)
-    batch = next(workload.synthetic_queue(0, 8))
+    batch = next(workload.synthetic_queue(0, 64 if name.startswith("ogbg") else 8))
     mode = typing.get_type_hints(type(workload).model_fn)["mode"].TRAIN
 
     @jax.jit
