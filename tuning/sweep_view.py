@@ -79,10 +79,10 @@ def show(status: Status, *, as_json: bool = False) -> None:
 class View:
     """`with View() as show: supervise(…, show)`: a live line on a terminal, else a plain one every ten seconds."""
 
-    def __init__(self, n_workers: int, console: Console | None = None):
+    def __init__(self, console: Console | None = None):
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._started, self._shown_at = time.monotonic(), float("-inf")
+        self._shown_at = float("-inf")
 
     def __enter__(self) -> "View":
         if self._live:

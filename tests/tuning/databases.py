@@ -16,7 +16,7 @@ _USER = "postgres"
 @contextmanager
 def postgresql(folder: Path):
     """URL of an empty database on a server of its own; skips where PostgreSQL or its driver is not installed."""
-    pytest.importorskip("psycopg2", reason="pip install psycopg2-binary")
+    pytest.importorskip("psycopg", reason="pip install psycopg[binary]")
     initdb = _initdb() or _installed_initdb()
     if initdb is None:
         pytest.skip("PostgreSQL is not installed, and cannot be here: apt install postgresql")

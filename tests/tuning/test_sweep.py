@@ -135,7 +135,7 @@ with queue.alive(claim):
 print(queue.finish(claim, {}, 1.0), flush=True)
 """
 _DRAIN = """
-import sys, time
+import select, sys, time
 from tuning.point_queue import PointQueue
 queue = PointQueue(sys.argv[1], "skewed", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
 end = time.monotonic() + float(sys.argv[2])
@@ -143,7 +143,7 @@ while time.monotonic() < end:
     if (claim := queue.claim()) is not None:
         print(claim.index, flush=True)
         queue.finish(claim, {}, 1.0)
-    time.sleep(0.1)
+    select.select([], [], [], 0.1)  # libfaketime breaks time.sleep
 """
 
 
