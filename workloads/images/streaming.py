@@ -5,6 +5,7 @@ the number of threads nor that of hosts changes what is drawn.
 """
 
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from workloads.images import augment, decode
 
-_N_THREADS = 16
+_N_THREADS = max(2, os.cpu_count() or 1)
 _PREFETCH = 500  # examples decoded ahead
 _ON_DEVICE = 2  # batches sent ahead
 
