@@ -1,6 +1,6 @@
 """Times the queue of a sweep: 1,000 points whose trials take no time, by eight workers.
 
-python scripts/bench_queue.py --storages=sqlite:////tmp/queue.db,postgresql://me@host/empty
+python scripts/bench_queue.py --storages=sqlite:///queue.db,postgresql://me@host/empty
 """
 
 from pathlib import Path

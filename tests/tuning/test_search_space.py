@@ -92,3 +92,20 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
     (tmp_path / "twice.json").write_text('{"lr": {"feasible_points": [1]}, "lr": {"feasible_points": [2]}}')
     with pytest.raises(SearchSpaceError, match="'lr' is given twice"):
         search_space.read(tmp_path / "twice.json")
+
+
+@pytest.mark.parametrize("sampling", search_space.Sampling)
+def test_every_sampling_gives_the_same_first_points_and_fills_the_ranges(sampling):
+    space = {
+        "learning_rate": {"min": 1e-4, "max": 1e-1, "scaling": "log"},
+        "momentum": {"min": 0.0, "max": 1.0, "scaling": "linear"},
+        "kind": {"feasible_points": ["a", "b"]},
+    }
+    many = search_space.points(space, 64, 3, sampling)
+    assert search_space.points(space, 7, 3, sampling) == many[:7]
+    assert search_space.points(space, 7, 4, sampling) != many[:7]
+    assert {point.kind for point in many} == {"a", "b"}
+    quarters = np.histogram([point.momentum for point in many], bins=4, range=(0, 1))[0]
+    # A scrambled sequence is as even as it can be; random points are so only roughly.
+    assert quarters.min() >= (6 if sampling is search_space.Sampling.RANDOM else 15)
+    assert all(1e-4 <= point.learning_rate <= 1e-1 for point in many)
