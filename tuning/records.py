@@ -118,6 +118,11 @@ class MetricsLogger:
             write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows)
 
 
+def code_version() -> str | None:
+    """The commit of this checkout; None outside one. Touches no device, as `environment` does."""
+    return _git_state()[0]
+
+
 def environment() -> dict[str, Any]:
     """Commit, package versions and hardware; `git_commit` and `git_dirty` are None outside a checkout."""
     commit, dirty = _git_state()

@@ -161,7 +161,6 @@ class Sweep:
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
     def _identity(self, space: dict | list, n_points: int) -> dict[str, Any]:
-        environment = records.environment()
         return {
             "workload": self.request.workload,
             "submission": self.submission.name,
@@ -169,7 +168,7 @@ class Sweep:
             "number of points": n_points,
             "seed": self.request.rng_seed,
             "sampling": self.request.sampling,
-            "code version": environment["git_commit"],
+            "code version": records.code_version(),
         }
 
 
