@@ -1,10 +1,12 @@
 """What a person, or a program, sees of a sweep."""
 
+import csv
 import json
 import math
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -76,6 +78,16 @@ def show(status: Status, *, as_json: bool = False) -> None:
         Console().print(table(status))
 
 
+def last_evaluation(trial_dir: Path, metric: str) -> str:
+    """How far a running trial is, by the last evaluation that it wrote down."""
+    try:
+        with open(trial_dir / "eval_measurements.csv", newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        return f"step {last['global_step']}, {metric} {float(last[metric]):.4f}"
+    except (OSError, IndexError, KeyError, TypeError, ValueError):
+        return "started"
+
+
 class View:
     """`with View() as show: supervise(…, show)`: a live line on a terminal, else a plain one every ten seconds."""
 
@@ -98,15 +110,20 @@ class View:
         if not self._live and n_alive and now - self._shown_at < _PLAIN_PERIOD_S:
             return
         self._shown_at = now
-        lines = self._lines(sweep.status(), n_alive)
+        lines = self._lines(sweep, sweep.status(), n_alive)
         if self._live:
             self._live.update("\n".join(lines), refresh=True)
         else:
             self._console.print("\n".join(lines), highlight=False)
 
-    def _lines(self, status: Status, n_alive: int) -> list[str]:
+    def _lines(self, sweep: Sweep, status: Status, n_alive: int) -> list[str]:
         s = summary(status)
-        running = [f"  study {study} trial {p.index}: running" for study, p in status if p.state == "running"]
+        metric = f"validation/{sweep.workload.target_metric_name}"
+        running = []
+        for study, point in status:
+            if point.state == "running":
+                place = sweep.request.trial_dir(study, point.index)
+                running.append(f"  study {study} trial {point.index}: {last_evaluation(place, metric)}")
         left = ""
         if s["mean_trial_seconds"] and n_alive:
             left = f", about {(s['points'] - s['done']) * s['mean_trial_seconds'] / n_alive / 60:.0f} min left"

@@ -99,6 +99,13 @@ def test_training_on_after_the_target_keeps_the_first_score(run):
     assert (outcome.reason, outcome.best_validation_step) == (None, 40)
 
 
+def test_a_trial_that_cannot_win_ends_as_pruned_unless_it_has_won(run):
+    pruned = run(FakeWorkload(target=0.9), fake_submission(), cannot_win=lambda progress: progress.global_step >= 20)
+    assert (pruned.reason, pruned.global_step, pruned.steps_to_target) == ("pruned", 20, None)
+    won = run(FakeWorkload(target=0.2), fake_submission(), cannot_win=lambda progress: progress.global_step >= 20)
+    assert (won.reason, won.steps_to_target) == (None, 20)
+
+
 def test_lower_is_better(run):
     workload = FakeWorkload(target=-0.1, direction=Direction.LOWER_IS_BETTER)
     workload.evaluate = {10: 0.4, 20: -0.05, 30: 0.3, 40: 0.2}.get
