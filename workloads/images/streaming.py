@@ -139,7 +139,8 @@ def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) 
 def _batch(parts: Sequence[tuple[np.ndarray, int]], n_classes: int, size: int) -> dict[str, np.ndarray]:
     pixels, labels = zip(*parts, strict=True)
     inputs = np.zeros((size, *pixels[0].shape), np.uint8)
-    inputs[: len(parts)] = pixels
+    for row, image in enumerate(pixels):
+        inputs[row] = image
     targets = np.zeros((size, n_classes), np.float32)
     targets[np.arange(len(parts)), labels] = 1
     return {"inputs": inputs, "targets": targets, "weights": (np.arange(size) < len(parts)).astype(np.float32)}
