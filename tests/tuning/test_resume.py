@@ -91,6 +91,7 @@ def test_a_resumed_trial_equals_one_that_never_stopped(run, tmp_path):
     assert seconds == sorted(seconds) and resumed.submission_seconds == seconds[-1]
 
 
+@pytest.mark.slow
 def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
     with pytest.raises(Cut):
         run("cut", cut_at=5)

@@ -27,7 +27,11 @@ def test_unknown_workload_lists_the_known_ones_in_one_line():
 _N_OUTPUTS = {"b3db": 1, "mnist": 10, "cifar10": 10, "ogbg": 128, "imagenet": 1000}
 
 
-@pytest.mark.parametrize("name", registry.names())
+_VARIANTS = {name for name in registry.names() if name.startswith(("ogbg_", "imagenet_vit_"))}
+_NAMES = [pytest.param(name, marks=pytest.mark.slow if name in _VARIANTS else ()) for name in registry.names()]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_contract(name):
     workload = registry.load(name)
     hints = typing.get_type_hints(type(workload).model_fn)
