@@ -7,12 +7,11 @@ import jax
 import matplotlib
 from flax import linen as nn
 
+from benchmarks.made_up import MadeUpImages
 from benchmarks.programs import PARTS, cost_of_parts, step_programs
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, EKFACAdam
 from submissions.kfac.sharing import Sharing
-from workloads.images.memory import LabelledImages
-from workloads.images.workload import ImageWorkload
 
 ALGORITHMS = {
     "kfac_expand": KFAC(Sharing.EXPAND),
@@ -39,19 +38,13 @@ class TokenMLP(nn.Module):
         return nn.Dense(self.num_classes)(x.mean(1))
 
 
-class TokenWorkload(ImageWorkload):
+class TokenWorkload(MadeUpImages):
     """Random tokens in the form of images, to time steps alone."""
-
-    pixel_mean, pixel_stddev = 0.5, 0.25
-    eval_batch_size = _BATCH_SIZE
 
     def __init__(self, width: int, depth: int, positions: int):
         super().__init__()
         self.model = TokenMLP(num_classes=10, depth=depth)
         self.image_shape = (positions, width, 1)
-
-    def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
-        raise NotImplementedError("made-up tokens have no data set")
 
 
 Cost = Mapping[str, Mapping[str, float]]  # algorithm -> part -> seconds

@@ -4,6 +4,7 @@ kfac-jax is no dependency: install it from its repository, google-deepmind/kfac-
 installed JAX.
 """
 
+import importlib.util
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from benchmarks.made_up import MadeUpImages
 from benchmarks.timing import in_turn, markdown
 from submissions.kfac.estimate import estimate
 from submissions.kfac.fisher import Fisher, Geometry, LossKind
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing, batch_layout
 from submissions.kfac_expand import submission
-from workloads.images.memory import LabelledImages
-from workloads.images.workload import ImageWorkload
 
 PERIOD = 5  # of both libraries' factors and inverses
 _N_INPUTS, _N_CLASSES, _DEPTH = 784, 10, 3
@@ -42,26 +42,17 @@ class MLP(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-class MLPWorkload(ImageWorkload):
+class MLPWorkload(MadeUpImages):
     image_shape = (28, 28, 1)
-    pixel_mean, pixel_stddev = 0.5, 0.25
-    eval_batch_size = 1
     step_hint = 1000
 
     def __init__(self, width: int):
         super().__init__()
         self.model = MLP(width)
 
-    def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
-        raise NotImplementedError("made-up images have no data set")
-
 
 def available() -> bool:
-    try:
-        import kfac_jax  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("kfac_jax") is not None
 
 
 def factors_table(width: int, batch_size: int, seed: int) -> str:

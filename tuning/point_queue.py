@@ -1,7 +1,7 @@
 """The points of a sweep in an Optuna storage: enqueued once, each carried out once, whoever dies meanwhile.
 
 A study's trial number N is point N + 1, enqueued in order; a worker that dies leaves its trial to be enqueued again,
-A study's trial number N is point N + 1, enqueued in order; a worker that dies leaves its trial to be enqueued anew,
+with a higher number and the same point. Optuna's heartbeat tells the dead from the living by the storage's clock, so
 the workers' clocks need not agree. What Optuna leaves open is closed here: a worker that dies before its first
 heartbeat, one that dies between failing another's trial and enqueuing it again, and two that enqueue the same one.
 """

@@ -168,6 +168,8 @@ class Sweep:
             "number of points": n_points,
             "seed": self.request.rng_seed,
             "sampling": self.request.sampling,
+            "number of steps": self.request.max_global_steps,
+            "batch size": self.request.batch_size,
             "code version": records.code_version(),
         }
 

@@ -56,27 +56,20 @@ def run_trial(
     step_budget = min(workload.step_hint, max_global_steps or workload.step_hint)
     logger = records.MetricsLogger(trial_dir)
     keys = Keys(rng_seed, trial_index)
-    checkpoints = None
-    if checkpoints_to_keep or resume:
-        identity = {
-            "workload": workload_name,
-            "submission": submission.name,
-            "hyperparameters": hyperparameters._asdict(),
-            "rng_seed": rng_seed,
-            "trial_index": trial_index,
-        }
-        checkpoints = Checkpoints(trial_dir / "checkpoints", identity, keep=checkpoints_to_keep or 2)
-    training = Training(
-        workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints
-    )
-    described = {
+    identity = {
         "workload": workload_name,
         "submission": submission.name,
         "hyperparameters": hyperparameters._asdict(),
         "rng_seed": rng_seed,
         "trial_index": trial_index,
-        "environment": records.environment(),
     }
+    described = identity | {"environment": records.environment()}
+    checkpoints = None
+    if checkpoints_to_keep or resume:
+        checkpoints = Checkpoints(trial_dir / "checkpoints", identity, keep=checkpoints_to_keep or 2)
+    training = Training(
+        workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints
+    )
     try:
         training.set_up(workload_name, str(Path(data_dir).expanduser()))
         if resume:
@@ -90,6 +83,9 @@ def run_trial(
         records.write_json(trial_dir / "outcome.json", crash.to_json())
         logger.flush()
         raise
+    finally:
+        if checkpoints:
+            checkpoints.close()
     outcome = _outcome(training, described, miss, error=None)
     records.write_json(trial_dir / "outcome.json", outcome.to_json())
     return outcome

@@ -5,6 +5,7 @@ is made anew.
 """
 
 import dataclasses
+import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,13 +24,14 @@ class _Known:
     Attributes:
         archives: files that TFDS makes it from, looked for in the manual folder.
         source: where to get those by hand; None where TFDS downloads what is not in the manual folder.
+        finish: makes of it, in the data folder, what training reads; anew if its second argument is true.
     """
 
     dataset: Dataset
     n_examples: Mapping[str, int]
     archives: tuple[str, ...]
     source: str | None = None
-    finish: Callable[[str], Any] | None = None
+    finish: Callable[[str, bool], Any] | None = None
 
 
 _KNOWN = {
@@ -39,7 +41,7 @@ _KNOWN = {
             molpcba.DATASET,
             {"train": 350_343, "validation": 43_793, "test": 43_793},
             ("pcba.zip",),
-            finish=molpcba.pack_molpcba,
+            finish=molpcba.prepare_store,
         ),
         _Known(
             imagenet_vit.TRAINING,
@@ -82,7 +84,8 @@ def prepare(
     place = root / known.dataset.path
     if overwrite and place.exists():
         shutil.rmtree(place)
-    if (place / "dataset_info.json").exists():
+    is_there = (place / "dataset_info.json").exists()
+    if is_there:
         say(f"{place} is there already")
     else:
         for leftover in place.parent.glob(f"{known.dataset.version}.incomplete*"):
@@ -90,17 +93,17 @@ def prepare(
         _generate(known, root, Path(manual_dir).expanduser(), allow_other_archives)
     _check_counts(known, tfds_data.prepared_builder(known.dataset, data_dir), allow_other_archives, say)
     if known.finish is not None:
-        say("packing: a few minutes for the whole data set")
-        known.finish(data_dir)
+        say("packing: a few minutes for the whole data set, unless it is done already")
+        known.finish(data_dir, not is_there)
     say(f"{known.dataset.path} is ready in {root}")
 
 
 def _generate(known: _Known, root: Path, manual: Path, allow_other_archives: bool) -> None:
-    try:
-        import tensorflow  # noqa: F401  (TFDS imports it only when it is half-way through)
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError("preparing data sets needs TensorFlow: run pip install -e '.[prepare]'") from error
+    # TFDS itself would notice only when it is half-way through.
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ImportError("preparing data sets needs TensorFlow: run `make setup-prepare`")
+    import tensorflow_datasets as tfds
+
     missing = [archive for archive in known.archives if not (manual / archive).is_file()]
     if known.source and missing:
         raise FileNotFoundError(f"put {' and '.join(missing)} into {manual}: from {known.source}")

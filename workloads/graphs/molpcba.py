@@ -35,6 +35,14 @@ def store_path(data_dir: str | None) -> Path:
     return tfds_data.folder(data_dir) / NAME / f"packed_{VERSION}.npz"
 
 
+def prepare_store(data_dir: str | None, anew: bool) -> None:
+    """Sees to it that the store is there and whole, or makes it anew; raises as `load_molpcba`."""
+    if anew:
+        pack_molpcba(data_dir)
+    else:
+        load_molpcba(data_dir)
+
+
 def pack_molpcba(data_dir: str | None) -> store.PackedGraphs:
     """Reads every molecule of the prepared data set (minutes) and writes the store; raises as `load_molpcba`."""
     graphs, labels, split_codes = [], [], []
