@@ -23,6 +23,7 @@ from tuning.point_queue import Claim, PointQueue, PointStatus
 from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 
+_REFUSED = 2  # how a script ends after a UserError
 _IDLE_S = 1.0  # between looks at a queue from which nothing is to be had
 
 
@@ -140,7 +141,11 @@ class Sweep:
         return min((result["steps_to_target"] for result in done if result["steps_to_target"]), default=math.inf)
 
     def _run(self, study: int, claim: Claim, point: tuple, seed: int, trial_dir: Path) -> Mapping[str, Any]:
-        """The trial's outcome; what it raises is its own failure, and the worker's next trial is none the worse."""
+        """The trial's outcome; what it raises in training is its own failure, and the next trial is none the worse.
+
+        Raises:
+            UserError: the set-up failed, as the next one's would: no data set, say.
+        """
         try:
             return run_trial(
                 self.workload,
@@ -157,6 +162,8 @@ class Sweep:
                 resume=True,
                 flags=asdict(self.request),
             )
+        except UserError:
+            raise
         except Exception as error:
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
@@ -189,7 +196,7 @@ def supervise(
         show: called now and then with the sweep and the number of living workers.
 
     Raises:
-        UserError: workers die at once, again and again.
+        UserError: a worker met what the user must cure, or workers die at once, again and again.
     """
     logs = sweep.request.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -201,6 +208,8 @@ def supervise(
                 process, started = workers.get(slot, (None, 0.0))
                 if process is not None and process.poll() is None:
                     continue
+                if process is not None and process.returncode == _REFUSED:
+                    raise UserError(f"a worker refused: {_last_line(logs / f'worker_{slot}.log')}")
                 if process is not None and process.returncode != 0:
                     quick_deaths = quick_deaths + 1 if time.monotonic() - started < 5 * period_s else 0
                 if quick_deaths > 3 * n_workers:
@@ -258,6 +267,10 @@ def _start_worker(command: Sequence[str], slot: int, n_workers: int, n_devices: 
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
     os.sched_setaffinity(process.pid, own)  # JAX counts its cores later, when it first computes
     return process
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").splitlines() or [""])[-1].removeprefix("error: ")
 
 
 def _devices(slot: int, n_devices: int) -> str | None:

@@ -100,6 +100,18 @@ def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
     assert other.returncode == 2 and "has another seed: 0, not 1" in output and "Traceback" not in output
 
 
+def test_a_missing_data_set_is_refused_in_one_line_and_no_trial_is_spent(tmp_path):
+    flags = ["--workload=ogbg", "--workers=1", "--num_tuning_trials=2"]
+    process = start(tmp_path, "sweep", *flags)
+    output, _ = process.communicate()
+    assert process.returncode == 2 and "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith("error: a worker refused: data set ogbg_molpcba/0.1.3 is not there")
+    assert "prepare_data.py --dataset=ogbg_molpcba" in last
+    shown = json.loads(finished(start(tmp_path, "sweep", *flags, "--show", "--json")))
+    assert shown["summary"]["done"] == 0
+
+
 def test_a_trial_that_dies_in_native_code_fails_alone(tmp_path):
     folder = tmp_path / "aborting"
     folder.mkdir()
