@@ -3,19 +3,21 @@
     python scripts/run_sweep.py --workload=b3db --submission_path=submissions/kfac_reduce \
         --num_tuning_trials=20 --workers=2 --experiment_dir=experiments --experiment_name=sweep
 
-Run again, it continues; with --show it only prints the ranking.
+Run again, it continues; with --show it only prints the ranking, for which the experiment's folder and name will do.
 """
 
+import functools
 import sys
 from typing import Any
 
 import command
 from absl import flags
 
-from tuning import sweep, sweep_view
+from tuning import launch, point_status, pruning, slurm, sweep, sweep_view
+from tuning.errors import UserError
 
-flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
-flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
+flags.DEFINE_string("workload", None, "Name of the workload.")
+flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.")
 flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
 flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
@@ -29,29 +31,46 @@ flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place o
 flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)
 flags.DEFINE_integer("max_retries", 3, "Deaths of its worker that a trial survives.", lower_bound=0)
 flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
-flags.DEFINE_bool("prune", False, "Stop a trial when it can no longer win; not for official scores.")
+flags.DEFINE_enum(
+    "prune", "none", [*pruning.Pruning], "Stop a trial when it is past the best one's steps, or behind the median; not "
+    "for official scores."
+)
 _REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)
 flags.DEFINE_integer("workers", 1, "Worker processes on this machine.", lower_bound=1)
 flags.DEFINE_integer("devices_per_trial", 1, "CUDA devices of each worker; without any, the cores are divided.")
 flags.DEFINE_enum("launcher", "processes", ["processes", "slurm"], "Where the workers run: here, or as a Slurm array.")
+flags.DEFINE_multi_string(
+    "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."
+)
 flags.DEFINE_bool("show", False, "Only print the ranking.")
-flags.DEFINE_bool("json", False, "With --show, as JSON.")
+flags.DEFINE_bool("json", False, "As JSON: the ranking, or while the sweep runs an object on a line now and then.")
 flags.DEFINE_bool("worker", False, "Be one worker of a sweep, with no supervision: for launchers of one's own.")
 
 
 def main(chosen: dict[str, Any]) -> None:
     names = {flag.name for flag in _REQUEST} | {"data_dir", "rng_seed"}
     request = sweep.Request(**{name: chosen[name] for name in names})
-    of_sweep = sweep.Sweep(request)
     if chosen["show"]:
-        sweep_view.show(of_sweep.status(), as_json=chosen["json"])
-    elif chosen["worker"]:
-        of_sweep.work()
-    else:
-        launch = {"processes": sweep.supervise, "slurm": sweep.submit_to_slurm}[chosen["launcher"]]
-        with sweep_view.View() as show:
-            launch([*sys.argv, "--worker"], of_sweep, chosen["workers"], chosen["devices_per_trial"], show)
-        sweep_view.show(of_sweep.status())
+        stored = point_status.stored(request.url, request.experiment_name)
+        return sweep_view.show(stored, as_json=chosen["json"])
+    for name in ("workload", "submission_path"):
+        if not chosen[name]:
+            raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
+    of_sweep = sweep.Sweep(request)
+    if chosen["worker"]:
+        return of_sweep.work()
+    start = launch.supervise
+    if chosen["launcher"] == "slurm":
+        start = functools.partial(slurm.submit, options=_options(chosen["slurm_option"]))
+    with sweep_view.View(as_json=chosen["json"]) as show:
+        start([*sys.argv, "--worker"], of_sweep, chosen["workers"], chosen["devices_per_trial"], show)
+    sweep_view.show(of_sweep.status(), as_json=chosen["json"])
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    if bad := [word for word in words if "=" not in word]:
+        raise UserError(f"--slurm_option={bad[0]} is no name=value: write --slurm_option=partition=gpu")
+    return dict(word.lstrip("-").split("=", 1) for word in words)
 
 
 command.run(__name__, main)

@@ -87,7 +87,7 @@ def search_and_repeat(
 
     def trial(point: tuple, seed: int, place: str) -> Outcome:
         nonlocal is_warm
-        outcome = finished_outcome(folder / place, workload, point, seed)
+        outcome = finished_outcome(folder / place, workload, chosen, point, seed)
         if outcome is None:
             if place.startswith("repeat") and not is_warm:
                 # A process's first trial takes longer than compilation explains; the search came before, elsewhere.

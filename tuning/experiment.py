@@ -56,7 +56,7 @@ def run_experiment(request: Request) -> list[Outcome]:
     for trial_index, point in enumerate(points, start=1):
         title = f"{request.workload} {chosen.name} trial {trial_index}/{len(points)}"
         trial_dir = request.folder / f"trial_{trial_index}"
-        done = finished_outcome(trial_dir, workload, point, request.rng_seed) if request.resume else None
+        done = finished_outcome(trial_dir, workload, chosen, point, request.rng_seed) if request.resume else None
         if done is not None:
             outcomes.append(done)
             continue

@@ -65,3 +65,4 @@ class Progress:
     submission_seconds: float
     metric_name: str
     metric: float | None  # of the latest evaluation on the validation split
+    n_evaluations: int = 0  # so far

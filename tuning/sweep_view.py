@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tuning.point_queue import PointStatus
+from tuning.outcome import Miss
+from tuning.point_status import PointStatus
 from tuning.sweep import Sweep
 
 Status = Sequence[tuple[int, PointStatus]]
 _PLAIN_PERIOD_S = 10.0
+_MERITS = ("steps_to_target", "best_validation_metric")
+_MISSES = tuple(str(miss) for miss in Miss)
 
 
 def ranking(status: Status) -> list[dict[str, Any]]:
@@ -35,7 +38,7 @@ def ranking(status: Status) -> list[dict[str, Any]]:
 
 
 def summary(status: Status) -> dict[str, Any]:
-    """How far a sweep is: points by state, the best trial so far, mean seconds of a finished one."""
+    """How far a sweep is: points by state, the first of the ranking so far, mean seconds of a finished one."""
     states = [point.state for _, point in status]
     ranked = ranking(status)
     reasons = [row.get("reason") for row in ranked]
@@ -46,8 +49,8 @@ def summary(status: Status) -> dict[str, Any]:
         "running": states.count("running"),
         "waiting": states.count("waiting"),
         "hit": reasons.count(None),
-        **{reason: reasons.count(reason) for reason in ("budget", "diverged", "pruned", "crashed")},
-        "best": ranked[0] if ranked and ranked[0].get("steps_to_target") else None,
+        **{reason: reasons.count(reason) for reason in _MISSES},
+        "best": ranked[0] if ranked and any(ranked[0].get(name) for name in _MERITS) else None,
         "mean_trial_seconds": statistics.mean(seconds) if seconds else None,
     }
 
@@ -73,9 +76,21 @@ def table(status: Status) -> Table:
 def show(status: Status, *, as_json: bool = False) -> None:
     """Prints the ranking and the summary."""
     if as_json:
-        print(json.dumps({"summary": summary(status), "ranking": ranking(status)}, indent=2))
+        print(json.dumps({"summary": summary(status), "ranking": ranking(status)}))
     else:
         Console().print(table(status))
+        Console().print(counts(status), highlight=False)
+
+
+def counts(status: Status) -> str:
+    """How many points are at what, on a line."""
+    s = summary(status)
+    named = [f"{s[name]} {name}" for name in ("running", "waiting", "hit", *_MISSES) if s[name] or name == "hit"]
+    line, best = f"{s['done']}/{s['points']} done, {', '.join(named)}", s["best"]
+    if best is None:
+        return line
+    merit = f"{best['steps_to_target']} steps" if best["steps_to_target"] else f"{best['best_validation_metric']:.4f}"
+    return f"{line}; best {merit} (trial {best['trial']})"
 
 
 def last_evaluation(trial_dir: Path, metric: str) -> str:
@@ -89,11 +104,17 @@ def last_evaluation(trial_dir: Path, metric: str) -> str:
 
 
 class View:
-    """`with View() as show: supervise(…, show)`: a live line on a terminal, else a plain one every ten seconds."""
+    """`with View() as show: supervise(…, show)`: live lines on a terminal, else plain ones every ten seconds.
 
-    def __init__(self, console: Console | None = None):
-        self._console = console or Console()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+    Args:
+        as_json: an object on a line every ten seconds instead: the summary, living workers, seconds left, and each
+            running trial's last evaluation.
+    """
+
+    def __init__(self, console: Console | None = None, *, as_json: bool = False):
+        self._console, self._as_json = console or Console(), as_json
+        is_live = self._console.is_terminal and not as_json
+        self._live = Live(console=self._console, auto_refresh=False) if is_live else None
         self._shown_at = float("-inf")
 
     def __enter__(self) -> "View":
@@ -110,23 +131,28 @@ class View:
         if not self._live and n_alive and now - self._shown_at < _PLAIN_PERIOD_S:
             return
         self._shown_at = now
-        lines = self._lines(sweep, sweep.status(), n_alive)
-        if self._live:
-            self._live.update("\n".join(lines), refresh=True)
+        seen = self._seen(sweep, sweep.status(), n_alive)
+        if self._as_json:
+            print(json.dumps(seen), flush=True)
+        elif self._live:
+            self._live.update("\n".join(_lines(seen)), refresh=True)
         else:
-            self._console.print("\n".join(lines), highlight=False)
+            self._console.print("\n".join(_lines(seen)), highlight=False)
 
-    def _lines(self, sweep: Sweep, status: Status, n_alive: int) -> list[str]:
-        s = summary(status)
+    def _seen(self, sweep: Sweep, status: Status, n_alive: int) -> dict[str, Any]:
         metric = f"validation/{sweep.workload.target_metric_name}"
         running = []
         for study, point in status:
             if point.state == "running":
                 place = sweep.request.trial_dir(study, point.index)
-                running.append(f"  study {study} trial {point.index}: {last_evaluation(place, metric)}")
-        left = ""
+                running.append({"study": study, "trial": point.index, "at": last_evaluation(place, metric)})
+        s, left_s = summary(status), None
         if s["mean_trial_seconds"] and n_alive:
-            left = f", about {(s['points'] - s['done']) * s['mean_trial_seconds'] / n_alive / 60:.0f} min left"
-        best = f", best {s['best']['steps_to_target']} steps (trial {s['best']['trial']})" if s["best"] else ""
-        counts = f"{s['done']}/{s['points']} done, {s['running']} running, {s['hit']} hit, {s['crashed']} crashed"
-        return [f"{counts}{best}; {n_alive} workers{left}", *running]
+            left_s = (s["points"] - s["done"]) * s["mean_trial_seconds"] / n_alive
+        return {"summary": s, "line": counts(status), "workers": n_alive, "seconds_left": left_s, "trials": running}
+
+
+def _lines(seen: dict[str, Any]) -> list[str]:
+    left = "" if seen["seconds_left"] is None else f", about {seen['seconds_left'] / 60:.0f} min left"
+    running = [f"  study {row['study']} trial {row['trial']}: {row['at']}" for row in seen["trials"]]
+    return [f"{seen['line']}; {seen['workers']} workers{left}", *running]

@@ -167,10 +167,11 @@ class Training:
             if not self._evaluate():
                 break
             report(self._progress())
+            is_hopeless = cannot_win(self._progress())  # asked at the end, too: others are compared with what it hears
             if self.training_complete or (self.reached and self.stop_at_target):
                 miss = Miss.BUDGET
                 break
-            if cannot_win(self._progress()):
+            if is_hopeless:
                 miss = Miss.PRUNED
                 break
             if self.checkpoints:
@@ -304,4 +305,5 @@ class Training:
             submission_seconds=self.clock.seconds,
             metric_name=self.workload.target_metric_name,
             metric=self.eval_results[-1][1][self.metric_key] if self.eval_results else None,
+            n_evaluations=len(self.eval_results),
         )

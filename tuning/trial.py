@@ -91,7 +91,9 @@ def run_trial(
     return outcome
 
 
-def finished_outcome(trial_dir: Path, workload: Any, hyperparameters: tuple, rng_seed: int) -> Outcome | None:
+def finished_outcome(
+    trial_dir: Path, workload: Any, submission: Submission, hyperparameters: tuple, rng_seed: int
+) -> Outcome | None:
     """The outcome in `trial_dir` of a trial that came to its end; None if there is none, or it crashed.
 
     Raises:
@@ -105,9 +107,9 @@ def finished_outcome(trial_dir: Path, workload: Any, hyperparameters: tuple, rng
         return None
     outcome = Outcome(**content)
     target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
-    found = outcome.hyperparameters, outcome.rng_seed, outcome.target_value
-    if found != (hyperparameters._asdict(), rng_seed, target):
-        problem = f"{str(trial_dir)!r} holds a trial of another search space, seed or target"
+    found = outcome.submission, outcome.hyperparameters, outcome.rng_seed, outcome.target_value
+    if found != (submission.name, hyperparameters._asdict(), rng_seed, target):
+        problem = f"{str(trial_dir)!r} holds a trial of another submission, search space, seed or target"
         raise UserError(f"{problem}; choose another folder")
     return outcome
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tuning import sweep
+from tuning import launch
+from tuning.errors import UserError
 
 pytest.importorskip("optuna")
 ROOT = Path(__file__).parents[2]
@@ -21,10 +22,15 @@ def test_the_supervisor_touches_no_device(tmp_path):
     assert done.stdout == "5 False\n", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    ("visible", "n_devices", "expected"),
-    [("0,1,2,3", 1, ["0", "1", "2", "3", "0"]), ("4,5,6,7", 2, ["4,5", "6,7", "4,5", "6,7", "4,5"])],
-)
-def test_workers_share_out_the_devices_in_turn(monkeypatch, visible, n_devices, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [sweep._devices(slot, n_devices) for slot in range(5)] == expected
+@pytest.mark.parametrize(("n_devices", "expected"), [(1, ["4", "5", "6"]), (2, ["4,5", "6,7"])])
+def test_workers_share_out_the_devices(monkeypatch, n_devices, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert launch.device_shares(len(expected), n_devices) == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.device_shares(2, n_devices) == [None, None]
+
+
+def test_more_workers_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(UserError, match="2 workers of 2 devices each need 4, but here are 3: give fewer"):
+        launch.device_shares(2, 2)

@@ -1,9 +1,12 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("optuna")
 
-from tuning.point_queue import PointStatus
-from tuning.sweep_view import last_evaluation, ranking, summary
+from tuning.point_status import PointStatus
+from tuning.sweep_view import View, counts, last_evaluation, ranking, summary
 
 
 def _done(index, steps, metric=0.5, reason=None, seconds=10.0):
@@ -45,3 +48,29 @@ def test_a_running_trial_is_shown_by_its_last_evaluation(tmp_path):
     assert last_evaluation(tmp_path, "validation/score") == "step 20, validation/score 0.5000"
     (tmp_path / "eval_measurements.csv").write_text("global_step,validation/score\n10,0.25\n20")
     assert last_evaluation(tmp_path, "validation/score") == "started"
+
+
+def test_a_line_says_how_far_it_is_and_what_is_best():
+    assert counts(STATUS) == (
+        "5/7 done, 1 running, 1 waiting, 2 hit, 1 budget, 1 pruned, 1 crashed; best 20 steps (trial 3)"
+    )
+    assert counts(STATUS[1:2]) == "1/1 done, 0 hit, 1 budget; best 0.3000 (trial 2)"
+    assert counts(STATUS[5:]) == "0/2 done, 1 running, 1 waiting, 0 hit"
+
+
+def test_programs_are_shown_objects_on_lines(tmp_path, capsys):
+    place = tmp_path / "trial_6"
+    place.mkdir()
+    (place / "eval_measurements.csv").write_text("global_step,validation/score\n10,0.25\n")
+    request = SimpleNamespace(trial_dir=lambda study, index: tmp_path / f"trial_{index}")
+    sweep = SimpleNamespace(
+        status=lambda: STATUS, request=request, workload=SimpleNamespace(target_metric_name="score")
+    )
+    with View(as_json=True) as show:
+        show(sweep, 2)
+        show(sweep, 2)  # within ten seconds
+        show(sweep, 0)
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["trials"] == [{"study": 1, "trial": 6, "at": "step 10, validation/score 0.2500"}]
+    assert first["seconds_left"] == 2 * 12.5 / 2 and last["seconds_left"] is None
+    assert first["summary"] == summary(STATUS) and (first["workers"], last["workers"]) == (2, 0)

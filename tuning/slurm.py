@@ -1,0 +1,102 @@
+"""Workers of a sweep as a Slurm array, by submitit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tuning.errors import UserError, one_line
+from tuning.launch import last_line
+from tuning.sweep import Sweep
+
+
+def submit(
+    command: Sequence[str],
+    sweep: Sweep,
+    n_workers: int,
+    devices_per_worker: int,
+    show: Callable[[Sweep, int], None],
+    *,
+    options: Mapping[str, str],
+    period_s: float = 10.0,
+) -> None:
+    """Submits `n_workers` jobs of `command` and waits until the sweep is done; those left over are cancelled then.
+
+    A job that Slurm preempts, or that comes to its time limit, is queued again and goes on from the checkpoint. One
+    that dies is not replaced, but its trial is taken over.
+
+    Args:
+        devices_per_worker: GPUs that a job asks for; none where the cluster has none.
+        options: sbatch's own, without the dashes, {"partition": "gpu", "time": "12:00:00"}; they come before ours.
+
+    Raises:
+        UserError: there is no Slurm here, submitit is not installed, Slurm refuses the jobs, or all of them ended
+            before the sweep did.
+    """
+    executor = _executor(sweep, devices_per_worker, options)
+    try:
+        with executor.batch():
+            jobs = [executor.submit(_worker(), [sys.executable, *command]) for _ in range(n_workers)]
+    except Exception as error:  # submitit passes on what sbatch said
+        raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
+    array = jobs[0].job_id.split("_")[0]
+    try:
+        while not sweep.is_done():
+            n_alive = _n_alive(array, n_workers)
+            show(sweep, n_alive)
+            if n_alive == 0 and not sweep.is_done():
+                said = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
+                raise UserError(f"all workers ended before the sweep did, saying {' / '.join(said)!r}; run it again")
+            time.sleep(period_s)
+    finally:
+        subprocess.run(["scancel", array], capture_output=True)
+    show(sweep, 0)
+
+
+def _n_alive(array: str, n_workers: int) -> int:
+    """Jobs that wait or run. submitit's own look needs Slurm's accounting, which not every cluster has."""
+    told = subprocess.run(["squeue", "--noheader", "--array", "--jobs", array], capture_output=True, text=True)
+    if told.returncode and "Invalid job id" not in told.stderr:
+        return n_workers  # Slurm's controller is away for a moment
+    return len(told.stdout.splitlines())
+
+
+def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str]) -> Any:
+    if shutil.which("sbatch") is None:
+        raise UserError("no sbatch found, so no Slurm here: leave out --launcher=slurm, or run this on a login node")
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--launcher=slurm needs submitit: run `pip install submitit`") from error
+    executor = submitit.SlurmExecutor(folder=sweep.request.folder / "logs" / "%j")
+    gpus = {"gpus_per_node": devices_per_worker} if devices_per_worker and _has_gpus(options) else {}
+    executor.update_parameters(
+        job_name="sweep",
+        ntasks_per_node=1,
+        time=None,  # the partition's, in place of submitit's five minutes
+        additional_parameters=dict(options),
+        **gpus,
+    )
+    return executor
+
+
+def _worker() -> Callable[[Sequence[str]], None]:
+    def work(command: Sequence[str]) -> None:
+        # Slurm's warning of the time limit, or of preemption, for which submitit sets this signal. Its own way of
+        # queueing again counts preemptions as time limits where it does not know the limit.
+        requeue = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        signal.signal(signal.SIGUSR2, lambda *_: subprocess.run(requeue))
+        subprocess.run(command, check=True)
+
+    return work  # not of this module, and so pickled whole: the job need not find the module
+
+
+def _has_gpus(options: Mapping[str, str]) -> bool:
+    """Whether the cluster has GPUs, or its partition of that name, as Slurm itself tells."""
+    chosen = ["-p", options["partition"]] if "partition" in options else []
+    told = subprocess.run(["sinfo", "--noheader", "--format=%G", *chosen], capture_output=True, text=True)
+    return "gpu" in told.stdout
