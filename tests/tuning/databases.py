@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,37 +15,36 @@ _USER = "postgres"
 
 
 @contextmanager
-def postgresql(folder: Path):
+def postgresql():
     """URL of an empty database on a server of its own; skips where PostgreSQL or its driver is not installed."""
     pytest.importorskip("psycopg", reason="pip install psycopg[binary]")
     initdb = _initdb() or _installed_initdb()
     if initdb is None:
         pytest.skip("PostgreSQL is not installed, and cannot be here: apt install postgresql")
     server = Path(initdb).resolve().parent
-    data = folder / "postgresql"
-    data.mkdir(parents=True)
+    # Not under pytest's own folder: another pytest closes that to the server's user at any time.
+    data = Path(tempfile.mkdtemp(prefix="postgresql_"))
     prefix = []
     if os.geteuid() == 0:  # the server refuses to run as root
         if shutil.which("runuser") is None or subprocess.run(["id", _USER], capture_output=True).returncode:
             pytest.skip(f"the PostgreSQL server needs a user {_USER!r} where the tests run as root")
         shutil.chown(data, _USER)
-        for parent in [*data.parents][: len(data.parents) - 2]:
-            parent.chmod(parent.stat().st_mode | 0o011)
         prefix = ["runuser", "-u", _USER, "--"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     run = {"check": True, "capture_output": True, "cwd": "/"}
-    subprocess.run([*prefix, initdb, "-D", data / "db", "-U", _USER, "-A", "trust"], **run)
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
     control = [*prefix, str(server / "pg_ctl"), "-D", str(data / "db"), "-w"]
-    subprocess.run(
-        [*control, "-l", str(data / "log"), "-o", options, "start"], check=True, cwd="/", stdout=subprocess.DEVNULL
-    )
     try:
+        subprocess.run([*prefix, initdb, "-D", data / "db", "-U", _USER, "-A", "trust"], **run)
+        subprocess.run(
+            [*control, "-l", str(data / "log"), "-o", options, "start"], check=True, cwd="/", stdout=subprocess.DEVNULL
+        )
         yield f"postgresql://{_USER}@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd="/")
+        shutil.rmtree(data)
 
 
 def _initdb() -> str | None:

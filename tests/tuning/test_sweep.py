@@ -1,5 +1,6 @@
 """Sweeps with real processes and real storages."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,32 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.tuning.databases import postgresql
+from tests.tuning.limits import fill, memory_limit, small_disk
+from tests.tuning.sweeps import ROOT, broken_submission, finished, reasons, refusal, shown, start
 from tests.tuning.test_resume import contents
 
 pytestmark = pytest.mark.slow
 for _library in ("optuna", "rdkit", "grain"):
     pytest.importorskip(_library)
 
-ROOT = Path(__file__).parents[2]
 N_POINTS, N_KILLS = 10, 20
-
-
-def start(folder, name, *flags):
-    command = [sys.executable, str(ROOT / "scripts" / "run_sweep.py"), "--workload=b3db"]
-    command += ["--submission_path=submissions/nadamw", f"--num_tuning_trials={N_POINTS}", "--max_global_steps=60"]
-    command += [f"--experiment_dir={folder}", f"--experiment_name={name}", f"--data_dir={folder}", "--heartbeat_s=1"]
-    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finished(process):
-    output, _ = process.communicate()
-    assert process.returncode == 0, output[-3000:]
-    return output
+POINTS = [f"--num_tuning_trials={N_POINTS}", "--max_global_steps=60", "--workers=2"]
 
 
 def trials(folder, name):
@@ -44,7 +33,7 @@ def trials(folder, name):
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     # As many workers, so that each has as many cores: XLA sums in another order on more of them.
-    finished(start(folder, "sweep", "--workers=2"))
+    finished(start(folder, "sweep", *POINTS))
     return trials(folder, "sweep")
 
 
@@ -58,12 +47,12 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path, undisturbed, database):
     if database == "sqlite":
         _kill_and_compare(tmp_path, undisturbed, [])
     else:
-        with postgresql(tmp_path) as url:
+        with postgresql() as url:
             _kill_and_compare(tmp_path, undisturbed, [f"--storage={url}"])
 
 
 def _kill_and_compare(folder, undisturbed, flags):
-    flags = [*flags, "--workers=2", "--max_retries=100"]
+    flags = [*flags, *POINTS, "--max_retries=100"]
     rng, n_kills, supervisor = random.Random(0), 0, start(folder, "sweep", *flags)
     while n_kills < N_KILLS:
         time.sleep(rng.uniform(0.5, 5))
@@ -84,9 +73,9 @@ def _kill_and_compare(folder, undisturbed, flags):
     finished(supervisor)
     assert n_kills == N_KILLS
     assert trials(folder, "sweep") == undisturbed
-    shown = json.loads(finished(start(folder, "sweep", *flags, "--show", "--json")))
-    assert sorted(row["trial"] for row in shown["ranking"]) == list(range(1, N_POINTS + 1))
-    assert shown["summary"]["done"] == N_POINTS and shown["summary"]["crashed"] == 0
+    found = shown(folder, "sweep", *flags)
+    assert sorted(row["trial"] for row in found["ranking"]) == list(range(1, N_POINTS + 1))
+    assert found["summary"]["done"] == N_POINTS and found["summary"]["crashed"] == 0
 
 
 def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
@@ -95,46 +84,70 @@ def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
     file = tmp_path / "sweep" / "b3db_jax" / "trial_1" / "outcome.json"
     before = file.stat().st_mtime_ns
     assert "budget" in finished(start(tmp_path, "sweep", *flags)) and file.stat().st_mtime_ns == before
-    other = start(tmp_path, "sweep", *flags, "--rng_seed=1")
-    output, _ = other.communicate()
-    assert other.returncode == 2 and "has another seed: 0, not 1" in output and "Traceback" not in output
+    assert "has another seed: 0, not 1" in refusal(start(tmp_path, "sweep", *flags, "--rng_seed=1"))
 
 
 def test_a_missing_data_set_is_refused_in_one_line_and_no_trial_is_spent(tmp_path):
     flags = ["--workload=ogbg", "--workers=1", "--num_tuning_trials=2"]
-    process = start(tmp_path, "sweep", *flags)
-    output, _ = process.communicate()
-    assert process.returncode == 2 and "Traceback" not in output
-    last = output.splitlines()[-1]
+    last = refusal(start(tmp_path, "sweep", *flags))
     assert last.startswith("error: a worker refused: data set ogbg_molpcba/0.1.3 is not there")
     assert "prepare_data.py --dataset=ogbg_molpcba" in last
-    shown = json.loads(finished(start(tmp_path, "sweep", *flags, "--show", "--json")))
-    assert shown["summary"]["done"] == 0
+    found = shown(tmp_path, "sweep")["summary"]
+    assert found["done"] == found["running"] == 0
 
 
 def test_a_trial_that_dies_in_native_code_fails_alone(tmp_path):
-    folder = tmp_path / "aborting"
-    folder.mkdir()
-    (folder / "submission.py").write_text(
-        "import os\n"
-        "from submissions.nadamw import submission as _own\n"
-        "data_selection, get_batch_size = _own.data_selection, _own.get_batch_size\n"
-        "init_optimizer_state, prepare_for_eval = _own.init_optimizer_state, _own.prepare_for_eval\n"
-        "def update_params(*args, **kwargs):\n"
-        "    if kwargs['hyperparameters'].learning_rate > 1 and kwargs['global_step'] == 5:\n"
-        "        os.abort()\n"
-        "    return _own.update_params(*args, **kwargs)\n"
-    )
-    points = [{"learning_rate": rate} for rate in (1e-3, 2.0, 2e-3)]
-    (folder / "tuning_search_space.json").write_text(json.dumps(points))
+    folder = broken_submission(tmp_path / "aborting", "os.abort()")
     flags = [f"--submission_path={folder}", "--num_tuning_trials=3", "--max_global_steps=10", "--max_retries=1"]
     finished(start(tmp_path, "sweep", "--workers=1", *flags))
-    shown = json.loads(finished(start(tmp_path, "sweep", *flags, "--show", "--json")))
-    reasons = {row["trial"]: row["reason"] for row in shown["ranking"]}
-    assert reasons == {1: "budget", 2: "crashed", 3: "budget"}
+    assert reasons(tmp_path, "sweep") == {1: "budget", 2: "crashed", 3: "budget"}
     crashed = json.loads((tmp_path / "sweep" / "b3db_jax" / "trial_2" / "outcome.json").read_text())
-    assert "its worker died 2 times" in crashed["error"]
-    assert b"Fatal Python error: Aborted" in (tmp_path / "sweep" / "logs" / "worker_0.log").read_bytes()
+    (log,) = (tmp_path / "sweep" / "logs").iterdir()
+    assert crashed["error"] == f"its worker died 2 times; {log} says how"
+    assert b"Fatal Python error: Aborted" in log.read_bytes()
+
+
+@pytest.mark.parametrize("limit", ["of JAX", "of the process", "of its control group"])
+def test_a_trial_that_is_out_of_memory_fails_alone(tmp_path, limit):
+    # The first is refused by the allocator (RESOURCE_EXHAUSTED), the second by the system, the third is killed.
+    size, before = {
+        "of JAX": ("2**46", []),
+        "of the process": ("40 * 2**30", ["bash", "-c", f"ulimit -v {24 * 2**20}; exec \"$@\"", "limited"]),
+        "of its control group": ("4 * 2**30", []),
+    }[limit]
+    folder = broken_submission(tmp_path / "greedy", f"jnp.ones(({size} // 4,), 'float32').block_until_ready()")
+    flags = [f"--submission_path={folder}", "--num_tuning_trials=3", "--max_global_steps=10", "--max_retries=1"]
+    with contextlib.ExitStack() as stack:
+        if limit == "of its control group":
+            before = stack.enter_context(memory_limit(3 * 2**30))
+        finished(start(tmp_path, "sweep", "--workers=1", *flags, before=before))
+    assert reasons(tmp_path, "sweep") == {1: "budget", 2: "crashed", 3: "budget"}
+    crashed = json.loads((tmp_path / "sweep" / "b3db_jax" / "trial_2" / "outcome.json").read_text())
+    words = "its worker died 2 times" if limit == "of its control group" else "RESOURCE_EXHAUSTED"
+    assert words in crashed["error"]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_disk_that_gets_full_meanwhile_ends_the_sweep_which_then_goes_on(tmp_path, undisturbed, database):
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(small_disk(tmp_path / "disk", "64m"))
+        flags = POINTS
+        if database == "postgresql":
+            flags = [*POINTS, f"--storage={stack.enter_context(postgresql())}"]
+        sweep = start(disk, "sweep", *flags)
+        while not (disk / "sweep" / "b3db_jax" / "trial_4").exists():  # by then, two are done and two are running
+            assert sweep.poll() is None, sweep.communicate()[0]
+            time.sleep(0.1)
+        filler = fill(disk)
+        line = refusal(sweep)
+        assert any(word in line for word in ("No space left on device", "database or disk is full"))
+        assert "are kept" in line or "is kept" in line
+        filler.unlink()
+        found = shown(disk, "sweep", *flags)["summary"]
+        assert 2 <= found["done"] < N_POINTS and found["crashed"] == 0
+        finished(start(disk, "sweep", *flags))
+        assert trials(disk, "sweep") == undisturbed
+        assert not [*disk.rglob("*.tmp")]
 
 
 _HOLD = """
@@ -165,7 +178,7 @@ def test_a_host_whose_clock_is_five_minutes_off_steals_no_living_trial(tmp_path,
     faketime = shutil.which("faketime")
     if faketime is None:
         pytest.skip("faketime is not installed: apt install faketime")
-    with postgresql(tmp_path) as url:
+    with postgresql() as url:
         run = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
         holder = subprocess.Popen([sys.executable, "-c", _HOLD, url, "12"], **run)
         assert holder.stdout.readline() == "holding 1\n"

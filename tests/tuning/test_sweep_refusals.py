@@ -1,0 +1,142 @@
+"""What a sweep refuses before anything is trained: real disks, real databases, real checkouts."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("optuna")
+pytest.importorskip("rdkit")
+pytest.importorskip("grain")
+
+from tests.tuning.databases import postgresql
+from tests.tuning.limits import fill, read_only, small_disk
+from tests.tuning.sweeps import ROOT, arguments, refusal, start
+from tuning.errors import UserError
+from tuning.point_status import stored
+from tuning.sweep import Request, Sweep
+
+
+def request(folder, **changes):
+    given = dict(workload="b3db", submission_path="submissions/nadamw", experiment_dir=str(folder))
+    return Request(**given | dict(experiment_name="e", num_tuning_trials=3) | changes)
+
+
+def refused(folder, **changes):
+    with pytest.raises(UserError) as error:
+        Sweep(request(folder, **changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_read_only_folder(tmp_path):
+    Sweep(request(tmp_path))
+    with read_only(tmp_path):
+        for name in ("e", "new"):
+            line = refused(tmp_path, experiment_name=name)
+            assert f"cannot write into {tmp_path}/{name} (Read-only file system): free some space or choose" in line
+        # Looking at it is no writing.
+        assert [point.state for _, point in stored(request(tmp_path).url, "e")] == ["waiting"] * 3
+
+
+def test_a_storage_that_can_be_read_but_not_written(tmp_path):
+    (tmp_path / "store").mkdir()
+    url = f"sqlite:///{tmp_path}/store/s.db"
+    Sweep(request(tmp_path, storage=url))
+    with read_only(tmp_path / "store"):
+        line = refused(tmp_path, storage=url)
+    assert "cannot use the storage sqlite:" in line and "attempt to write a readonly database; check --storage" in line
+
+
+def test_a_database_user_who_may_not_write(tmp_path):
+    with postgresql() as url:
+        Sweep(request(tmp_path, storage=url))
+        import psycopg
+
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE reader LOGIN PASSWORD 'secret' IN ROLE pg_read_all_data")
+        theirs = url.replace("postgres@", "reader:secret@")
+        line = refused(tmp_path, storage=theirs)
+        assert "permission denied" in line and "secret" not in line
+        assert len(stored(theirs, "e")) == 3
+
+
+@pytest.mark.parametrize("leave", [0, 2**17])
+def test_a_full_disk_and_one_that_gets_full_while_points_are_enqueued(tmp_path, leave):
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        filler = fill(disk, leave)
+        line = refused(disk)
+        assert ("No space left on device" if leave == 0 else "database or disk is full") in line
+        filler.unlink()
+        sweep = Sweep(request(disk))
+        assert [point.state for _, point in sweep.status()] == ["waiting"] * 3
+        del sweep
+
+
+def test_a_database_that_is_not_reachable(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nothing listens
+        port = closed.getsockname()[1]
+        line = refused(tmp_path, storage=f"postgresql://me:secret@127.0.0.1:{port}/db")
+    assert "cannot use the storage postgresql://" in line and "refused" in line and "secret" not in line
+
+
+def test_a_file_that_is_no_database_and_a_folder_that_is_not_there(tmp_path):
+    (tmp_path / "s.db").write_text("no database, but a text that is long enough to be looked at" * 20)
+    assert "file is not a database; check --storage" in refused(tmp_path, storage=f"sqlite:///{tmp_path}/s.db")
+    missing = f"sqlite:///{tmp_path}/no/such/s.db"
+    assert "unable to open database file; check --storage" in refused(tmp_path, storage=missing)
+    assert not (tmp_path / "no").exists()
+
+
+def test_another_sweep_of_the_same_name(tmp_path):
+    Sweep(request(tmp_path))
+    assert "has another workload: \"b3db\", not \"mnist_vit\"; give another --experiment_name" in refused(
+        tmp_path, workload="mnist_vit"
+    )
+    assert "has another submission" in refused(tmp_path, submission_path="submissions/nesterov")
+    space = tmp_path / "space.json"
+    space.write_text(json.dumps({"learning_rate": {"min": 1e-3, "max": 1e-2, "scaling": "log"}}))
+    assert "has another search space" in refused(tmp_path, tuning_search_space=str(space))
+    assert "has another pruning: \"none\", not \"median\"" in refused(tmp_path, prune="median")
+    assert "has another number of points: 3, not 4" in refused(tmp_path, num_tuning_trials=4)
+    Sweep(request(tmp_path))
+
+
+def test_one_looks_only_at_what_is_there(tmp_path):
+    with pytest.raises(UserError, match="no sweep is in .*study.db: check --experiment_dir and --experiment_name"):
+        stored(request(tmp_path).url, "e")
+    assert list(tmp_path.iterdir()) == []
+    Sweep(request(tmp_path))
+    with pytest.raises(UserError, match="the storage has no sweep 'other'"):
+        stored(request(tmp_path).url, "other")
+
+
+@pytest.mark.slow
+def test_the_script_tells_it_in_one_line_and_starts_no_worker(tmp_path):
+    (tmp_path / "e").mkdir()
+    with read_only(tmp_path / "e"):
+        assert "Read-only file system" in refusal(start(tmp_path, "e"))
+    assert list((tmp_path / "e").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_another_code_version(tmp_path):
+    copy = tmp_path / "copy"
+    cloned = subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], capture_output=True, text=True)
+    if shutil.which("git") is None or cloned.returncode:
+        pytest.skip(f"the tests do not run in a git checkout: {cloned.stderr.strip()}")
+    Sweep(request(tmp_path))
+    for file in ROOT.glob("tuning/*.py"):  # as it is now, committed or not
+        shutil.copy(file, copy / "tuning")
+    shutil.copy(ROOT / "scripts" / "run_sweep.py", copy / "scripts")
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *author, "commit", "-qam", "Another version", "--allow-empty"], cwd=copy, check=True)
+    command = [sys.executable, "scripts/run_sweep.py", *arguments(tmp_path, "e", "--num_tuning_trials=3")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    line = refusal(subprocess.Popen(command, cwd=copy, **pipes))
+    assert "has another code version: " in line and "run what it was made with" in line
+    assert not (tmp_path / "e" / "logs").exists()
