@@ -8,13 +8,13 @@ from submissions.algoperf.contract import Algorithm
 from workloads import registry
 
 
-def table(cases: Sequence[tuple[str, int]], algorithms: dict[str, Algorithm]) -> str:
-    """A row for each (workload, batch size) and algorithm: GiB of its largest step, which does everything."""
+def table(cases: Sequence[tuple[str, int, int]], algorithms: dict[str, Algorithm]) -> str:
+    """A row for each (workload, batch size, micro-batches) and algorithm: GiB of its largest step, which does all."""
     rows = []
-    for name, batch_size in cases:
+    for name, batch_size, micro_batches in cases:
         workload = registry.load(name)
         batch = next(workload.synthetic_queue(0, batch_size))
         for algorithm_name, algorithm in algorithms.items():
-            program = whole_step(workload, algorithm, batch, seed=0)
-            rows.append([name, batch_size, algorithm_name, program.bytes / 2**30])
-    return markdown(["workload", "batch", "submission", "memory (GiB)"], rows)
+            program = whole_step(workload, algorithm, batch, seed=0, micro_batches=micro_batches)
+            rows.append([name, batch_size, micro_batches, algorithm_name, program.bytes / 2**30])
+    return markdown(["workload", "batch", "micro-batches", "submission", "memory (GiB)"], rows)

@@ -59,15 +59,17 @@ def step_programs(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any],
     }
 
 
-def whole_step(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int) -> Program:
+def whole_step(
+    workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
+) -> Program:
     """The program of all `PARTS`, from shapes alone, to ask for its memory."""
-    h = _hyperparameters(algorithm)
+    h = _hyperparameters(algorithm, micro_batches=micro_batches)
     state, batch = jax.eval_shape(lambda b: (_start(workload, algorithm, h, seed), b), batch)
     return Program(_step_to(PARTS[-1], workload, algorithm, h), state, batch)
 
 
-def _hyperparameters(algorithm: Algorithm) -> Any:
-    point = _KFAC_POINT if isinstance(algorithm, KFAC) else _POINT
+def _hyperparameters(algorithm: Algorithm, **more: int) -> Any:
+    point = (_KFAC_POINT if isinstance(algorithm, KFAC) else _POINT) | more
     return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
 
 

@@ -132,11 +132,12 @@ def _kfac_jax(options: Options) -> str:
 
 
 def _memory(options: Options) -> str:
-    cases = [("ogbg", 512), ("imagenet_vit", 256)]
+    cases = [("ogbg", 512, 1), ("imagenet_vit", 256, 1), ("imagenet_vit", 256, 2), ("imagenet_vit", 256, 4)]
     return "\n".join(
         [
             "One step that estimates the factors and refreshes what is made of them: arguments, results and",
             "temporaries of the compiled program. Compiled for a CPU, this is an estimate of what a GPU needs.",
+            "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
             "",
             memory.table(cases, growth.ALGORITHMS),
         ]

@@ -45,12 +45,17 @@ class FirstOrder(Algorithm):
     def step(
         self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
     ) -> StepResult:
-        def mean_loss(p: PyTree) -> tuple[Array, PyTree]:
-            logits, model_state = problem.forward(p)
-            summed, n_terms = problem.loss(logits)
-            return summed / n_terms, model_state
+        def one(part: Problem, index: Array | None) -> tuple[PyTree, PyTree]:
+            def summed_loss(p: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+                logits, model_state = part.forward(p)
+                summed, n_terms = part.loss(logits)
+                return summed, (n_terms, model_state)
 
-        (loss, model_state), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+            (summed, (n_terms, model_state)), gradients = jax.value_and_grad(summed_loss, has_aux=True)(params)
+            return (summed, n_terms, gradients), model_state
+
+        (summed, n_terms, gradients), model_state = problem.summed(h.micro_batches, one)
+        loss, gradients = jax.tree.map(lambda x: x / n_terms.astype(x.dtype), (summed, gradients))
         norm = optax.global_norm(gradients)
         clip = optax.identity() if h.grad_clip is None else optax.clip_by_global_norm(h.grad_clip)
         gradients, _ = clip.update(gradients, clip.init(params))

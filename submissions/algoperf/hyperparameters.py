@@ -19,6 +19,7 @@ class Hyperparameters:
         grad_clip: largest global norm of the gradient; None for no bound.
         label_smoothing: passed to the workload's loss.
         dropout_rate: passed to the workload's model; None for the workload's own.
+        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no result.
     """
 
     learning_rate: float
@@ -28,6 +29,7 @@ class Hyperparameters:
     grad_clip: float | None = None
     label_smoothing: float = 0.0
     dropout_rate: float | None = None
+    micro_batches: int = 1
 
     # name -> (least, most); both may be reached.
     bounds: typing.ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -38,6 +40,7 @@ class Hyperparameters:
         "grad_clip": (0, float("inf")),
         "label_smoothing": (0, 1),
         "dropout_rate": (0, 1),
+        "micro_batches": (1, float("inf")),
     }
 
 

@@ -4,11 +4,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from . import subset
+from . import micro_batches, subset
 
 PyTree = Any
 
@@ -50,15 +51,29 @@ class Problem:
 
     def part(self, n_parts: int) -> "Problem":
         """The problem on about one in `n_parts` of the examples."""
-        return Problem(
-            self.workload,
-            subset.one_in(self.batch, n_parts),
-            self.model_state,
-            self._label_smoothing,
-            self._options.get("dropout_rate"),
-            self._key,
-            self.mesh,
-        )
+        return self._on(subset.one_in(self.batch, n_parts), self.model_state, self._key)
+
+    def summed(
+        self, n_micro_batches: int, function: Callable[["Problem", Array | None], tuple[PyTree, PyTree]]
+    ) -> tuple[PyTree, PyTree]:
+        """Σ over micro-batches of what `function(problem, index)` returns first, and the model's state after the last.
+
+        Args:
+            function: (the problem on one micro-batch, its index, None where it is the whole batch) -> (sums, new model
+                state).
+        """
+        if n_micro_batches == 1:
+            return function(self, None)
+
+        def one(batch: PyTree, model_state: PyTree, index: Array) -> tuple[PyTree, PyTree]:
+            return function(self._on(batch, model_state, jax.random.fold_in(self._key, index)), index)
+
+        parts = micro_batches.split(self.batch, n_micro_batches, self.mesh)
+        return micro_batches.summed(one, parts, self.model_state, n_micro_batches)
+
+    def _on(self, batch: Mapping[str, Any], model_state: PyTree, key: Array) -> "Problem":
+        dropout_rate = self._options.get("dropout_rate")
+        return Problem(self.workload, batch, model_state, self._label_smoothing, dropout_rate, key, self.mesh)
 
     def forward(self, params: PyTree) -> tuple[Array, PyTree]:
         """params -> (logits, new model state), in training mode."""

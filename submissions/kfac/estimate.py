@@ -9,7 +9,7 @@ from jax import Array
 
 from .capture import Captured, Forward, capture
 from .eigenbasis import Bases
-from .factors import Use, fisher_diagonal, input_factor, output_factor
+from .factors import Use, fisher_diagonal, input_sums, output_factor
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .layers import Layer
 from .sharing import Layout, Sharing
@@ -38,7 +38,50 @@ class Estimate(NamedTuple):
     uncaptured: dict[str, str]
 
 
-def estimate(
+class Sums(NamedTuple):
+    """What one batch gave, before the divisions: of batches that make up a whole, the sums add up to the whole's.
+
+    Attributes:
+        loss: summed loss `[]`.
+        n_terms: number of terms M of the loss `[]`.
+        gradients: of the summed loss, like params.
+        input_products: layer name -> (A times its number of rows, that number `[]`).
+        output_products: layer name -> M B.
+        eigenvalues: layer name -> M times the Fisher's eigenvalues.
+    """
+
+    loss: Array
+    n_terms: Array
+    gradients: PyTree
+    input_products: dict[str, tuple[Array, Array]]
+    output_products: dict[str, Array]
+    eigenvalues: dict[str, Array]
+
+    def mean(self, aux: PyTree, uncaptured: dict[str, str]) -> Estimate:
+        """The estimate that the sums make, with the forward pass's auxiliary values and what was not captured."""
+
+        def per_term(sums: PyTree) -> PyTree:
+            return jax.tree.map(lambda x: x / self.n_terms.astype(x.dtype), sums)
+
+        a = {name: products / jnp.maximum(n_rows, 1) for name, (products, n_rows) in self.input_products.items()}
+        b = per_term(self.output_products)
+        return Estimate(
+            self.loss / self.n_terms,
+            per_term(self.gradients),
+            aux,
+            {name: (a[name], b[name]) for name in a},
+            per_term(self.eigenvalues),
+            uncaptured,
+        )
+
+
+def estimate(forward: Forward, loss: Loss, params: PyTree, **options: Any) -> Estimate:
+    """Mean loss, its gradients, and the factors of `layers`; the arguments are those of `estimate_sums`."""
+    sums, aux, uncaptured = estimate_sums(forward, loss, params, **options)
+    return sums.mean(aux, uncaptured)
+
+
+def estimate_sums(
     forward: Forward,
     loss: Loss,
     params: PyTree,
@@ -51,8 +94,8 @@ def estimate(
     weights: Array | None = None,
     key: Array | None = None,
     bases: Mapping[str, Bases] | None = None,
-) -> Estimate:
-    """Mean loss, its gradients, and the factors of `layers`.
+) -> tuple[Sums, PyTree, dict[str, str]]:
+    """Summed loss, its gradients, and the products that the factors of `layers` are made of.
 
     The loss costs one backward pass, the Fisher one more (none when empirical), on the same forward pass.
 
@@ -66,6 +109,9 @@ def estimate(
         key: random key for the pseudo-targets.
         bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
 
+    Returns:
+        The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
+
     Raises:
         ValueError: layers without a layout or geometry, or rows of a layer that the layout does not have.
     """
@@ -74,34 +120,34 @@ def estimate(
     captured = capture(forward, params, layers)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
-    mean = jax.tree.map(lambda g: g / n_terms, gradients)
-    factors, eigenvalues = {}, {}
+    input_products, output_products, eigenvalues = {}, {}, {}
     if captured.inputs:
         by_name = {layer.name: layer for layer in layers if layer.name in captured.inputs}
         inputs = {name: _uses(name, values, layout, captured) for name, values in captured.inputs.items()}
-        outputs = jax.lax.stop_gradient(captured.outputs)
+        outputs, one = jax.lax.stop_gradient(captured.outputs), jnp.ones([])
 
         def second_order(gradients_at_outputs: dict[str, list[Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
             b, values = {}, {}
             for name, layer in by_name.items():
                 uses = _uses(name, gradients_at_outputs[name], layout)
-                b[name] = output_factor(uses, sharing, n_terms)
+                b[name] = output_factor(uses, sharing, one)
                 if bases is not None:
-                    values[name] = fisher_diagonal(inputs[name], uses, sharing, layer.has_bias, n_terms, *bases[name])
+                    values[name] = fisher_diagonal(inputs[name], uses, sharing, layer.has_bias, one, *bases[name])
             return b, values
 
         if fisher is Fisher.SAMPLED:
             at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
         if fisher is Fisher.EXACT:
-            b, eigenvalues = _summed_over_columns(
+            output_products, eigenvalues = _summed_over_columns(
                 captured, lambda k: root_column(geometry, outputs, weights, k), second_order
             )
         else:
-            b, eigenvalues = second_order(at_outputs)
-        factors = {
-            name: (input_factor(inputs[name], sharing, layer.has_bias), b[name]) for name, layer in by_name.items()
+            output_products, eigenvalues = second_order(at_outputs)
+        input_products = {
+            name: input_sums(inputs[name], sharing, layer.has_bias) for name, layer in by_name.items()
         }
-    return Estimate(summed / n_terms, mean, captured.aux, factors, eigenvalues, captured.uncaptured)
+    sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)
+    return sums, captured.aux, captured.uncaptured
 
 
 def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:

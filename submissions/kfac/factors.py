@@ -37,6 +37,12 @@ class Use(NamedTuple):
 
 def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array:
     """A `[d_in (+1), d_in (+1)]` of one batch, at least float32. Without a real row it is zero."""
+    products, n_rows = input_sums(uses, sharing, has_bias)
+    return products / jnp.maximum(n_rows, 1)
+
+
+def input_sums(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> tuple[Array, Array]:
+    """A before its division `[d_in (+1), d_in (+1)]`, and the number of real rows to divide by `[]`."""
     if sharing is Sharing.EXPAND:
         rows, count = _expanded(uses)
     else:
@@ -48,7 +54,7 @@ def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array
         # The bias entry is 1 in every real row, so its products are the column sums and the count.
         column = rows.sum(0)[:, None]
         factor = jnp.block([[factor, column], [column.T, count[None, None]]])
-    return factor / jnp.maximum(count, 1)
+    return factor, count
 
 
 def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Array:

@@ -10,7 +10,6 @@ from ...algoperf.contract import StepResult
 from ...algoperf.problem import Problem
 from ..adaptive import Scaling, eigenbasis_adam, scale_state
 from ..eigenbasis import Refresh
-from ..estimate import estimate
 from ..factors import gradient_covariances
 from ..layers import find_layers
 from ..sharing import Sharing
@@ -20,6 +19,7 @@ from .curvature import (
     PeriodicHyperparameters,
     PyTree,
     estimate_batch,
+    plain_batch,
     result,
 )
 
@@ -115,7 +115,7 @@ class EKFACAdam(_EigenbasisAlgorithm):
             bases = scale_state(state).bases if Scaling(h.scaling) is Scaling.EKFAC else None
             batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases)
         else:
-            batch = estimate(problem.forward, problem.loss, params)
+            batch = plain_batch(problem, params, h)
         updates, state = self.optimizer(layers, h, problem.mesh).update(
             batch.gradients, state, params, factors=batch.factors, eigenvalues=batch.eigenvalues, refresh=refresh
         )
@@ -146,7 +146,7 @@ class SOAP(_EigenbasisAlgorithm):
     ) -> StepResult:
         estimate_factors, refresh = variant
         layers = find_layers(params)
-        batch = estimate(problem.forward, problem.loss, params)
+        batch = plain_batch(problem, params, h)
         factors = {}
         if estimate_factors:
             factors = {layer.name: gradient_covariances(layer.read(batch.gradients)) for layer in layers}

@@ -8,11 +8,10 @@ from jax import Array
 
 from ...algoperf.contract import StepResult
 from ...algoperf.problem import Problem
-from ..estimate import estimate
 from ..layers import find_layers
 from ..sharing import Sharing
 from ..transform import Momentum, WeightDecay, kfac
-from .curvature import KroneckerHyperparameters, PeriodicAlgorithm, PyTree, estimate_batch, result
+from .curvature import KroneckerHyperparameters, PeriodicAlgorithm, PyTree, estimate_batch, plain_batch, result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class KFAC(PeriodicAlgorithm):
         if estimate_factors:
             batch = estimate_batch(problem, params, layers, self._sharing, h, key)
         else:
-            batch = estimate(problem.forward, problem.loss, params)
+            batch = plain_batch(problem, params, h)
         updates, state = self.optimizer(layers, h, problem.mesh).update(
             batch.gradients, state, params, factors=batch.factors, refresh_inverses=refresh_inverses
         )

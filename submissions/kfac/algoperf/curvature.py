@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import logging
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from ...algoperf.contract import Algorithm, StepResult
 from ...algoperf.hyperparameters import Hyperparameters
 from ...algoperf.problem import Problem
 from ..eigenbasis import Bases
-from ..estimate import Estimate, estimate
+from ..estimate import Estimate, Sums, estimate_sums
 from ..fisher import Fisher, probe
 from ..layers import Layer, describe, find_layers
 from ..sharing import Layout, Sharing, batch_layout, graph_layout
@@ -149,6 +149,11 @@ def result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, s
     return StepResult(state, optax.apply_updates(params, updates), model_state, batch.loss, norm)
 
 
+def plain_batch(problem: Problem, params: PyTree, h: Any) -> Estimate:
+    """Loss and gradient of the batch alone."""
+    return _accumulated(problem, params, h.micro_batches, lambda part, index: {})
+
+
 def estimate_batch(
     problem: Problem,
     params: PyTree,
@@ -159,52 +164,55 @@ def estimate_batch(
     bases: Mapping[str, Bases] | None = None,
 ) -> Estimate:
     """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
-    if h.statistics_parts == 1:
-        return _with_curvature(problem, params, layers, sharing, Fisher(h.fisher), key, bases)
-    whole = estimate(problem.forward, problem.loss, params)
-    part = _with_curvature(
-        problem.part(h.statistics_parts), params, layers, sharing, Fisher(h.fisher), key, bases
-    )
-    return whole._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
-
-
-def _with_curvature(
-    problem: Problem,
-    params: PyTree,
-    layers: tuple[Layer, ...],
-    sharing: Sharing,
-    fisher: Fisher,
-    key: Array,
-    bases: Mapping[str, Bases] | None,
-) -> Estimate:
     logits = jax.eval_shape(lambda p: problem.forward(p)[0], params)
-    geometry = None
+    fisher, geometry = Fisher(h.fisher), None
     if fisher is not Fisher.EMPIRICAL:
         geometry = probe(problem.position_loss(logits.shape), logits.shape[-1])
-    batch = estimate(
-        problem.forward,
-        problem.loss,
-        params,
-        layers=layers,
-        layout=_layout(problem, logits.shape[0]),
-        sharing=sharing,
-        fisher=fisher,
-        geometry=geometry,
-        weights=problem.weights,
-        key=key,
-        bases=bases,
-    )
+
+    def options(part: Problem, index: Array | None) -> dict[str, Any]:
+        return {
+            "layers": layers,
+            "layout": _layout(part),
+            "sharing": sharing,
+            "fisher": fisher,
+            "geometry": geometry,
+            "weights": part.weights,
+            "key": key if index is None else jax.random.fold_in(key, index),
+            "bases": bases,
+        }
+
+    if h.statistics_parts == 1:
+        batch = _accumulated(problem, params, h.micro_batches, options)
+    else:
+        part = _accumulated(problem.part(h.statistics_parts), params, 1, options)
+        batch = plain_batch(problem, params, h)
+        batch = batch._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
     for name, reason in batch.uncaptured.items():
         _log.warning("layer %s has no factors: %s", name, reason)
     return batch
 
 
-def _layout(problem: Problem, n_examples: int) -> Layout:
+def _accumulated(
+    problem: Problem, params: PyTree, n_micro_batches: int, options: Callable[[Problem, Array | None], dict[str, Any]]
+) -> Estimate:
+    """The estimate of the whole batch, summed over micro-batches before it is divided."""
+    uncaptured: dict[str, str] = {}  # known from tracing alone, the same for every part
+
+    def one(part: Problem, index: Array | None) -> tuple[Sums, PyTree]:
+        sums, model_state, reasons = estimate_sums(part.forward, part.loss, params, **options(part, index))
+        uncaptured.update(reasons)
+        return sums, model_state
+
+    sums, model_state = problem.summed(n_micro_batches, one)
+    return sums.mean(model_state, uncaptured)
+
+
+def _layout(problem: Problem) -> Layout:
     """Whose example each row is, from the batch's shapes: packed graphs (a `jraph.GraphsTuple`) or plain examples.
 
     A padding graph is not an example: a graph or image is one if any of its loss weights is above zero.
     """
-    inputs, weights = problem.batch["inputs"], problem.weights
+    inputs, weights, n_examples = problem.batch["inputs"], problem.weights, len(problem.batch["targets"])
     is_example = None
     if weights is not None:
         is_example = (weights > 0).reshape(n_examples, -1).any(1).astype(jnp.float32)

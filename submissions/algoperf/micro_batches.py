@@ -1,0 +1,59 @@
+"""A batch one part after another, so that only one part's activations are in memory at a time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+
+
+def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[str, PyTree]:
+    """`[examples, …]` -> `[n, examples / n, …]`: part i has every n-th example from the i-th, so that none moves to
+    another device.
+
+    Args:
+        batch: `inputs`, `targets` and perhaps `weights`, examples leading.
+        mesh: the devices, on one axis, that the examples are split over.
+
+    Raises:
+        ValueError: packed graphs, whose edges refer to each other, or a number of examples that n does not divide.
+    """
+    if hasattr(batch["inputs"], "n_node"):
+        raise ValueError("micro_batches is for batches of images; for packed graphs use a smaller batch")
+    n_examples = len(batch["targets"])
+    n_devices = 1 if mesh is None else mesh.size
+    if n_examples % (n * n_devices):
+        raise ValueError(f"micro_batches {n} on {n_devices} devices does not divide the batch of {n_examples} examples")
+
+    def one(x: Array) -> Array:
+        parts = jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+        if n_devices == 1:
+            return parts
+        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names)))
+
+    return jax.tree.map(one, dict(batch))
+
+
+def summed(
+    function: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]], parts: PyTree, carried: PyTree, n: int
+) -> tuple[PyTree, PyTree]:
+    """Σ_i of what `function(part i, carried, i)` returns first, and what the last one returned second.
+
+    Args:
+        function: its results are of the same shapes for every part; `carried` keeps its own.
+        parts: arrays `[n, …]`.
+    """
+
+    def add(total: tuple[PyTree, PyTree], x: tuple[Array, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
+        index, part = x
+        sums, carried = function(part, total[1], index)
+        return (jax.tree.map(jnp.add, total[0], sums), carried), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(function, first, carried, jnp.asarray(0))[0]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, (zeros, carried), (jnp.arange(n), parts))[0]
