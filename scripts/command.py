@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 
@@ -23,19 +22,22 @@ flags.DEFINE_string(
 )
 
 
-def run(script: str, main: Callable[[dict[str, Any]], None]) -> None:
-    """Call `main` with the values of the flags that `script` (its `__name__`) and this module define, by name."""
+def run(script: str, main: Callable[..., None], *, takes_words: bool = False) -> None:
+    """Call `main` with the values of the flags that `script` (its `__name__`) and this module define, by name.
+
+    With `takes_words` also with the words that are no flags; without it these are an error.
+    """
 
     def start(argv: list[str]) -> None:
         own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
         chosen = {flag.name: flag.value for flag in own}
         compilation_cache.use(chosen.pop("compilation_cache_dir"))
-        main(chosen)
+        main(chosen, argv[1:]) if takes_words else main(chosen)
 
     if script != "__main__":
         return
     try:
-        app.run(start, flags_parser=_parse)
+        app.run(start, flags_parser=_parse if not takes_words else _parse_flags)
     except UserError as error:
         logging.debug("where the error came from", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -43,13 +45,19 @@ def run(script: str, main: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, but bad flags and leftover words are UserErrors."""
+    """As `_parse_flags`, and leftover words are a UserError."""
+    words = _parse_flags(argv)
+    if len(words) > 1:
+        raise UserError(f"{words[1]!r} is no flag; write --name=value (--help lists the flags)")
+    return words
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but bad flags are UserErrors."""
     try:
         words = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(f"{one_line(error)} (--help lists the flags)") from error
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # absl's own default would show JAX's chatter
-    if len(words) > 1:
-        raise UserError(f"{words[1]!r} is no flag; write --name=value (--help lists the flags)")
     return words

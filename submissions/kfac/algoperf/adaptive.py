@@ -54,8 +54,8 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
     """
 
     schedule_fraction: float = 0.6
-    statistics_period: int = 10
-    refresh_period: int = 10
+    statistics_period: int = 20
+    refresh_period: int = 20
     scaling: str = "adam"
     damping: float = 1e-3
 

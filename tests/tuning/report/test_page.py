@@ -1,0 +1,88 @@
+"""The page and the files beside it."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.tuning.report.folders import write_comparison, write_trial
+from tuning.report import page
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    page.write([write_comparison(folder / "comparison")], folder / "out", ["sgd"])
+    return folder / "out"
+
+
+def test_the_files(report):
+    names = {path.name for path in report.iterdir()}
+    figures = ("digits_curves", "digits_points", "digits_seconds", "performance_profile")
+    assert names == {"index.html", "summary.csv", "summary.json", "table.md", "table.tex"} | {
+        f"{name}.{ending}" for name in figures for ending in ("png", "svg")
+    }
+    for name in figures:
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ET.fromstring((report / f"{name}.svg").read_text()).tag.endswith("svg")
+    assert json.loads((report / "summary.json").read_text())["workloads"][0]["reference"] == "sgd"
+
+
+def test_the_answer_comes_first(report):
+    html = (report / "index.html").read_text()
+    first = re.search(r'<p class="verdict">(.*?)</p>', html, re.DOTALL)[1].replace("&#39;", "'")
+    assert first.startswith("digits: kfac needs the fewest steps to accuracy 0.8, 30 ± 6: 0.41 (")
+    assert "of sgd's, and 0.36 (" in first and first.endswith("of its seconds.")
+    assert html.index('class="verdict"') < html.index("<table")
+
+
+def test_the_page_needs_nothing_else(report):
+    html = (report / "index.html").read_text()
+    assert not re.search(r'(src|href)="https?://|@import|url\("?http', html)
+    assert html.count("<svg") == 4 and "<img" not in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    for used in set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)):
+        assert used in ids
+
+
+def test_ink_is_the_pages(report):
+    html = (report / "index.html").read_text()
+    assert "currentColor" in html and page.figures.INK not in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_no_official_score_is_claimed(report):
+    assert "This is no official AlgoPerf score: of its eight base workloads" in (report / "index.html").read_text()
+
+
+def test_a_part_of_the_eight_workloads(tmp_path):
+    """Alone on ogbg: 1 of the workloads present, 1 / 8 of the official denominator."""
+    write_trial(tmp_path / "kfac" / "ogbg_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    summary = page.write([tmp_path / "kfac"], tmp_path / "out", ["sgd"])
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert summary.scores == {"kfac": 1.0} and 'data-value="0.125"' in html and "1 is present" in html
+
+
+def test_what_is_wrong_is_on_the_page_and_the_rest_is_shown(tmp_path):
+    write_trial(tmp_path / "x" / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    place = write_trial(tmp_path / "x" / "digits_jax" / "trial_2", [0.5], point={}, outcome={"submission": "<b>"})
+    (place / "eval_measurements.csv").write_text("global_step\n1\n")
+    page.write([tmp_path / "x"], tmp_path / "out", ["sgd"])
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert "kfac needs the fewest steps" in html and "<b>" not in html and "&lt;b&gt;" in html
+    assert "eval_measurements.csv</code> has no column accumulated_submission_time" in html
+
+
+def test_nothing_to_report_on(tmp_path):
+    (tmp_path / "empty").mkdir()
+    page.write([tmp_path / "empty"], tmp_path / "out", ["sgd"])
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert "There is no trial to report on." in html and "holds no trial folder" in html
+
+
+def test_a_workload_without_a_target(tmp_path):
+    write_trial(tmp_path / "x" / "wrn_jax" / "trial_1", [0.9], point={"a": 1.0}, target=None)
+    page.write([tmp_path / "x"], tmp_path / "out", ["sgd"])
+    assert "wrn has no target." in (tmp_path / "out" / "index.html").read_text()

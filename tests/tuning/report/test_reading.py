@@ -1,0 +1,122 @@
+"""Trial folders as they are found: whole, cut short, or not what they should be."""
+
+import pytest
+
+from tests.tuning.report.folders import write_trial
+from tuning.report import reading
+
+
+def only(folder):
+    records = reading.read([folder])
+    (trial,) = records.trials
+    return trial, [f"{problem.file} {problem.what}" for problem in records.problems]
+
+
+def test_the_official_harnesss_layout(tmp_path):
+    """No outcome.json: the submission is the experiment's folder, the state follows from the evaluations."""
+    place = tmp_path / "their_adamw" / "study_3" / "ogbg_jax" / "trial_4"
+    write_trial(place, [0.5, 0.85], point={"learning_rate": 0.1})
+    trial, problems = only(tmp_path)
+    assert (trial.workload, trial.submission, trial.study, trial.index) == ("ogbg", "their_adamw", 3, 4)
+    assert (trial.state, trial.steps[trial.hit_at(0.8)], trial.budget) == ("hit", 20, 100)
+    assert trial.compile_seconds is None and not problems
+
+
+def test_a_submission_by_its_path(tmp_path):
+    place = write_trial(tmp_path / "e" / "ogbg_jax" / "trial_1", [0.9], point={})
+    (place / "flags_0.json").write_text('{"submission_path": "submissions/kfac_reduce/submission.py"}')
+    assert only(tmp_path)[0].submission == "kfac_reduce"
+
+
+@pytest.mark.parametrize(
+    ("values", "state"), [([0.1] * 10, "budget"), ([0.1, 0.2], "unfinished"), ([0.1, float("nan")], "diverged")]
+)
+def test_states_without_an_outcome(tmp_path, values, state):
+    write_trial(tmp_path / "digits_jax" / "trial_1", values, point={})
+    assert only(tmp_path)[0].state == state
+
+
+def test_reached_means_at_least_the_target(tmp_path):
+    write_trial(tmp_path / "digits_jax" / "trial_1", [0.7999, 0.8, 0.9], point={})
+    trial, _ = only(tmp_path)
+    assert trial.hit_at(trial.target) == 1
+
+
+@pytest.mark.parametrize("n_letters", [1, 2, 4, 12])
+def test_a_last_line_cut_short_is_left_out_and_named(tmp_path, n_letters):
+    """Be it by its end alone, or in a number, of which the rest would be a number too."""
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.6, 0.9125], point={})
+    file = place / "eval_measurements.csv"
+    content = file.read_bytes().replace(b"\r\n", b"\n")
+    file.write_bytes(content[:-n_letters])
+    trial, problems = only(tmp_path)
+    assert list(trial.values) == [0.5, 0.6] and trial.state == "unfinished"
+    assert problems == [f"{file} line 4 is left out: it was cut short"]
+
+
+def test_a_line_of_too_few_cells_is_left_out_and_named(tmp_path):
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.6, 0.9], point={})
+    file = place / "eval_measurements.csv"
+    lines = file.read_text().splitlines()
+    lines[2] = lines[2].rsplit(",", 2)[0]
+    file.write_text("\n".join(lines) + "\n")
+    trial, problems = only(tmp_path)
+    assert list(trial.values) == [0.5, 0.9]
+    assert problems == [f"{file} line 3 is left out: has 7 of 9 cells"]
+
+
+def test_a_missing_column(tmp_path):
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.9], point={})
+    file = place / "eval_measurements.csv"
+    file.write_text(file.read_text().replace("validation/accuracy", "validation/other"))
+    trial, problems = only(tmp_path)
+    assert not trial.values.size and trial.state == "unfinished"
+    assert problems == [f"{file} has no column validation/accuracy"]
+
+
+def test_nan_is_never_a_hit_and_is_told(tmp_path):
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, float("nan"), 0.9], point={})
+    trial, problems = only(tmp_path)
+    assert trial.steps[trial.hit_at(trial.target)] == 30 and trial.best == 0.9
+    assert problems == [f"{place / 'eval_measurements.csv'} validation/accuracy is not a number in 1 of 3 rows"]
+
+
+def test_an_outcome_that_the_evaluations_contradict(tmp_path):
+    outcome = {"workload": "digits", "submission": "kfac", "steps_to_target": 10}
+    write_trial(tmp_path / "trial_1", [0.5, 0.9], point={}, outcome=outcome)
+    trial, problems = only(tmp_path)
+    assert trial.state == "hit" and trial.steps[trial.hit_at(0.8)] == 20
+    assert "outcome.json says that the target was reached at 10, the evaluations say 20" in problems[0]
+
+
+def test_broken_and_missing_files(tmp_path):
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    (place / "hparams.json").write_text("{")
+    (tmp_path / "digits_jax" / "trial_2").mkdir()
+    (tmp_path / "digits_jax" / "trial_3").mkdir()
+    (tmp_path / "digits_jax" / "trial_3" / "hparams.json").write_text("{}")
+    trial, problems = only(tmp_path)
+    told = "\n".join(problems)
+    assert trial.submission == "kfac"
+    assert "hparams.json cannot be read" in told and "trial_2 an empty folder" in told
+    assert "trial_3/meta_data_0.json is missing" in told
+
+
+def test_an_empty_experiment(tmp_path):
+    records = reading.read([tmp_path])
+    assert not records.trials
+    assert records.problems == [reading.Problem(str(tmp_path), "holds no trial folder (trial_1, trial_2, …)")]
+
+
+def test_submissions_of_one_name_are_told_apart(tmp_path):
+    for name in ("before", "after"):
+        write_trial(tmp_path / name / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    records = reading.read([tmp_path])
+    assert {trial.submission for trial in records.trials} == {"kfac (before)", "kfac (after)"}
+    assert "hold submissions of one name, kfac" in records.problems[0].what
+
+
+def test_one_submission_on_two_workloads_is_one(tmp_path):
+    for name in ("digits", "letters"):
+        write_trial(tmp_path / name / f"{name}_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    assert {trial.submission for trial in reading.read([tmp_path]).trials} == {"kfac"}

@@ -1,0 +1,37 @@
+"""A thousand trials of two hundred evaluations: in under 20 seconds and a gigabyte, by the real script."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tuning.report.folders import write_trial
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "report.py"
+
+
+@pytest.mark.slow
+def test_a_thousand_trials(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(1000):
+        curve = np.cumsum(rng.exponential(0.006, 200)) * rng.uniform(0.5, 1.2)
+        point = {"learning_rate": 10 ** rng.uniform(-4, -1), "damping": 10 ** rng.uniform(-5, -1)}
+        place = tmp_path / "in" / f"s{index % 8}" / "digits_jax" / f"trial_{index // 8 + 1}"
+        outcome = {"submission": ["nesterov", "nadamw", *"abcdef"][index % 8]}
+        write_trial(place, curve.tolist(), point=point, budget=2000, outcome=outcome)
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    command = [sys.executable, SCRIPT, tmp_path / "in", f"--out={tmp_path / 'out'}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds = time.perf_counter() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{seconds:.1f} s, {peak_mb:.0f} MB, page {(tmp_path / 'out' / 'index.html').stat().st_size / 1e6:.1f} MB")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert sum(line["n_trials"] for line in summary["workloads"][0]["submissions"]) == 1000
+    assert seconds < 20 and peak_mb < 1000

@@ -1,0 +1,1 @@
+"""Time-to-target reports from trial folders."""
