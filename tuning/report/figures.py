@@ -18,10 +18,11 @@ from tuning.report.reading import HIT, Trial
 from tuning.report.summary import Comparison, Line, Summary
 
 # Okabe and Ito's colours that show on white and on black.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#999933")
 _LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<")
 _GREY = "#8A8A8A"
+_MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}
 # Stands in the drawing for the colour of text, which the page sets.
 INK = "#0b0c0d"
 _MOST_BACKGROUND_CURVES = 150
@@ -111,18 +112,18 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
     rest = [trial for line in c.lines for trial in line.trials if trial not in line.chosen and trial.steps.size]
     for trial in rest[:: max(1, len(rest) // _MOST_BACKGROUND_CURVES)]:
         left.plot(trial.steps, trial.values, color=_GREY, alpha=0.18, linewidth=0.6)
-        right.plot(trial.seconds, trial.values, color=_GREY, alpha=0.18, linewidth=0.6)
+        right.plot(_training(trial), trial.values, color=_GREY, alpha=0.18, linewidth=0.6)
     for line in c.lines:
         look = looks[line.submission]
         left.plot([], [], label=line.submission, markersize=5, **look)
         for trial in line.chosen:
             at = trial.hit_at(c.target)
             style = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.4}
-            for axes, x in ((left, trial.steps), (right, trial.seconds - (trial.compile_seconds or 0))):
+            for axes, x in ((left, trial.steps), (right, _training(trial))):
                 axes.plot(x, trial.values, **style)
                 if at is not None:
                     axes.plot(x[at], trial.values[at], look["marker"], color=look["color"], markersize=6)
-    for axes, label in ((left, "step"), (right, "submission seconds without compilation (grey: with it)")):
+    for axes, label in ((left, "step"), (right, "submission seconds without compilation")):
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xlabel(label)
@@ -133,6 +134,11 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
     legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     legend.set_title("best point's trials; a marker is the first hit", {"size": 8})
     return figure
+
+
+def _training(trial: Trial) -> np.ndarray:
+    """Seconds without compilation, of which nearly all comes before the first evaluation."""
+    return trial.seconds - (trial.compile_seconds or 0.0)
 
 
 def _points(c: Comparison) -> Any:
@@ -147,6 +153,10 @@ def _points(c: Comparison) -> Any:
         _point_panel(axes, line, c.target, scale)
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
+    for state in [state for state in _MISSES if any(state in line.counts for line in lines)]:
+        panels[0].scatter([], [], color=_GREY, marker=_MISSES[state], s=36, label=f"target not reached: {state}")
+    if panels[0].get_legend_handles_labels()[0]:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis_r"), ax=panels.tolist(), shrink=0.7)
     bar.set_label("steps to target")
     bar.outline.set_edgecolor(INK)
@@ -164,8 +174,7 @@ def _point_panel(axes: Any, line: Line, target: float | None, scale: Any) -> Non
     for state in sorted({trial.state for trial in missed}):
         own = [trial for trial in missed if trial.state == state]
         where = [[_place(trial, name, i) for trial in own] for i, name in enumerate((x, y))]
-        marker = {"budget": "x", "diverged": "+", "crashed": "4"}.get(state, "_")
-        axes.scatter(*where, color=_GREY, marker=marker, s=36, label=state)
+        axes.scatter(*where, color=_GREY, marker=_MISSES.get(state, "_"), s=36)
     for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
         if name and _is_wide(line.searched[name]):
             (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
@@ -179,8 +188,6 @@ def _point_panel(axes: Any, line: Line, target: float | None, scale: Any) -> Non
     axes.set_ylabel(_words(y) if y else "", fontsize=8)
     if not y:
         axes.set_yticks([])
-    if missed:
-        axes.legend(fontsize=7, loc="best", handletextpad=0.2)
 
 
 def _axes_of(searched: Mapping[str, Any]) -> tuple[str, str | None]:
