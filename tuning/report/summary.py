@@ -22,10 +22,16 @@ from tuning.scoring import Spread
 
 @dataclass(frozen=True)
 class Ratio:
-    """To the reference, with the bootstrap interval over both's seeds where there are any."""
+    """To the reference.
+
+    Attributes:
+        interval: by bootstrap over both's seeds; None where there are too few.
+        bound: "≤" where the reference's misses count as its budget, "≥" where one's own do, "≈" where both do.
+    """
 
     value: float
     interval: tuple[float, float] | None
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,18 +214,29 @@ def _searched(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
-    def ratio(of: Line, quantity: Any) -> Ratio | None:
-        own, other = ([quantity(trial) for trial in each.chosen] for each in (of, reference))
+    def ratio(quantity: Any) -> Ratio | None:
+        own, other = ([quantity(trial) for trial in each.chosen] for each in (line, reference))
         if not statistics.mean(other):
             return None
         interval = scoring.ratio_interval(own, other)
-        return Ratio(statistics.mean(own) / statistics.mean(other), None if of is reference else interval)
+        bound = _bound(line.steps, reference.steps)
+        return Ratio(statistics.mean(own) / statistics.mean(other), interval, bound)
+
+    if line is reference:
+        return {name: Ratio(1.0, None) for name in ("steps", "seconds", *line.levels)}
 
     quantities = {"steps": lambda trial: counted_steps(trial, trial.target)[0], "seconds": training_seconds}
-    found = {name: ratio(line, quantity) for name, quantity in quantities.items()}
+    found = {name: ratio(quantity) for name, quantity in quantities.items()}
     for level, spread in line.levels.items():
-        found[level] = Ratio(spread.mean / reference.levels[level].mean, None)
+        other = reference.levels[level]
+        found[level] = Ratio(spread.mean / other.mean, None, _bound(spread, other))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _bound(own: Spread, other: Spread) -> str:
+    return {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}[
+        own.n_misses > 0, other.n_misses > 0
+    ]
 
 
 def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -54,7 +54,7 @@ def ratio(value: Ratio | None) -> str:
     if value is None:
         return "–"
     interval = "" if value.interval is None else f" ({value.interval[0]:.2f}–{value.interval[1]:.2f})"
-    return f"{value.value:.2f}{interval}"
+    return f"{value.bound} {value.value:.2f}{interval}".lstrip()
 
 
 def number(value: float | None, digits: int) -> str:
@@ -155,7 +155,8 @@ def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
             record |= {f"{name}_{what}": number for what, number in own.items()}
     for name, value in comparison.ratios.get(line.submission, {}).items():
         low, high = value.interval or (None, None)
-        record |= {f"{name}_ratio": value.value, f"{name}_ratio_low": low, f"{name}_ratio_high": high}
+        record |= {f"{name}_ratio": value.value, f"{name}_ratio_bound": value.bound}
+        record |= {f"{name}_ratio_low": low, f"{name}_ratio_high": high}
     return record
 
 
@@ -164,11 +165,12 @@ def _cell(value: Any) -> Any:
 
 
 def _escaped(text: str) -> str:
-    replaced: Mapping[str, str] = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "≥": r"$\geq$", "–": "--", "&": r"\&"}
+    replaced = {"_": r"\_", "%": r"\%", "&": r"\&", "–": "--", "±": r"$\pm$"}
+    replaced |= {"≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$"}
     return "".join(replaced.get(letter, letter) for letter in text)
 
 
 _FOOTNOTE = (
-    "Mean ± standard error over seeds; a miss counts as the whole budget (≥). Ratios to the reference, with 95 % "
-    "bootstrap intervals. Seconds are the submission's, without compilation."
+    "Mean ± standard error over seeds; a miss counts as the whole budget (≥, and of a ratio ≥, ≤ or ≈). Ratios to the "
+    "reference, with 95 % bootstrap intervals. Seconds are the submission's, without compilation."
 )

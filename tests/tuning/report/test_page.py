@@ -32,8 +32,8 @@ def test_the_files(report):
 def test_the_answer_comes_first(report):
     html = (report / "index.html").read_text()
     first = re.search(r'<p class="verdict">(.*?)</p>', html, re.DOTALL)[1].replace("&#39;", "'")
-    assert first.startswith("digits: kfac needs the fewest steps to accuracy 0.8, 30 ± 6: 0.41 (")
-    assert "of sgd's, and 0.36 (" in first and first.endswith("of its seconds.")
+    assert first.startswith("digits: kfac needs the fewest steps to accuracy 0.8, 30 ± 6: ≤ 0.41 (")
+    assert "of sgd's, and ≤ 0.36 (" in first and first.endswith("of its seconds.")
     assert html.index('class="verdict"') < html.index("<table")
 
 
