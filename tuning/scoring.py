@@ -28,7 +28,9 @@ OFFICIAL_WORKLOADS = (
     "wmt",
 )
 
+# AlgoPerf's target metrics.
 _LOWER_IS_BETTER = ("loss", "ce_loss", "ctc_loss", "l1_loss", "error_rate", "wer")
+_HIGHER_IS_BETTER = ("accuracy", "bleu", "mean_average_precision", "ssim")
 
 # Easier targets, as what is given up of the target's size.
 LEVELS = {"target": 0.0, "98 %": 0.02, "95 %": 0.05}
@@ -36,8 +38,13 @@ LEVELS = {"target": 0.0, "98 %": 0.02, "95 %": 0.05}
 _N_RESAMPLES = 9_999
 
 
+def is_known(metric: str) -> bool:
+    """Whether it is told of a metric which way is better."""
+    return metric in _LOWER_IS_BETTER + _HIGHER_IS_BETTER
+
+
 def lower_is_better(metric: str) -> bool:
-    """Of AlgoPerf's metrics, by name."""
+    """Of a metric that is known."""
     return metric in _LOWER_IS_BETTER
 
 

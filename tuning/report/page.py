@@ -1,5 +1,6 @@
 """The report's page and files."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def verdict(c: Comparison) -> str:
         return told + ("; it is the reference." if own else ".")
     told += f": {tables.ratio(own['steps'])} of {c.reference}'s"
     told += f", and {tables.ratio(own['seconds'])} of its seconds." if "seconds" in own else "."
-    quickest = min(hits, key=lambda line: line.seconds.mean)
+    quickest = min(hits, key=lambda line: line.seconds.mean if line.seconds else math.inf)
     if quickest is not first:
         ratio = c.ratios.get(quickest.submission, {}).get("seconds")
         told += f" Quickest in seconds is {quickest.submission}" + (f", {tables.ratio(ratio)}." if ratio else ".")

@@ -125,6 +125,9 @@ def _read_trial(place: Path, root: Path, problems: list[Problem]) -> Trial | Non
     if metric is None:
         complain("meta_data_0.json", "names no target metric (workload.target_metric_name)")
         return None
+    if not scoring.is_known(metric):
+        complain("", f"is left out: of its metric {metric} it is not known whether more or less is better")
+        return None
     table = _evaluations(place / "eval_measurements.csv", f"validation/{metric}", problems)
     trial = Trial(
         folder=place,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuning import scoring
+from tuning.outcome import Miss
 from tuning.report.protocols import (
     NO_RESULT,
     best_point,
@@ -42,7 +43,8 @@ class Line:
         trials: all of them, search and repetitions.
         searched: dimension -> the values, or least and most, that its search had.
         chosen: the trials of the best point, one a seed, and `protocol` how they came about.
-        steps, seconds: to target, of `chosen`; seconds are the submission's without compilation.
+        steps, seconds: to target, of `chosen`; seconds are the submission's without compilation, and None where one of
+            them broke off.
         compile_seconds: mean of `chosen`, None where it is not on record and `seconds` has it.
         levels: target level -> steps to it, of `chosen`.
         algoperf_seconds, algoperf_steps: median over studies of the best trial, compilation included, None for a miss.
@@ -177,6 +179,8 @@ def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
     if chosen and levels:
         at_levels = {level: steps_to(chosen, value) for level, value in levels.items()}
         steps = at_levels["target"]
+    # The seconds of a trial that broke off are not those of the budget.
+    if steps and not any(trial.state in (Miss.DIVERGED, Miss.CRASHED) for trial in chosen):
         seconds = Spread.of([training_seconds(trial) for trial in chosen], steps.n_misses)
     compiles = [trial.compile_seconds for trial in chosen if trial.compile_seconds is not None]
     best = [trial.best for trial in trials if trial.best is not None]
@@ -224,8 +228,9 @@ def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
 
     if line is reference:
         return {name: Ratio(1.0, None) for name in ("steps", "seconds", *line.levels)}
-
     quantities = {"steps": lambda trial: counted_steps(trial, trial.target)[0], "seconds": training_seconds}
+    if line.seconds is None or reference.seconds is None:
+        del quantities["seconds"]
     found = {name: ratio(quantity) for name, quantity in quantities.items()}
     for level, spread in line.levels.items():
         other = reference.levels[level]

@@ -120,3 +120,11 @@ def test_one_submission_on_two_workloads_is_one(tmp_path):
     for name in ("digits", "letters"):
         write_trial(tmp_path / name / f"{name}_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     assert {trial.submission for trial in reading.read([tmp_path]).trials} == {"kfac"}
+
+
+def test_a_metric_of_unknown_direction_is_left_out(tmp_path):
+    meta = {"workload.target_metric_name": "goodness"}
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.9], point={}, meta=meta)
+    records = reading.read([tmp_path])
+    assert not records.trials and str(place) in records.problems[0].file
+    assert "goodness it is not known whether more or less is better" in records.problems[0].what

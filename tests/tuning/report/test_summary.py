@@ -109,6 +109,17 @@ def test_pruned_and_unfinished_trials_are_in_no_mean(tmp_path):
     assert line.steps.mean == 60 and line.counts == {"hit": 1, "pruned": 1}
 
 
+def test_the_seconds_of_a_trial_that_broke_off_are_in_no_mean(tmp_path):
+    """Diverged after 20 steps: 100 of steps, its budget, and no seconds."""
+    own = {"submission": "kfac"}
+    for seed, values in enumerate(([0.1, 0.9], [0.1, float("nan")])):
+        diverged = own | ({"reason": "diverged"} if seed else {})
+        place = tmp_path / f"kfac/study_{seed + 1}/digits_jax/trial_1"
+        write_trial(place, values, point={"a": 1}, seed=seed, outcome=diverged)
+    (line,) = summary_of(tmp_path, references=("kfac",)).comparisons[0].lines
+    assert line.steps.mean == 60 and line.steps.n_misses == 1 and line.seconds is None
+
+
 def test_a_lower_metric_may_be_the_better(tmp_path):
     meta = {"workload.target_metric_name": "wer", "workload.validation_target_value": 0.1}
     place = write_trial(tmp_path / "asr/speech_jax/trial_1", [0.3, 0.11, 0.09], point={}, meta=meta)
