@@ -42,6 +42,14 @@ def test_central_box_takes_seven_eighths_of_the_shorter_side():
     assert augment.central_box(256, 512) == (16, 144, 224, 224)
 
 
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_half_the_images_are_mirrored(n_channels):
+    image, rng = GRADIENT[..., :n_channels], _rng()
+    flipped = [augment.random_flip(image, rng) for _ in range(200)]
+    n_mirrored = sum(np.array_equal(other, image[:, ::-1]) for other in flipped)
+    assert 70 < n_mirrored < 130 and n_mirrored + sum(np.array_equal(other, image) for other in flipped) == 200
+
+
 def test_pad_and_crop_shifts_and_fills_with_zeros():
     image = np.full((8, 8, 3), 7, np.uint8)
     seen = {tuple(np.argwhere(augment.pad_and_crop(image, _rng(seed))[..., 0] == 7)[0]) for seed in range(200)}
