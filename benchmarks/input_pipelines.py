@@ -80,9 +80,9 @@ def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 
 def _crop_and_flip(encoded: bytes, rng: np.random.Generator | None) -> np.ndarray:
     from workloads.images import augment, decode
 
-    height, width = decode.size(encoded)
-    box = augment.random_box(height, width, rng) or augment.central_box(height, width)
-    return augment.random_flip(decode.crop(encoded, box, _OUT), rng)
+    header = decode.header(encoded)
+    box = augment.random_box(header.height, header.width, rng) or augment.central_box(header.height, header.width)
+    return augment.random_flip(decode.crop(encoded, header, box, _OUT), rng)
 
 
 def _jpegs(n: int, seed: int) -> list[dict[str, Any]]:

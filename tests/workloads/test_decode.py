@@ -22,9 +22,22 @@ def _encoded(pixels, form="JPEG", mode="RGB", **options):
 def test_colours_come_out_whatever_the_encoding(form, mode):
     pixels = _smooth(60, 90)
     encoded = _encoded(pixels, form, mode, **({"quality": 98} if form == "JPEG" else {}))
-    assert decode.size(encoded) == (60, 90)
+    assert decode.header(encoded)[:2] == (60, 90)
     decoded = decode.decode(encoded)
     assert decoded.shape == (60, 90, 3) and np.abs(decoded.astype(int) - pixels).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"\xff\xc0 is no frame here", "icc_profile": bytes(70_000)}]
+)
+def test_a_jpegs_header_is_what_pillow_reads(monkeypatch, mode, options):
+    encoded = _encoded(_smooth(50, 70), mode=mode, **options)
+    filled = encoded[:2] + b"\xff\xff" + encoded[2:]  # a marker may have any number of bytes 0xff before it
+    assert decode.header(encoded) == decode.header(filled) == (50, 70, mode)
+    if mode != "CMYK":
+        monkeypatch.delattr(decode, "_pillow_header")  # the quick way needs no help
+        assert decode.header(encoded) == (50, 70, mode)
 
 
 def test_grey_images_have_three_equal_channels():
@@ -36,7 +49,8 @@ def test_a_crop_decoded_at_a_reduced_scale_is_the_same_picture():
     pixels = _smooth(1200, 1600)
     encoded = _encoded(pixels, quality=95)
     box = (100, 200, 900, 1000)
-    quick, exact = (decode.crop(encoded, box, 224, exact=exact).astype(int) for exact in (False, True))
+    header = decode.header(encoded)
+    quick, exact = (decode.crop(encoded, header, box, 224, exact=exact).astype(int) for exact in (False, True))
     assert quick.shape == (224, 224, 3) and np.abs(quick - exact).max() <= 4
 
 
@@ -49,7 +63,10 @@ def test_orientation_marks_are_ignored_as_by_tensorflow():
     assert decode.decode(file.getvalue()).shape == (40, 80, 3)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", _encoded(_smooth(64, 64))[:40]])
+_START = 300  # of a JPEG's bytes: its frame is there, its pixels are not
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", *(_encoded(_smooth(64, 64))[:n] for n in (2, 40, _START))])
 def test_damaged_data_is_an_error(data):
     with pytest.raises(ValueError, match="damaged"):
         decode.decode(data)

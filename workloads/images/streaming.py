@@ -129,11 +129,11 @@ class StreamedBatches:
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:
     """ImageNet's preparation: with a generator a random crop, flip and RandAugment, else the central crop."""
-    height, width = decode.size(encoded)
+    header = decode.header(encoded)
     if rng is None:
-        return decode.crop(encoded, augment.central_box(height, width), size, exact=True)
-    box = augment.random_box(height, width, rng) or augment.central_box(height, width)
-    return augment.rand_augment(augment.random_flip(decode.crop(encoded, box, size), rng), rng)
+        return decode.crop(encoded, header, augment.central_box(header.height, header.width), size, exact=True)
+    box = augment.random_box(header.height, header.width, rng) or augment.central_box(header.height, header.width)
+    return augment.rand_augment(augment.random_flip(decode.crop(encoded, header, box, size), rng), rng)
 
 
 def _batch(parts: Sequence[tuple[np.ndarray, int]], n_classes: int, size: int) -> dict[str, np.ndarray]:
