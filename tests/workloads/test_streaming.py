@@ -43,13 +43,26 @@ def test_epochs_are_permutations_and_each_example_is_changed_anew():
     assert len(changes) > 35
 
 
-def test_the_number_of_threads_changes_nothing(monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("_N_THREADS", 1), ("_N_THREADS", 7), ("_CHUNK", 1), ("_CHUNK", 3)])
+def test_the_number_of_threads_and_their_share_change_nothing(monkeypatch, name, value):
     several = _draw(_queue(mixup_alpha=0.2), 6)
-    monkeypatch.setattr(streaming, "_N_THREADS", 1)
+    monkeypatch.setattr(streaming, name, value)
     _equal(_draw(_queue(mixup_alpha=0.2), 6), several)
 
 
-def test_a_restored_queue_continues_bit_for_bit():
+def test_changes_come_from_seed_epoch_and_image_and_not_from_the_batch():
+    def stream(batch_size, seed=5):
+        queue = _images().training_batches(batch_size=batch_size, seed=seed)
+        return np.concatenate([batch["inputs"] for batch in _draw(queue, 60 // batch_size)])
+
+    np.testing.assert_array_equal(stream(4), stream(20))
+    drawn = {tuple(image[0, 0]) for image in stream(4)}
+    assert not drawn & {tuple(image[0, 0]) for image in stream(4, seed=6)}
+
+
+@pytest.mark.parametrize("chunk", [3, 16])
+def test_a_restored_queue_continues_bit_for_bit(monkeypatch, chunk):
+    monkeypatch.setattr(streaming, "_CHUNK", chunk)
     reference = _queue(mixup_alpha=0.2)
     _draw(reference, 7)
     state, rest = reference.get_state(), _draw(reference, 4)
@@ -76,7 +89,9 @@ def test_hosts_share_out_the_batch(monkeypatch):
         _queue()
 
 
-def test_evaluation_sees_each_image_once_unchanged():
+@pytest.mark.parametrize("chunk", [3, 16])
+def test_evaluation_sees_each_image_once_unchanged(monkeypatch, chunk):
+    monkeypatch.setattr(streaming, "_CHUNK", chunk)
     batches = list(_images().evaluation_batches(batch_size=4))
     assert [batch["inputs"][:, 0, 0, 0][batch["weights"] > 0].tolist() for batch in batches] == [
         [0, 1, 2, 3],

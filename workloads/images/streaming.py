@@ -1,11 +1,13 @@
 """Batches of images that are read, decoded and changed as they are needed, by grain's threads.
 
-The order of the examples and every random number come from (seed, place in the endless stream of epochs), so neither
-the number of threads nor that of hosts changes what is drawn.
+The order of the examples comes from (seed, epoch) and an example's random numbers from (seed, epoch, its position in
+the split), so neither the number of threads nor that of hosts changes what is drawn.
 """
 
 import dataclasses
+import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +18,8 @@ import numpy as np
 from workloads.images import augment, decode
 
 _N_THREADS = max(2, os.cpu_count() or 1)
-_PREFETCH = 500  # examples decoded ahead
+_CHUNK = 16  # examples to an element of grain's stream, which share what grain itself costs an element
+_PREFETCH = 512  # examples decoded ahead, beside those that the threads are at
 _ON_DEVICE = 2  # batches sent ahead
 
 Prepare = Callable[[Any, np.random.Generator | None], np.ndarray]
@@ -65,8 +68,11 @@ class StreamedImages:
         """Every image exactly once, in order; the last batch is filled up with zeros of weight 0."""
         import grain
 
-        stream = grain.MapDataset.range(len(self)).map(lambda position: self.pixels(position, None))
-        stream = iter(stream.to_iter_dataset(_read_options(grain)))
+        def chunk(start: int) -> list[tuple[np.ndarray, int]]:
+            return [self.pixels(position, None) for position in range(start, min(start + _CHUNK, len(self)))]
+
+        chunks = grain.MapDataset.range(0, len(self), _CHUNK).map(chunk)
+        stream = itertools.chain.from_iterable(chunks.to_iter_dataset(_read_options(grain)))
         for start in range(0, len(self), batch_size):
             parts = [next(stream) for _ in range(min(batch_size, len(self) - start))]
             yield _batch(parts, self.n_classes, batch_size)
@@ -91,10 +97,18 @@ class StreamedBatches:
         if batch_size % n_hosts:
             raise ValueError(f"the batch size {batch_size} does not split over {n_hosts} hosts; use a multiple")
         self._images = images
-        positions = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
-        examples = positions.random_map(images.pixels)[jax.process_index() :: n_hosts]
-        self._stream = iter(examples.to_iter_dataset(_read_options(grain)))
         self._size, self._seed = batch_size // n_hosts, seed
+        self._n_chunks = -(-self._size // _CHUNK)  # of a batch
+        share = _HostShare(
+            images,
+            grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat(),
+            np.random.SeedSequence(seed).spawn(1)[0].generate_state(2, np.uint64),
+            size=self._size,
+            host=jax.process_index(),
+            n_hosts=n_hosts,
+        )
+        chunks = grain.MapDataset.range(sys.maxsize).map(share.chunk)
+        self._chunks = iter(chunks.to_iter_dataset(_read_options(grain)))
         self._sharding = jax.sharding.NamedSharding(
             jax.sharding.Mesh(np.array(jax.devices()), ("batch",)), jax.sharding.PartitionSpec("batch")
         )
@@ -116,15 +130,46 @@ class StreamedBatches:
     def set_state(self, state: Mapping[str, int]) -> None:
         self._step = int(state["step"])
         self._sent.clear()
-        self._stream.set_state({"next_index": self._step * self._size})
+        self._chunks.set_state({"next_index": self._step * self._n_chunks})
 
     def _send(self, step: int) -> dict[str, jax.Array]:
-        batch = _batch([next(self._stream) for _ in range(self._size)], self._images.n_classes, self._size)
+        parts = list(itertools.chain.from_iterable(itertools.islice(self._chunks, self._n_chunks)))
+        batch = _batch(parts, self._images.n_classes, self._size)
         if self._images.mixup_alpha is not None:
             rng = np.random.default_rng((self._seed, step))
             mixed = augment.mixup(batch["inputs"], batch["targets"], rng, self._images.mixup_alpha)
             batch["inputs"], batch["targets"] = mixed
         return {name: jax.make_array_from_process_local_data(self._sharding, part) for name, part in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostShare:
+    """One host's part of the endless stream of epochs.
+
+    Attributes:
+        positions: place in the stream -> position in the split.
+        key: [2] uint64, of all random numbers.
+        size: this host's examples of a batch.
+    """
+
+    images: StreamedImages
+    positions: Sequence[int]
+    key: np.ndarray
+    size: int
+    host: int
+    n_hosts: int
+
+    def chunk(self, number: int) -> list[tuple[np.ndarray, int]]:
+        """Up to `_CHUNK` neighbouring rows of a batch: chunks are numbered batch by batch."""
+        step, part = divmod(number, -(-self.size // _CHUNK))
+        rows = range(self.size)[part * _CHUNK : (part + 1) * _CHUNK]
+        return [self._example((step * self.size + row) * self.n_hosts + self.host) for row in rows]
+
+    def _example(self, place: int) -> tuple[np.ndarray, int]:
+        epoch, position = place // len(self.images), self.positions[place]
+        # A counter-based generator: 2**64 blocks of numbers to each (epoch, position), and no seeding to pay for.
+        rng = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, epoch, position]))
+        return self.images.pixels(position, rng)
 
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:
@@ -147,4 +192,4 @@ def _batch(parts: Sequence[tuple[np.ndarray, int]], n_classes: int, size: int) -
 
 
 def _read_options(grain: Any) -> Any:
-    return grain.ReadOptions(num_threads=_N_THREADS, prefetch_buffer_size=_PREFETCH)
+    return grain.ReadOptions(num_threads=_N_THREADS, prefetch_buffer_size=_N_THREADS + _PREFETCH // _CHUNK)
