@@ -145,8 +145,9 @@ def _memory(options: Options) -> str:
 
 
 def _inputs(options: Options) -> str:
-    graphs = input_pipelines.graphs_table(50_000, options.seed)
-    return "\n".join([graphs, "", input_pipelines.images_table(options.seed)])
+    graphs = input_pipelines.graphs_table(50_000, n_rounds=options.n_rounds, seed=options.seed)
+    images = input_pipelines.images_table(n_rounds=options.n_rounds, seed=options.seed)
+    return "\n".join([graphs, "", images])
 
 
 _TABLES = {
