@@ -72,7 +72,7 @@ def _steps(options: Options) -> str:
         )
         data = "synthetic data" if options.synthetic else "its own data"
         parts += [f"## {name}, batch {batch_size}, {data}", "", workload_steps.table(timings), ""]
-    return "\n".join([f"Blocks of {options.block_steps} steps, whole periods.", "", *parts]).rstrip()
+    return "\n".join([f"Blocks of {options.block_steps} steps, whole periods, from step 200 on.", "", *parts]).rstrip()
 
 
 def _flavours(options: Options) -> str:

@@ -16,8 +16,8 @@ from tuning.randomness import Keys, Stream
 from tuning.submission import Submission
 from workloads import registry
 
-# Past the first steps, where K-FAC refreshes more often, and a multiple of its usual periods.
-_WARM_UP_STEPS = 20
+# Past the steps in which the gaps between refreshes grow, up to 20 steps after ten times as many.
+_WARM_UP_STEPS = 200
 
 
 class _Stepper:
