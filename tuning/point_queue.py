@@ -75,7 +75,7 @@ class PointQueue:
             self._join(name, json.loads(json.dumps(dict(identity))))
 
     def _join(self, name: str, identity: Mapping[str, Any]) -> None:
-        try:
+        try:  # also where the study is known to be there: who may not write is refused here, not in the first trial
             self._study = optuna.create_study(storage=self._storage, study_name=name)
             self._id = self._storage.get_study_id_from_name(name)
             self._storage.set_study_user_attr(self._id, "identity", identity)
@@ -87,8 +87,6 @@ class PointQueue:
                 self._storage.set_study_user_attr(self._id, "identity", identity)  # its maker died at once
             self._refuse_another(name, identity)
             self._wait_for_the_maker(lambda: self._storage.get_n_trials(self._id) >= len(self._points))
-        # A storage that may be read but not written shows here, not in the first trial.
-        self._storage.set_study_user_attr(self._id, "joined", f"{datetime.datetime.now()}")
         self._enqueue_missing()
 
     def claim(self) -> Claim | None:

@@ -115,3 +115,63 @@ def test_a_storage_that_cannot_be_used_is_one_line(tmp_path):
         with pytest.raises(UserError, match="cannot use the storage") as error:
             PointQueue(url, "study", IDENTITY, POINTS)
         assert "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_point_given_back_is_no_death_and_to_be_had_at_once(join):
+    stopping, other = join(), join()
+    given = stopping.claim()
+    stopping.release(given)
+    assert _drain(other) == [2, 3, 4, 5, 1] and other.is_done()
+    assert [point.n_deaths for point in other.status()] == [0] * 5
+
+
+def test_a_crashed_points_result_is_kept_and_it_is_not_run_again(join):
+    queue = join()
+    queue.finish(queue.claim(), {"reason": "crashed", "error": "e"})
+    assert _drain(queue) == [2, 3, 4, 5] and queue.is_done()
+    assert join().status()[0].result == {"reason": "crashed", "error": "e"}
+    assert queue._study.best_trial.number == 1  # it has no value that could be the best
+
+
+def test_the_last_dead_workers_log_is_told_to_the_next(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db"
+    dead = PointQueue(url, "study", IDENTITY, POINTS, 1, log="/logs/one")
+    lost, other = dead.claim(), PointQueue(url, "study", IDENTITY, POINTS, 1, log="/logs/two")
+    assert _drain(other) == [2, 3, 4, 5]
+    time.sleep(4.5)
+    again = other.claim()
+    assert (again.index, again.log) == (lost.index, "/logs/one")
+
+
+def test_a_heartbeat_missed_is_not_the_last(join, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    queue = join()
+    claim, record, n_signs = queue.claim(), queue._storage.record_heartbeat, []
+
+    def fails_at_first(trial_id):
+        n_signs.append(trial_id)
+        if len(n_signs) == 1:
+            raise OperationalError("UPDATE", {}, Exception("the database is starting up"))
+        record(trial_id)
+
+    monkeypatch.setattr(queue._storage, "record_heartbeat", fails_at_first)
+    with queue.alive(claim):
+        time.sleep(2.5)
+    assert len(n_signs) == 3
+
+
+def test_a_storage_that_fails_meanwhile_is_one_line(join, tmp_path):
+    queue = join()
+    claim = queue.claim()
+    (tmp_path / "s.db").write_bytes(b"no database any more" * 500)
+    for ask in (queue.claim, queue.status, lambda: queue.finish(claim, {}, 1.0)):
+        with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is mended"):
+            ask()
+
+
+def test_a_study_whose_maker_died_at_once_is_made_whole(join, tmp_path):
+    import optuna
+
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", study_name="study")
+    assert _drain(join()) == [1, 2, 3, 4, 5]
