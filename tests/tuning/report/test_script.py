@@ -18,7 +18,13 @@ def start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    def heed_interrupts() -> None:  # which a shell's background jobs, these tests perhaps, are told to ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heed_interrupts
+    )
 
 
 def test_it_prints_the_table_and_where_the_page_is(tmp_path):
