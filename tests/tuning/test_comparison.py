@@ -77,7 +77,8 @@ def test_a_comparison_continues_runs_crashed_trials_again_and_refuses_others(wor
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "reason": Miss.CRASHED}))
     assert go(protocol).search[2].reason == Miss.BUDGET and set(ran) == {0.1}
-    for change in ({"hyperparameters": {"learning_rate": 5.0}}, {"rng_seed": 7}, {"target_value": 0.3}):
+    changes = {"submission": "other", "hyperparameters": {"learning_rate": 5.0}, "rng_seed": 7, "target_value": 0.3}
+    for change in ({name: value} for name, value in changes.items()):
         file.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match="another submission, search space, seed or target; choose another folder"):
             go(protocol)
