@@ -55,7 +55,6 @@ def run_trial(
     trial_dir = Path(trial_dir)
     step_budget = min(workload.step_hint, max_global_steps or workload.step_hint)
     logger = records.MetricsLogger(trial_dir)
-    keys = Keys(rng_seed, trial_index)
     identity = {
         "workload": workload_name,
         "submission": submission.name,
@@ -67,9 +66,8 @@ def run_trial(
     checkpoints = None
     if checkpoints_to_keep or resume:
         checkpoints = Checkpoints(trial_dir / "checkpoints", identity, keep=checkpoints_to_keep or 2)
-    training = Training(
-        workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints
-    )
+    keys = Keys(rng_seed, trial_index)
+    training = Training(workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints)
     try:
         training.set_up(workload_name, str(Path(data_dir).expanduser()))
         if resume:

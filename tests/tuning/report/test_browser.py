@@ -71,13 +71,13 @@ def test_text_stands_out_from_the_page(tab):
 
 def test_a_click_sorts_a_table(tab):
     table = tab.locator("table.sortable").first
-    names = lambda: table.locator("tbody th").all_inner_texts()  # noqa: E731
-    before = names()
+    names = table.locator("tbody th")
+    before = names.all_inner_texts()
     head = table.locator("thead button", has_text="steps to target")
     head.click()
-    assert names() == before == ["kfac", "sgd (reference)"]
+    assert names.all_inner_texts() == before == ["kfac", "sgd (reference)"]
     head.click()
-    assert names() == before[::-1]
+    assert names.all_inner_texts() == before[::-1]
     assert table.locator("thead th[aria-sort=descending]").count() == 1
 
 
