@@ -157,9 +157,10 @@ def _points(c: Comparison) -> Any:
         panels[0].scatter([], [], color=_GREY, marker=_MISSES[state], s=36, label=f"target not reached: {state}")
     if panels[0].get_legend_handles_labels()[0]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis_r"), ax=panels.tolist(), shrink=0.7)
-    bar.set_label("steps to target")
-    bar.outline.set_edgecolor(INK)
+    if hits:
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis_r"), ax=panels.tolist(), shrink=0.7)
+        bar.set_label("steps to target")
+        bar.outline.set_edgecolor(INK)
     return figure
 
 

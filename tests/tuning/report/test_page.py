@@ -82,6 +82,15 @@ def test_nothing_to_report_on(tmp_path):
     assert "There is no trial to report on." in html and "holds no trial folder" in html
 
 
+@pytest.mark.parametrize(("best", "n_axes"), [(0.9, 2), (0.5, 1)])
+def test_colours_are_explained_where_there_are_any(tmp_path, best, n_axes):
+    """Points that all missed are grey crosses: a scale of steps beside them would be made up."""
+    for index in (1, 2):
+        write_trial(tmp_path / "digits_jax" / f"trial_{index}", [best], point={"learning_rate": 0.1 * index})
+    (points,) = [f for f in page.figures.figures(page.summarise(page.read([tmp_path]), ["sgd"])) if "points" in f.name]
+    assert len(points.draw().axes) == n_axes
+
+
 def test_a_workload_without_a_target(tmp_path):
     write_trial(tmp_path / "x" / "wrn_jax" / "trial_1", [0.9], point={"a": 1.0}, target=None)
     page.write([tmp_path / "x"], tmp_path / "out", ["sgd"])
