@@ -120,6 +120,7 @@ def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
         "statistics_period": PERIOD,
         "refresh_period": PERIOD,
         "early_steps": 0,
+        "rows_per_width": 0,
     }
     h = namedtuple("Point", point)(**point)
 

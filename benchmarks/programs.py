@@ -21,7 +21,7 @@ PyTree = Any
 
 PARTS = ("forward and backward", "apply", "factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
-_KFAC_POINT = _POINT | {"damping": 1e-2}
+_KFAC_POINT = _POINT | {"damping": 1e-2, "rows_per_width": 0}
 
 
 class Program:

@@ -19,7 +19,8 @@ class Hyperparameters:
         grad_clip: largest global norm of the gradient; None for no bound.
         label_smoothing: passed to the workload's loss.
         dropout_rate: passed to the workload's model; None for the workload's own.
-        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no result.
+        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no sum,
+            only what is drawn at random.
     """
 
     learning_rate: float

@@ -92,6 +92,7 @@ def estimate_sums(
     fisher: Fisher = Fisher.SAMPLED,
     geometry: Geometry | None = None,
     weights: Array | None = None,
+    rows_per_width: int = 0,
     key: Array | None = None,
     bases: Mapping[str, Bases] | None = None,
 ) -> tuple[Sums, PyTree, dict[str, str]]:
@@ -106,7 +107,8 @@ def estimate_sums(
         layout: the batch's leading axes.
         geometry: the loss's geometry; not needed by the empirical Fisher.
         weights: loss weights, as for `fisher.sample_cotangent`.
-        key: random key for the pseudo-targets.
+        rows_per_width: see `factors.input_sums`.
+        key: random key for the pseudo-targets, and for which rows are taken.
         bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
 
     Returns:
@@ -144,7 +146,8 @@ def estimate_sums(
         else:
             output_products, eigenvalues = second_order(at_outputs)
         input_products = {
-            name: input_sums(inputs[name], sharing, layer.has_bias) for name, layer in by_name.items()
+            name: input_sums(inputs[name], sharing, layer.has_bias, rows_per_width, key)
+            for name, layer in by_name.items()
         }
     sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)
     return sums, captured.aux, captured.uncaptured

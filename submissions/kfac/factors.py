@@ -41,10 +41,23 @@ def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array
     return products / jnp.maximum(n_rows, 1)
 
 
-def input_sums(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> tuple[Array, Array]:
-    """A before its division `[d_in (+1), d_in (+1)]`, and the number of real rows to divide by `[]`."""
+def input_sums(
+    uses: Sequence[Use], sharing: Sharing, has_bias: bool, rows_per_width: int = 0, key: Array | None = None
+) -> tuple[Array, Array]:
+    """A before its division `[d_in (+1), d_in (+1)]`, and the number of real rows to divide by `[]`.
+
+    Args:
+        rows_per_width: expand takes one row in so many, from a random first, that about this many remain for each of
+            the factor's own rows; 0 takes all.
+        key: random key for the first row.
+    """
     if sharing is Sharing.EXPAND:
-        rows, count = _expanded(uses)
+        rows, is_real = _expanded(uses)
+        if rows_per_width:
+            stride = max(1, len(rows) // (rows_per_width * (rows.shape[1] + has_bias)))
+            first = jax.random.randint(key, (), 0, stride)
+            rows, is_real = (_every(x, stride, first) for x in (rows, is_real))
+        count = is_real.sum()
     else:
         sums, counts = _reduced(uses)
         rows, count = sums / jnp.maximum(counts, 1)[:, None], (counts > 0).sum()
@@ -128,13 +141,19 @@ def _precise(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _every(x: Array, stride: int, first: Array) -> Array:
+    """`x[first::stride]` of a traced `first` below `stride`, but for a part of a stride at the end."""
+    whole = x[: len(x) // stride * stride]
+    return jax.lax.dynamic_index_in_dim(whole.reshape(-1, stride, *x.shape[1:]), first, axis=1, keepdims=False)
+
+
 def _expanded(uses: Sequence[Use]) -> tuple[Array, Array]:
-    """All uses' rows `[rows, d]`, padding zeroed, and the number of real rows."""
+    """All uses' rows `[rows, d]`, padding zeroed, and 1 for the real ones `[rows]`."""
     parts = []
     for use in uses:
         values = _precise(use.values)
         parts.append(expand(patches(values, use.convolution) if use.convolution else values, use.rows))
-    return jnp.concatenate([rows for rows, _ in parts]), sum(count for _, count in parts)
+    return tuple(jnp.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def _reduced(uses: Sequence[Use]) -> tuple[Array, Array]:

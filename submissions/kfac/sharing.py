@@ -95,17 +95,16 @@ def graph_layout(n_node: Array, n_edge: Array, total_nodes: int, total_edges: in
 
 
 def expand(x: Array, rows: Rows) -> tuple[Array, Array]:
-    """`[lead, *sites, d]` -> (`[lead·sites, d]` with the rows of padding set to zero, number of real rows `[]`)."""
+    """`[lead, *sites, d]` -> (`[lead·sites, d]`, padding set to zero; 1 for the real rows `[lead·sites]`)."""
     flat = x.reshape(-1, x.shape[-1])
-    n_sites = flat.shape[0] // x.shape[0]
     if rows.is_example is None:
-        return flat, jnp.asarray(flat.shape[0], x.dtype)
+        return flat, jnp.ones(len(flat), x.dtype)
     is_real = rows.is_example.astype(x.dtype)
     if rows.example_of is not None:
         is_real = is_real[rows.example_of]
+    is_real = jnp.repeat(is_real, len(flat) // x.shape[0])
     # `where`, not a product: padding may hold anything, infinities included.
-    keep = jnp.repeat(is_real, n_sites)[:, None] > 0
-    return jnp.where(keep, flat, 0), is_real.sum() * n_sites
+    return jnp.where(is_real[:, None] > 0, flat, 0), is_real
 
 
 def example_sums(x: Array, rows: Rows) -> tuple[Array, Array]:

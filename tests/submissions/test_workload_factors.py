@@ -25,7 +25,7 @@ from workloads.spec import ForwardPassMode
 KEY = jax.random.key(3)
 # Every program here runs once or twice, so its compilation is what takes time.
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
-POINT = namedtuple("Hyperparameters", ["learning_rate", "damping", "dropout_rate"])(0.1, 1e-3, 0.0)
+POINT = namedtuple("Point", ["learning_rate", "damping", "dropout_rate", "rows_per_width"])(0.1, 1e-3, 0.0, 0)
 
 
 class Case(NamedTuple):

@@ -54,6 +54,7 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
     """
 
     schedule_fraction: float = 0.6
+    factor_decay: float = 0.8
     statistics_period: int = 20
     refresh_period: int = 20
     scaling: str = "adam"

@@ -77,15 +77,19 @@ class KroneckerHyperparameters(PeriodicHyperparameters):
     Attributes:
         fisher: sampled, exact or empirical.
         statistics_parts: the factors are estimated on about one in so many of the batch's examples.
+        rows_per_width: expand's input factors are averaged over about so many times their width of rows, spread over
+            the batch; 0 for all rows.
     """
 
     fisher: str = "sampled"
     statistics_parts: int = 1
+    rows_per_width: int = 4
     kl_clip: float = 1.0
     fallback_rate: float = 0.1
 
     bounds = PeriodicHyperparameters.bounds | {
         "statistics_parts": (1, float("inf")),
+        "rows_per_width": (0, float("inf")),
         "kl_clip": (0, float("inf")),
         "fallback_rate": (0, float("inf")),
     }
@@ -177,6 +181,7 @@ def estimate_batch(
             "fisher": fisher,
             "geometry": geometry,
             "weights": part.weights,
+            "rows_per_width": h.rows_per_width,
             "key": key if index is None else jax.random.fold_in(key, index),
             "bases": bases,
         }

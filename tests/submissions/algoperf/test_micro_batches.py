@@ -73,7 +73,7 @@ def test_sums_over_parts_are_the_whole_batchs(workload, sharing, fisher, n):
     params, state = workload.init_model_fn(jax.random.PRNGKey(0))
     problem = Problem(workload, uneven_batch(), state, 0.0, None, jax.random.PRNGKey(1))
     layers = find_layers(params)
-    point = {"learning_rate": 0.1, "damping": 1e-3, "fisher": fisher}
+    point = {"learning_rate": 0.1, "damping": 1e-3, "fisher": fisher, "rows_per_width": 0}
 
     def estimate(n_parts: int) -> dict:
         h = KFAC.hyperparameters(**point, micro_batches=n_parts)
@@ -103,13 +103,13 @@ def test_the_mean_is_over_all_terms_not_over_parts(workload):
     ids=["nadamw", "kfac_reduce", "ekfac_adam_expand"],
 )
 def test_training_is_the_same(submission, workload):
-    """Ten steps. The curvature is empirical, as pseudo-targets of the parts are other draws.
+    """Ten steps. The curvature is empirical and of all rows, as the parts' pseudo-targets and rows are other draws.
 
     Predictions are compared, as Adam makes full steps of the rounding along what these do not depend on.
     """
     values = {"learning_rate": 0.01, "one_minus_beta1": 0.1}
     if submission is not nadamw:
-        values |= {"fisher": "empirical", "damping": 1e-2}
+        values |= {"fisher": "empirical", "damping": 1e-2, "rows_per_width": 0}
 
     def trained(n: int):
         point = values | {"micro_batches": n}

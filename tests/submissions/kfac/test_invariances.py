@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from submissions.kfac import Fisher, Geometry, LossKind, Sharing, batch_layout, estimate, find_layers, graph_layout
-from submissions.kfac.factors import Use, input_factor, output_factor
+from submissions.kfac.factors import Use, input_factor, input_sums, output_factor
 from submissions.kfac.sharing import Rows, expand
 
 RNG = np.random.default_rng(0)
@@ -103,12 +103,38 @@ def test_a_batch_of_padding_gives_zero(sharing):
     np.testing.assert_array_equal(input_factor(use, sharing, has_bias=True), np.zeros((3, 3)))
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_expand_takes_some_rows_all_over_the_batch(has_bias):
+    """One in three of 30 rows of width 3 (4), each as often; padding is neither counted nor taken in."""
+    is_example = np.asarray([1, 1, 0, 1, 1, 1.0])
+    x = np.where(is_example[:, None, None] > 0, np.asarray(X, np.float64), np.inf)
+    rows = np.where(np.isfinite(x), x, 0).reshape(30, 3)
+    is_real = np.repeat(is_example, 5)
+    if has_bias:
+        rows = np.column_stack([rows, is_real])
+    subsets = [(rows[first::3].T @ rows[first::3], is_real[first::3].sum()) for first in range(3)]
+    use, found = [Use(jnp.asarray(x, jnp.float32), Rows(6, None, jnp.asarray(is_example)))], set()
+    for seed in range(20):
+        key = jax.random.key(seed)
+        products, count = input_sums(use, Sharing.EXPAND, has_bias, rows_per_width=2 if has_bias else 3, key=key)
+        matches = [i for i, (p, c) in enumerate(subsets) if np.allclose(products, p, atol=1e-5) and count == c]
+        assert len(matches) == 1
+        found.add(matches[0])
+    assert found == {0, 1, 2}
+
+
+def test_expand_takes_all_rows_where_there_are_few():
+    use = [Use(X, Rows(6))]
+    some = input_sums(use, Sharing.EXPAND, True, rows_per_width=4, key=jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, some, input_sums(use, Sharing.EXPAND, True))
+
+
 @pytest.mark.parametrize("is_example", [jnp.asarray([True, False]), jnp.asarray([1, 0]), jnp.asarray([1.0, 0.0])])
 def test_masks_of_any_dtype(is_example):
     x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
-    flat, count = expand(x, Rows(2, None, is_example))
+    flat, is_real = expand(x, Rows(2, None, is_example))
     np.testing.assert_array_equal(flat, [[1, 2], [0, 0]])
-    assert count == 1
+    np.testing.assert_array_equal(is_real, [1, 0])
 
 
 def test_graph_rows_follow_the_counts():
