@@ -16,8 +16,9 @@ _N_NEWTON_SCHULZ = 20  # from a norm of 1, 1.5 ** 20 lifts singular values of 3e
 def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
     """A row for each width and way, on a rank-deficient factor seen in a basis that lags behind it.
 
-    "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
-    as part of the whole: how far the factor is from diagonal afterwards (`before` in the lagging basis).
+    "orthogonality" is the largest entry of |QᵀQ - I|, before the Newton-Schulz step that ends every refresh;
+    "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal, as part of the whole: how far the factor is from
+    diagonal afterwards (`before` in the lagging basis).
     """
     rows = []
     for width in widths:

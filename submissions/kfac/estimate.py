@@ -17,6 +17,8 @@ from .sharing import Layout, Sharing
 PyTree = Any
 Loss = Callable[[Array], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
 
+_ROWS = 1  # folded into the key, for draws of rows apart from those of pseudo-targets
+
 
 class Estimate(NamedTuple):
     """What one batch gave.
@@ -115,10 +117,13 @@ def estimate_sums(
         The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
 
     Raises:
-        ValueError: layers without a layout or geometry, or rows of a layer that the layout does not have.
+        ValueError: layers without a layout, geometry or key where one is needed, or rows of a layer that the layout
+            does not have.
     """
     if layers and (layout is None or (geometry is None and fisher is not Fisher.EMPIRICAL)):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
+    if layers and rows_per_width and key is None:
+        raise ValueError("rows_per_width draws the rows at random: give a key")
     captured = capture(forward, params, layers)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
@@ -145,8 +150,9 @@ def estimate_sums(
             )
         else:
             output_products, eigenvalues = second_order(at_outputs)
+        row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
         input_products = {
-            name: input_sums(inputs[name], sharing, layer.has_bias, rows_per_width, key)
+            name: input_sums(inputs[name], sharing, layer.has_bias, rows_per_width, row_key)
             for name, layer in by_name.items()
         }
     sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)

@@ -89,6 +89,19 @@ def test_cholesky_qr_gives_householders_basis(rank):
     np.testing.assert_allclose(np.abs((expected * turn).sum(0))[:rank], 1, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [33, 257])
+@pytest.mark.parametrize("error", [1e-4, 1e-3, 3e-3])
+def test_a_basis_called_orthogonal_is(size, error):
+    """Whether its error is one entry's or spread over all."""
+    spread = np.full((size, size), error)
+    single = np.zeros((size, size))
+    single[0, 1] = single[1, 0] = error
+    for gram in (np.eye(size) + single, np.eye(size) + spread):
+        new, is_good = eigenbasis._orthogonalise(jnp.asarray(np.linalg.cholesky(gram).T, jnp.float32))
+        assert is_good == (np.square(gram - np.eye(size)).sum(1).max() < 1e-5)
+        assert not is_good or orthogonality(np.asarray(new, np.float64)) < ORTHOGONAL
+
+
 @pytest.mark.parametrize("size", [33, 98, 129])
 def test_a_turn_that_is_not_a_number_keeps_the_basis(monkeypatch, size):
     monkeypatch.setattr(eigenbasis, "cholesky_qr", lambda rows: jnp.full_like(rows, jnp.nan))

@@ -123,6 +123,20 @@ def test_expand_takes_some_rows_all_over_the_batch(has_bias):
     assert found == {0, 1, 2}
 
 
+def test_rows_at_random_need_a_key(params):
+    with pytest.raises(ValueError, match="give a key"):
+        estimate(
+            lambda p: (Tokens().apply({"params": p}, X), None),
+            lambda z: (z.sum(), jnp.ones([])),
+            params,
+            layers=find_layers(params),
+            layout=batch_layout(len(X)),
+            sharing=Sharing.EXPAND,
+            fisher=Fisher.EMPIRICAL,
+            rows_per_width=1,
+        )
+
+
 def test_expand_takes_all_rows_where_there_are_few():
     use = [Use(X, Rows(6))]
     some = input_sums(use, Sharing.EXPAND, True, rows_per_width=4, key=jax.random.key(0))
