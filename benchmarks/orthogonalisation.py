@@ -16,9 +16,8 @@ _N_NEWTON_SCHULZ = 20  # from a norm of 1, 1.5 ** 20 lifts singular values of 3e
 def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
     """A row for each width and way, on a rank-deficient factor seen in a basis that lags behind it.
 
-    "orthogonality" is the largest entry of |QᵀQ - I|, before the Newton-Schulz step that ends every refresh;
-    "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal, as part of the whole: how far the factor is from
-    diagonal afterwards (`before` in the lagging basis).
+    "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
+    as part of the whole: how far the factor is from diagonal afterwards (`before` in the lagging basis).
     """
     rows = []
     for width in widths:
@@ -66,8 +65,8 @@ def _sorted_rows(m: jax.Array) -> jax.Array:
 
 
 _WAYS = {
-    "Householder QR": lambda m: jnp.linalg.qr(_sorted_rows(m).T)[0],
-    "Cholesky-QR": eigenbasis.power_iteration,
+    "Householder QR": lambda m: eigenbasis.householder_qr(_sorted_rows(m)),
+    "Cholesky-QR, three passes": lambda m: eigenbasis.cholesky_qr(_sorted_rows(m)),
     "Newton-Schulz": _newton_schulz,
     "eigh": eigenbasis.eigenvectors,
 }

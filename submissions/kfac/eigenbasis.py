@@ -28,14 +28,12 @@ _NOISE = 8.0
 # Added to M, in units of its largest diagonal entry: power iteration leaves eigenvalues below this as they lie.
 _FLOOR = 1e-5
 
-# Added to a Gram matrix with ones on its diagonal, pass by pass. Most refreshes need the first pass alone, or two.
-# Where these fail, shifts leave the matrix positive definite after rounding: of the rows given, a singular value of
-# 1e-5, the least to expect, becomes 3e-3, then 0.7; the last pass needs no shift.
-_SHIFTS = (0.0, 0.0, 1e-5, 1e-5, 0.0)
-_FIRST_SHIFTED = 2
+# Added to a Gram matrix with ones on its diagonal, so that rounding leaves it positive definite. A first pass makes a
+# singular value of 1e-5, the least to expect, 3e-3, and the second 0.7; the third needs no shift.
+_SHIFTS = (1e-5, 1e-5, 0.0)
 
 # Of each row of E = QᵀQ - I, the squared norm: that bounds E², of which a Newton-Schulz step leaves about 3/4.
-_NEARLY = 1e-5
+_NEARLY_ORTHOGONAL = 1e-5
 
 
 class Refresh(enum.Enum):
@@ -134,48 +132,34 @@ def eigenvectors(m: Array) -> Array:
 
 
 def power_iteration(m: Array) -> Array:
-    """The orthogonal factor of M's QR decomposition, columns by falling eigenvalue."""
+    """The orthogonal factor of M's QR decomposition, columns by falling eigenvalue; by the device's quickest way."""
     rows = m[jnp.argsort(-jnp.diagonal(m))]  # of a symmetric matrix, so its sorted columns too
-    return cholesky_qr(rows / jnp.linalg.norm(rows, axis=1, keepdims=True))
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return jax.lax.platform_dependent(rows, cpu=householder_qr, default=cholesky_qr)
+
+
+def householder_qr(rows: Array) -> Array:
+    """Orthogonal columns that span those of `rows`ᵀ one after another. On a CPU up to 1.7 times as fast."""
+    return jnp.linalg.qr(rows.T)[0]
 
 
 def cholesky_qr(rows: Array) -> Array:
-    """Columns that span those of `rows`ᵀ one after another, orthogonal enough for a Newton-Schulz step.
-
-    As many passes of Cholesky-QR as that takes: products and triangular solves alone. `rows` have norm 1.
+    """The same by repeated Cholesky-QR: products and triangular solves alone, twice as fast on an H100.
 
     Source: Fukaya et al., "Shifted Cholesky QR for computing the QR factorization of ill-conditioned matrices", 2020.
     """
-
-    def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
-        index, _, is_done = state
-        return (index < len(_SHIFTS)) & ~is_done
-
-    def one_pass(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        index, found, _ = state
-        start = jnp.where((index == 0) | (index == _FIRST_SHIFTED), rows, found)
-        shift = jnp.asarray(_SHIFTS, rows.dtype)[index]
-        gram = _product(start, start.T) + shift * jnp.eye(len(rows), dtype=rows.dtype)
-        root = jax.lax.linalg.cholesky(gram, symmetrize_input=False)
-        found = jax.lax.linalg.triangular_solve(root, start, left_side=True, lower=True)
-        has_failed = ~jnp.isfinite(found).all() & (index < _FIRST_SHIFTED)
-        index = jnp.where(has_failed, _FIRST_SHIFTED, index + 1)
-        return index, found, _is_nearly_identity(_product(found, found.T))
-
-    start = jnp.zeros([], jnp.int32), rows, jnp.asarray(False)
-    return jax.lax.while_loop(is_unfinished, one_pass, start)[1].T
+    for shift in _SHIFTS:
+        gram = _product(rows, rows.T) + shift * jnp.eye(len(rows), dtype=rows.dtype)
+        rows = jax.lax.linalg.triangular_solve(jnp.linalg.cholesky(gram), rows, left_side=True, lower=True)
+    return rows.T
 
 
 def _orthogonalise(basis: Array) -> tuple[Array, Array]:
     """One Newton-Schulz step, so that no error builds up over refreshes; and whether the result is orthogonal `[]`."""
     gram = _product(basis.T, basis)
-    return 1.5 * basis - 0.5 * _product(basis, gram), _is_nearly_identity(gram)
-
-
-def _is_nearly_identity(gram: Array) -> Array:
-    """Whether a Newton-Schulz step makes what has this Gram matrix orthogonal to 1e-5 `[]`; false for NaN."""
-    # A sum, not the largest difference: compiled for a CPU, the maximum of NaNs is no NaN.
-    return (jnp.square(gram - jnp.eye(len(gram), dtype=gram.dtype)).sum(1) < _NEARLY).all()
+    # Sums, not the largest entry: compiled for a CPU, the maximum of NaNs is no NaN.
+    errors = jnp.square(gram - jnp.eye(len(gram), dtype=gram.dtype)).sum(1)
+    return 1.5 * basis - 0.5 * _product(basis, gram), (errors < _NEARLY_ORTHOGONAL).all()
 
 
 def _product(a: Array, b: Array) -> Array:
