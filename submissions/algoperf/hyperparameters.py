@@ -1,6 +1,7 @@
 """From a tuning search's point to validated hyperparameters, split into arrays and what must be known to compile."""
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Hashable, Mapping
@@ -58,7 +59,7 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     if unknown or missing:
         problem = f"unknown hyperparameter {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
         raise ValueError(f"{problem}; known are {', '.join(fields)} (needed: {', '.join(sorted(required))})")
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     values = {name: _convert(name, value, hints[name]) for name, value in given.items()}
     for name, (least, most) in kind.bounds.items():
         if values.get(name) is not None and not least <= values[name] <= most:
@@ -79,6 +80,11 @@ def split(hyperparameters: Hyperparameters) -> tuple[Hashable, dict[str, float]]
 def join(static: Hashable, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
     """All hyperparameters by name again, numbers as they are now (arrays, in a compiled step)."""
     return types.SimpleNamespace(**dict(static), **numbers)
+
+
+@functools.cache
+def _type_hints(kind: type[Hyperparameters]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:

@@ -7,7 +7,7 @@
     updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=Refresh.FULL)
 
 Later refreshes are cheap with `Refresh.POWER`. On steps without new factors, call `estimate` without layers and
-`update` with gradients alone. For EK-FAC also give `bases=scale_state(state).bases` to `estimate`, and the
+`update` with gradients alone. For EK-FAC also give `bases=bases_by_layer(state, layers)` to `estimate`, and the
 `eigenvalues=batch.eigenvalues` that come of it to `update`.
 """
 
@@ -23,8 +23,9 @@ from jax.sharding import Mesh
 
 from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
 from .factors import moving_average
+from .groups import Group, Parts, for_each, group_by_shape, join, split
 from .intake import Averages, accumulate, count_false, finite_gradients, no_averages
-from .layers import Layer, replace_layers
+from .layers import Layer
 from .trust_region import kl_clip as kl_clip_factor
 
 PyTree = Any
@@ -49,11 +50,11 @@ class EigenbasisState(NamedTuple):
         count: `[]` int32, updates made.
         n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
         averages: the factors' moving averages.
-        bases: layer name -> its eigenbases, as of the last refresh; the identity before there is one.
-        eigenvalues: layer name -> the Fisher's in those bases `[n_rows, d_out]`, zero before there are any; empty with
-            `Scaling.ADAM`.
-        first_moment: like params, moving average of the gradient.
-        second_moment: like params, moving average of its square; a layer's leaves hold the matrix in its eigenbasis.
+        bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one.
+        eigenvalues: group name -> the Fisher's in those bases `[n_layers, n_rows, d_out]`, zero before there are any;
+            empty with `Scaling.ADAM`.
+        first_moment: moving average of the gradient.
+        second_moment: moving average of its square; a layer's matrix is in its eigenbasis.
     """
 
     count: Array
@@ -61,8 +62,8 @@ class EigenbasisState(NamedTuple):
     averages: Averages
     bases: dict[str, Bases]
     eigenvalues: dict[str, Array]
-    first_moment: PyTree
-    second_moment: PyTree
+    first_moment: Parts
+    second_moment: Parts
 
 
 def eigenbasis_adam(
@@ -140,18 +141,19 @@ def scale_by_eigenbasis(
     Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018; Vyas et
     al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly changing basis.
     """
-    layers = tuple(layers)
+    groups = group_by_shape(layers)
 
     def init(params: PyTree) -> EigenbasisState:
         has_eigenvalues = scaling is Scaling.EKFAC
+        zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
             n_fallbacks=jnp.zeros([], jnp.int32),
-            averages=no_averages(layers),
-            bases={layer.name: identity(layer.n_rows, layer.d_out) for layer in layers},
-            eigenvalues={layer.name: jnp.zeros((layer.n_rows, layer.d_out)) for layer in layers if has_eigenvalues},
-            first_moment=jax.tree.map(jnp.zeros_like, params),
-            second_moment=jax.tree.map(jnp.zeros_like, params),
+            averages=no_averages(groups),
+            bases={group.name: identity(*group.shape) for group in groups},
+            eigenvalues={group.name: jnp.zeros(group.shape) for group in groups if has_eigenvalues},
+            first_moment=zeros,
+            second_moment=jax.tree.map(jnp.copy, zeros),
         )
 
     def update(
@@ -166,22 +168,18 @@ def scale_by_eigenbasis(
         del params
         if factors and scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
             raise ValueError("EK-FAC needs the eigenvalues of every layer with factors: give `estimate` the bases")
-        gradients, n_lost = finite_gradients(gradients)
+        parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(count=state.count + 1, n_fallbacks=state.n_fallbacks + n_lost)
-        state = _learn(state, factors or {}, eigenvalues or {}, factor_decay)
+        if factors:
+            state = _learn(state, groups, factors, eigenvalues or {}, factor_decay)
         if refresh is not None:
-            state = _refresh(state, layers, refresh, mesh)
-        state, ahead, squares = _moments(state, layers, gradients, beta1, beta2)
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), ahead, squares)
-        turned = {}
-        for layer in layers:
-            square = layer.read(squares)
-            noise = epsilon + relative_epsilon * jnp.sqrt(square.mean())
-            turned[layer.name] = layer.read(ahead) / (jnp.sqrt(square) + noise)
+            state = _refresh(state, refresh, mesh)
+        state, ahead, squares = _moments(state, parts, beta1, beta2)
+        updates = _adam(ahead, squares, epsilon, relative_epsilon)
         if scaling is Scaling.EKFAC:
-            updates, turned = _ekfac(state, layers, updates, ahead, turned, damping, kl_clip, fallback_rate)
-        back = {name: rotate_back(matrix, state.bases[name]) for name, matrix in turned.items()}
-        return replace_layers(updates, layers, back), state
+            updates = _ekfac(state, updates, ahead, damping, kl_clip, fallback_rate)
+        back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
+        return join(gradients, groups, updates._replace(matrices=back)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -191,68 +189,79 @@ def scale_state(optimizer_state: PyTree) -> EigenbasisState:
     return next(part for part in optimizer_state if isinstance(part, EigenbasisState))
 
 
-def _learn(state: EigenbasisState, factors: Mapping, eigenvalues: Mapping, decay: Scalar) -> EigenbasisState:
+def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str, Bases]:
+    """Layer name -> its eigenbases in the state of `eigenbasis_adam`."""
+    bases, found = scale_state(optimizer_state).bases, {}
+    for group in group_by_shape(layers):
+        found |= group.unstack(bases[group.name])
+    return found
+
+
+def _learn(
+    state: EigenbasisState, groups: Sequence[Group], factors: Mapping, eigenvalues: Mapping, decay: Scalar
+) -> EigenbasisState:
     counts = state.averages.n_estimates
-    averages, n_left_out = accumulate(state.averages, factors, decay)
+    averages, n_left_out = accumulate(state.averages, groups, factors, decay)
     values = dict(state.eigenvalues)
-    for name, estimate in eigenvalues.items():
-        average = moving_average(values[name], estimate, jnp.asarray(decay), counts[name])
-        is_taken = (averages.n_estimates[name] > counts[name]) & jnp.isfinite(average).all()
-        values[name] = jnp.where(is_taken, average, values[name])
+    for group in groups if eigenvalues else ():
+        old, count = values[group.name], counts[group.name]
+        estimate = group.stack(eigenvalues, jnp.zeros(old.shape[1:]))
+        average = moving_average(old, estimate, jnp.asarray(decay), for_each(count))
+        is_taken = (averages.n_estimates[group.name] > count) & jnp.isfinite(average).all((1, 2))
+        values[group.name] = jnp.where(for_each(is_taken), average, old)
     return state._replace(averages=averages, eigenvalues=values, n_fallbacks=state.n_fallbacks + n_left_out)
 
 
-def _refresh(state: EigenbasisState, layers: Sequence[Layer], kind: Refresh, mesh: Mesh | None) -> EigenbasisState:
+def _refresh(state: EigenbasisState, kind: Refresh, mesh: Mesh | None) -> EigenbasisState:
     new = refresh(state.averages.factors, state.bases, kind, mesh)
-    moments = {layer.name: transfer(layer.read(state.second_moment), new.overlaps[layer.name]) for layer in layers}
+
+    def transferred(matrices: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: transfer(stack, new.overlaps[name]) for name, stack in matrices.items()}
+
     return state._replace(
         bases=new.bases,
-        eigenvalues={name: transfer(values, new.overlaps[name]) for name, values in state.eigenvalues.items()},
-        second_moment=replace_layers(state.second_moment, tuple(layers), moments),
+        eigenvalues=transferred(state.eigenvalues),
+        second_moment=state.second_moment._replace(matrices=transferred(state.second_moment.matrices)),
         n_fallbacks=state.n_fallbacks + count_false(new.is_good.values()),
     )
 
 
 def _moments(
-    state: EigenbasisState, layers: Sequence[Layer], gradients: PyTree, beta1: Scalar, beta2: Scalar
-) -> tuple[EigenbasisState, PyTree, PyTree]:
+    state: EigenbasisState, gradients: Parts, beta1: Scalar, beta2: Scalar
+) -> tuple[EigenbasisState, Parts, Parts]:
     """The new state, and in the eigenbases, without bias: the first moment a step ahead (Nesterov), and the second."""
     first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.first_moment, gradients)
     here, ahead = (1 - beta1**n for n in (state.count, state.count + 1))
     lookahead = jax.tree.map(lambda m, g: beta1 * m / ahead + (1 - beta1) * g / here, first, gradients)
-
-    turned = {
-        layer.name: rotate(jnp.stack([layer.read(gradients), layer.read(lookahead)]), state.bases[layer.name])
-        for layer in layers
-    }
     gradients, lookahead = (
-        replace_layers(tree, tuple(layers), {name: both[i] for name, both in turned.items()})
-        for i, tree in enumerate((gradients, lookahead))
+        parts._replace(matrices={name: rotate(stack, state.bases[name]) for name, stack in parts.matrices.items()})
+        for parts in (gradients, lookahead)
     )
     second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, gradients)
     squares = jax.tree.map(lambda v: v / (1 - beta2**state.count), second)
     return state._replace(first_moment=first, second_moment=second), lookahead, squares
 
 
+def _adam(ahead: Parts, squares: Parts, epsilon: Scalar, relative_epsilon: Scalar) -> Parts:
+    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), ahead, squares)
+    turned = {}
+    for name, square in squares.matrices.items():
+        noise = epsilon + relative_epsilon * jnp.sqrt(square.mean((1, 2), keepdims=True))
+        turned[name] = ahead.matrices[name] / (jnp.sqrt(square) + noise)
+    return updates._replace(matrices=turned)
+
+
 def _ekfac(
-    state: EigenbasisState,
-    layers: Sequence[Layer],
-    updates: PyTree,
-    ahead: PyTree,
-    turned: dict[str, Array],
-    damping: Scalar,
-    kl_clip: Scalar,
-    fallback_rate: Scalar,
-) -> tuple[PyTree, dict[str, Array]]:
+    state: EigenbasisState, adam: Parts, ahead: Parts, damping: Scalar, kl_clip: Scalar, fallback_rate: Scalar
+) -> Parts:
     """EK-FAC's steps in the eigenbases, bounded together; Adam's at a lower rate for what has no eigenvalues."""
-    steps, inner_product = {}, jnp.zeros([])
-    for layer in layers:
-        gradient = layer.read(ahead)
-        steps[layer.name] = gradient / (state.eigenvalues[layer.name] + damping)
-        inner_product += jnp.vdot(steps[layer.name], gradient)
-    clip = kl_clip_factor(inner_product, jnp.asarray(kl_clip))
-    is_informed = {name: n > 0 for name, n in state.averages.n_estimates.items()}
+    updates = jax.tree.map(lambda u: fallback_rate * u, adam)
+    is_informed = {name: for_each(n > 0) for name, n in state.averages.n_estimates.items()}
     steps = {
-        name: jnp.where(is_informed[name], clip * step, fallback_rate * turned[name]) for name, step in steps.items()
+        name: jnp.where(is_informed[name], gradient / (state.eigenvalues[name] + damping), 0)
+        for name, gradient in ahead.matrices.items()
     }
-    return jax.tree.map(lambda u: fallback_rate * u, updates), steps
+    inner_product = sum(jnp.vdot(step, ahead.matrices[name]) for name, step in steps.items())
+    clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
+    steps = {name: jnp.where(is_informed[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
+    return updates._replace(matrices=steps)

@@ -42,11 +42,11 @@ class Refresh(enum.Enum):
 
 
 class Bases(NamedTuple):
-    """Orthogonal bases of one layer's factors, one vector a column.
+    """Orthogonal bases of the factors of one layer, or with a leading axis of several, one vector a column.
 
     Attributes:
-        inputs: Q_A `[n_rows, n_rows]`.
-        outputs: Q_B `[d_out, d_out]`.
+        inputs: Q_A `[..., n_rows, n_rows]`.
+        outputs: Q_B `[..., d_out, d_out]`.
     """
 
     inputs: Array
@@ -57,9 +57,10 @@ class Refreshed(NamedTuple):
     """What a refresh gave.
 
     Attributes:
-        bases: layer name -> its new bases.
-        overlaps: layer name -> (Q_oldᵀ Q_new)², elementwise, of both bases.
-        is_good: layer name -> whether both factors gave an orthogonal basis `[]`; one that gives none keeps its own.
+        bases: group name -> its layers' new bases.
+        overlaps: group name -> (Q_oldᵀ Q_new)², elementwise, of both bases.
+        is_good: group name -> whether both of a layer's factors gave an orthogonal basis `[n_layers]`; one that gives
+            none keeps its own.
     """
 
     bases: dict[str, Bases]
@@ -67,9 +68,9 @@ class Refreshed(NamedTuple):
     is_good: dict[str, Array]
 
 
-def identity(n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Bases:
+def identity(n_layers: int, n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Bases:
     """Before a first refresh: the parameters' own axes."""
-    return Bases(jnp.eye(n_rows, dtype=dtype), jnp.eye(d_out, dtype=dtype))
+    return Bases(*(jnp.tile(jnp.eye(size, dtype=dtype), (n_layers, 1, 1)) for size in (n_rows, d_out)))
 
 
 def refresh(
@@ -78,8 +79,8 @@ def refresh(
     """New bases for every layer, orthogonal to 1e-5. A factor that is zero, or not finite, keeps its basis.
 
     Args:
-        factors: layer name -> (A, B).
-        bases: layer name -> the bases so far.
+        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`).
+        bases: group name -> the bases so far.
         mesh: devices, on one axis, to spread the work over.
     """
     sides = {(name, i): (factors[name][i], bases[name][i]) for name in factors for i in (0, 1)}
@@ -102,18 +103,18 @@ def refresh(
 
 
 def rotate(matrix: Array, bases: Bases) -> Array:
-    """Q_Aᵀ G Q_B of a matrix or several `[..., n_rows, d_out]`."""
-    return _product(bases.inputs.T, _product(matrix, bases.outputs))
+    """Q_Aᵀ G Q_B of matrices `[..., n_rows, d_out]`."""
+    return _product(bases.inputs.mT, _product(matrix, bases.outputs))
 
 
 def rotate_back(matrix: Array, bases: Bases) -> Array:
-    """Q_A U Q_Bᵀ of a matrix in the eigenbasis `[n_rows, d_out]`."""
-    return _product(bases.inputs, _product(matrix, bases.outputs.T))
+    """Q_A U Q_Bᵀ of matrices in the eigenbasis `[..., n_rows, d_out]`."""
+    return _product(bases.inputs, _product(matrix, bases.outputs.mT))
 
 
 def transfer(second_moment: Array, overlaps: Bases) -> Array:
-    """Second moments `[n_rows, d_out]` of the new coordinates, from those of the old, taken as uncorrelated."""
-    return jnp.linalg.multi_dot([overlaps.inputs.T, second_moment, overlaps.outputs], precision=_HIGHEST)
+    """Second moments `[..., n_rows, d_out]` of the new coordinates, from those of the old, taken as uncorrelated."""
+    return rotate(second_moment, overlaps)
 
 
 def in_basis(factor: Array, basis: Array) -> Array:

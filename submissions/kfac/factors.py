@@ -130,7 +130,7 @@ def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: A
     """Exponential moving average that starts as a plain mean, so that it needs no bias correction.
 
     Args:
-        average: the average of the `n_estimates` before.
+        average: the average of the `n_estimates` before, which broadcast over it.
         decay: weight of the past once there are more than `1 / (1 - decay)` estimates.
     """
     weight = jnp.maximum(1 - decay, 1 / (n_estimates + 1)).astype(average.dtype)

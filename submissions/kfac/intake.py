@@ -1,60 +1,62 @@
 """What an update takes in, without what tells nothing: finite gradients, and moving averages of informative factors."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from .factors import moving_average
-from .layers import Layer
+from .groups import Group, Parts, for_each
 
-PyTree = Any
 Scalar = float | Array
 
 
-def finite_gradients(gradients: PyTree) -> tuple[PyTree, Array]:
-    """Gradients with zeros for a leaf whose sum of squares is not finite, and how many such there were `[]` int32."""
+def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
+    """Gradients with zeros for a layer, or another leaf, whose sum of squares is not finite; how many `[]` int32."""
 
-    def is_finite(gradient: Array) -> Array:
-        size = jnp.square(gradient.astype(jnp.float32)).sum()
-        return size < jnp.finfo(size.dtype).max / 4  # so that a kernel's and its bias's together are finite too
+    def is_finite(gradient: Array, axes: tuple[int, ...] | None) -> Array:
+        size = jnp.square(gradient.astype(jnp.float32)).sum(axes, keepdims=True)
+        return size < jnp.finfo(size.dtype).max / 4  # with room for what rotations add by rounding
 
-    flags = jax.tree.map(is_finite, gradients)
+    flags = Parts(
+        {name: is_finite(stack, (1, 2)) for name, stack in gradients.matrices.items()},
+        {name: is_finite(leaf, None) for name, leaf in gradients.others.items()},
+    )
     kept = jax.tree.map(lambda g, flag: jnp.where(flag, g, 0), gradients, flags)
     return kept, count_false(jax.tree.leaves(flags))
 
 
 def count_false(flags: Iterable[Array]) -> Array:
-    """How many of the flags `[]` are false `[]` int32."""
-    return sum((jnp.asarray(~flag, jnp.int32) for flag in flags), jnp.zeros([], jnp.int32))
+    """How many of the flags, in arrays of any shape, are false `[]` int32."""
+    return sum(((~flag).sum(dtype=jnp.int32) for flag in flags), jnp.zeros([], jnp.int32))
 
 
 class Averages(NamedTuple):
     """Complete at the start, of constant shapes.
 
     Attributes:
-        n_estimates: layer name -> `[]` int32, informative estimates averaged.
-        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`) float32.
+        n_estimates: group name -> informative estimates averaged, of each layer `[n_layers]` int32.
+        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`) float32.
     """
 
     n_estimates: dict[str, Array]
     factors: dict[str, tuple[Array, Array]]
 
 
-def no_averages(layers: Sequence[Layer]) -> Averages:
-    def zeros(size: int) -> Array:
-        return jnp.zeros((size, size), jnp.float32)
+def no_averages(groups: Sequence[Group]) -> Averages:
+    def zeros(n_layers: int, size: int) -> Array:
+        return jnp.zeros((n_layers, size, size), jnp.float32)
 
     return Averages(
-        {layer.name: jnp.zeros([], jnp.int32) for layer in layers},
-        {layer.name: (zeros(layer.n_rows), zeros(layer.d_out)) for layer in layers},
+        {group.name: jnp.zeros(len(group.layers), jnp.int32) for group in groups},
+        {group.name: tuple(zeros(len(group.layers), size) for size in (group.n_rows, group.d_out)) for group in groups},
     )
 
 
 def accumulate(
-    averages: Averages, estimates: Mapping[str, tuple[Array, Array]], decay: Scalar
+    averages: Averages, groups: Sequence[Group], estimates: Mapping[str, tuple[Array, Array]], decay: Scalar
 ) -> tuple[Averages, Array]:
     """Average in one batch's factors, where they tell something: finite, and neither zero.
 
@@ -66,15 +68,19 @@ def accumulate(
         The averages, and how many estimates were left out `[]` int32.
     """
     factors, counts = dict(averages.factors), dict(averages.n_estimates)
-    informative = []
-    for name, pair in estimates.items():
-        traces = jnp.stack([jnp.trace(factor) for factor in pair])
-        is_finite = jnp.stack([jnp.isfinite(factor).all() for factor in pair]).all()
-        is_informative = is_finite & (traces > 0).all()
-        factors[name] = tuple(
-            jnp.where(is_informative, moving_average(average, estimate, jnp.asarray(decay), counts[name]), average)
-            for average, estimate in zip(factors[name], pair, strict=True)
+    n_left_out = jnp.zeros([], jnp.int32)
+    for group in groups:
+        is_given = jnp.array([layer.name in estimates for layer in group.layers])
+        missing = tuple(jnp.zeros(factor.shape[1:]) for factor in factors[group.name])
+        pair, count = group.stack(estimates, missing), counts[group.name]
+        is_finite = jnp.stack([jnp.isfinite(factor).all((1, 2)) for factor in pair]).all(0)
+        is_positive = jnp.stack([jnp.trace(factor, axis1=1, axis2=2) > 0 for factor in pair]).all(0)
+        is_informative = is_finite & is_positive
+        is_taken, n_before = for_each(is_informative), for_each(count)
+        factors[group.name] = tuple(
+            jnp.where(is_taken, moving_average(average, estimate, jnp.asarray(decay), n_before), average)
+            for average, estimate in zip(factors[group.name], pair, strict=True)
         )
-        counts[name] = counts[name] + is_informative
-        informative.append(is_informative)
-    return Averages(counts, factors), count_false(informative)
+        counts[group.name] = count + is_informative
+        n_left_out += (is_given & ~is_informative).sum(dtype=jnp.int32)
+    return Averages(counts, factors), n_left_out

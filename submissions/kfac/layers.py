@@ -53,13 +53,17 @@ class Layer:
         """Rows of the weight matrix: `d_in`, and one more for the bias."""
         return self.d_in + self.has_bias
 
-    def read(self, tree: PyTree) -> Array:
-        """The layer's leaves of a parameter-like tree as one matrix `[n_rows, d_out]`, bias last, at least float32."""
+    def rows(self, tree: PyTree) -> list[Array]:
+        """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
         leaves = _descend(tree, self.path)
-        matrix = leaves["kernel"].reshape(self.d_in, self.d_out)
+        parts = [leaves["kernel"].reshape(self.d_in, self.d_out)]
         if self.has_bias:
-            matrix = jnp.concatenate([matrix, leaves["bias"].reshape(1, self.d_out)])
-        return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+            parts.append(leaves["bias"].reshape(1, self.d_out))
+        return [part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in parts]
+
+    def read(self, tree: PyTree) -> Array:
+        """The layer's matrix `[n_rows, d_out]` in a parameter-like tree."""
+        return jnp.concatenate(self.rows(tree))
 
     def write(self, leaves: Mapping[str, Array], matrix: Array) -> dict[str, Array]:
         """The inverse of `read`: `{"kernel", "bias"}` in the shapes and dtypes of `leaves`."""

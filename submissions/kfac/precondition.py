@@ -1,5 +1,6 @@
 """The damped inverse of a layer's Kronecker-factored curvature, and the update it gives."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from .groups import for_each
 from .stacks import map_by_size
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -17,11 +19,11 @@ MAX_PI = 1e3
 
 
 class Inverses(NamedTuple):
-    """Damped inverses of one layer's factors.
+    """Damped inverses of the factors of one layer, or with a leading axis of several.
 
     Attributes:
-        inputs: `[n_rows, n_rows]`.
-        outputs: `[d_out, d_out]`.
+        inputs: `[..., n_rows, n_rows]`.
+        outputs: `[..., d_out, d_out]`.
     """
 
     inputs: Array
@@ -29,51 +31,52 @@ class Inverses(NamedTuple):
 
 
 def damping_ratio(inputs: Array, outputs: Array, max_pi: float = MAX_PI) -> Array:
-    """π `[]` = sqrt(mean eigenvalue of A / mean eigenvalue of B), within [1 / max_pi, max_pi].
+    """π `[...]` = sqrt(mean eigenvalue of A / mean eigenvalue of B), within [1 / max_pi, max_pi].
 
     Source: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, §6.3.
     """
     tiny = jnp.finfo(inputs.dtype).tiny
-    mean_a, mean_b = (jnp.trace(factor) / factor.shape[0] for factor in (inputs, outputs))
+    mean_a, mean_b = (jnp.trace(f, axis1=-2, axis2=-1) / f.shape[-1] for f in (inputs, outputs))
     pi = jnp.sqrt(jnp.maximum(mean_a, tiny)) / jnp.sqrt(jnp.maximum(mean_b, tiny))
     return jnp.clip(pi, 1 / max_pi, max_pi)
 
 
 def damped_inverses(
-    factors: dict[str, tuple[Array, Array]],
+    factors: Mapping[str, tuple[Array, Array]],
     damping: Array,
-    previous: dict[str, Inverses],
-    is_informed: dict[str, Array],
+    previous: Mapping[str, Inverses],
+    is_informed: Mapping[str, Array],
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, Inverses], Array]:
     """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; and how many informed layers got none `[]`.
 
     Args:
-        factors: layer name -> (A, B).
+        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`).
         damping: λ `[]`, above zero.
-        previous: what a layer keeps where an inverse comes out non-finite, or the layer is not informed.
-        is_informed: layer name -> whether its factors hold an estimate `[]`.
+        previous: group name -> what a layer keeps where an inverse comes out non-finite, or it is not informed.
+        is_informed: group name -> whether a layer's factors hold an estimate `[n_layers]`.
         mesh: devices, on one axis, to spread the inversions over; None leaves that to the compiler.
     """
     damped = {}
     for name, (inputs, outputs) in factors.items():
-        pi, root = damping_ratio(inputs, outputs), jnp.sqrt(damping)
-        damped[name, 0] = (inputs + pi * root * jnp.eye(len(inputs), dtype=inputs.dtype),)
-        damped[name, 1] = (outputs + root / pi * jnp.eye(len(outputs), dtype=outputs.dtype),)
+        pi, root = for_each(damping_ratio(inputs, outputs)), jnp.sqrt(damping)
+        damped[name, 0] = (inputs + pi * root * jnp.eye(inputs.shape[-1], dtype=inputs.dtype),)
+        damped[name, 1] = (outputs + root / pi * jnp.eye(outputs.shape[-1], dtype=outputs.dtype),)
     inverse = map_by_size(_inverse, damped, mesh)
     result, n_failed = {}, jnp.zeros([], jnp.int32)
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
-        is_finite = jnp.isfinite(pair.inputs).all() & jnp.isfinite(pair.outputs).all()
-        is_good = is_informed[name] & is_finite
+        is_finite = jnp.stack([jnp.isfinite(side).all((1, 2)) for side in pair]).all(0)
+        is_good = for_each(is_informed[name] & is_finite)
         result[name] = Inverses(*(jnp.where(is_good, new, old) for new, old in zip(pair, previous[name], strict=True)))
-        n_failed += is_informed[name] & ~is_finite
+        n_failed += (is_informed[name] & ~is_finite).sum(dtype=jnp.int32)
     return result, n_failed
 
 
 def precondition(gradient: Array, inverses: Inverses) -> Array:
-    """A⁻¹ G B⁻¹ for a gradient `[n_rows, d_out]`."""
-    return jnp.linalg.multi_dot([inverses.inputs, gradient, inverses.outputs], precision=_HIGHEST)
+    """A⁻¹ G B⁻¹ for gradients `[..., n_rows, d_out]`."""
+    right = jnp.matmul(gradient, inverses.outputs, precision=_HIGHEST)
+    return jnp.matmul(inverses.inputs, right, precision=_HIGHEST)
 
 
 def _inverse(matrix: Array) -> Array:
@@ -84,11 +87,11 @@ def _inverse(matrix: Array) -> Array:
     return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 
 
-def no_inverses(n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
+def no_inverses(n_layers: int, n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
     """Zeros, until a first inversion."""
-    return Inverses(jnp.zeros((n_rows, n_rows), dtype), jnp.zeros((d_out, d_out), dtype))
+    return Inverses(*(jnp.zeros((n_layers, size, size), dtype) for size in (n_rows, d_out)))
 
 
 def exists(inverses: Inverses) -> Array:
-    """Whether there has been an inversion `[]`: the diagonal of a positive definite matrix is above zero."""
-    return inverses.inputs[0, 0] > 0
+    """Whether there has been an inversion `[...]`: the diagonal of a positive definite matrix is above zero."""
+    return inverses.inputs[..., 0, 0] > 0

@@ -12,23 +12,26 @@ PyTree = Any
 
 
 def map_by_size(
-    function: Callable[..., PyTree], matrices: Mapping[Hashable, tuple[Array, ...]], mesh: Mesh | None = None
+    function: Callable[..., PyTree], stacks: Mapping[Hashable, tuple[Array, ...]], mesh: Mesh | None = None
 ) -> dict[Hashable, PyTree]:
-    """`function(*matrices[key])` for every key.
+    """`function` over the leading axis of every key's arguments.
 
     Args:
         function: of one or more `[n, n]`, to arrays.
-        matrices: key -> its arguments, all `[n, n]`; n may differ between keys.
+        stacks: key -> its arguments, all `[k, n, n]`; k and n may differ between keys.
         mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
     """
     by_size: dict[int, list[Hashable]] = {}
-    for key, arguments in matrices.items():
+    for key, arguments in stacks.items():
         by_size.setdefault(arguments[0].shape[-1], []).append(key)
     results: dict[Hashable, PyTree] = {}
     for keys in by_size.values():
-        stacks = [jnp.stack(column) for column in zip(*(matrices[key] for key in keys), strict=True)]
-        outputs = _map_stack(function, stacks, mesh)
-        results |= {key: jax.tree.map(lambda x, i=i: x[i], outputs) for i, key in enumerate(keys)}
+        joined = [jnp.concatenate(column) for column in zip(*(stacks[key] for key in keys), strict=True)]
+        outputs, start = _map_stack(function, joined, mesh), 0
+        for key in keys:
+            stop = start + len(stacks[key][0])
+            results[key] = jax.tree.map(lambda x, own=slice(start, stop): x[own], outputs)
+            start = stop
     return results
 
 

@@ -19,8 +19,9 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from .groups import Parts, for_each, group_by_shape, join, split
 from .intake import Averages, accumulate, finite_gradients, no_averages
-from .layers import Layer, replace_layers
+from .layers import Layer
 from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
 from .trust_region import kl_clip as kl_clip_factor
 
@@ -50,15 +51,15 @@ class KFACState(NamedTuple):
         count: `[]` int32, updates made.
         n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
         averages: the factors' moving averages.
-        inverses: layer name -> their damped inverses, as of the last refresh; zero before there is one.
-        second_moment: like params, moving average of the squared gradient, for the fallback.
+        inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
+        second_moment: moving average of the squared gradient, for the fallback.
     """
 
     count: Array
     n_fallbacks: Array
     averages: Averages
     inverses: dict[str, Inverses]
-    second_moment: PyTree
+    second_moment: Parts
 
 
 def kfac(
@@ -119,13 +120,15 @@ def scale_by_kfac(
     `update` takes `factors` (layer name -> (A, B) of this batch, or None) and `refresh_inverses` (static).
     """
 
+    groups = group_by_shape(layers)
+
     def init(params: PyTree) -> KFACState:
         return KFACState(
             count=jnp.zeros([], jnp.int32),
             n_fallbacks=jnp.zeros([], jnp.int32),
-            averages=no_averages(layers),
-            inverses={layer.name: no_inverses(layer.n_rows, layer.d_out) for layer in layers},
-            second_moment=jax.tree.map(jnp.zeros_like, params),
+            averages=no_averages(groups),
+            inverses={group.name: no_inverses(*group.shape) for group in groups},
+            second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
         )
 
     def update(
@@ -137,33 +140,33 @@ def scale_by_kfac(
         refresh_inverses: bool = False,
     ) -> tuple[PyTree, KFACState]:
         del params
-        gradients, n_lost = finite_gradients(gradients)
-        averages, n_left_out = accumulate(state.averages, factors or {}, factor_decay)
-        state = state._replace(averages=averages, n_fallbacks=state.n_fallbacks + n_lost + n_left_out)
+        parts, n_lost = finite_gradients(split(gradients, groups))
+        state = state._replace(n_fallbacks=state.n_fallbacks + n_lost)
+        if factors:
+            averages, n_left_out = accumulate(state.averages, groups, factors, factor_decay)
+            state = state._replace(averages=averages, n_fallbacks=state.n_fallbacks + n_left_out)
         if refresh_inverses:
-            is_informed = {name: n > 0 for name, n in averages.n_estimates.items()}
+            is_informed = {name: n > 0 for name, n in state.averages.n_estimates.items()}
             inverses, n_failed = damped_inverses(
-                averages.factors, jnp.asarray(damping), state.inverses, is_informed, mesh
+                state.averages.factors, jnp.asarray(damping), state.inverses, is_informed, mesh
             )
             state = state._replace(inverses=inverses, n_fallbacks=state.n_fallbacks + n_failed)
-        state, fallback = _fallback(state, gradients)
-        inner_product, steps, is_ready = 0.0, {}, {}
-        for layer in layers:
-            gradient = layer.read(gradients)
-            step = precondition(gradient, state.inverses[layer.name])
-            is_ready[layer.name] = exists(state.inverses[layer.name]) & jnp.isfinite(step).all()
-            steps[layer.name] = jnp.where(is_ready[layer.name], step, 0)
-            inner_product += jnp.vdot(steps[layer.name], gradient)
-        clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
+        state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
-        for layer in layers:
-            steps[layer.name] = jnp.where(is_ready[layer.name], clip * steps[layer.name], layer.read(updates))
-        return replace_layers(updates, tuple(layers), steps), state
+        inner_product, steps, is_ready = jnp.zeros([]), {}, {}
+        for name, gradient in parts.matrices.items():
+            step = precondition(gradient, state.inverses[name])
+            is_ready[name] = for_each(exists(state.inverses[name]) & jnp.isfinite(step).all((1, 2)))
+            steps[name] = jnp.where(is_ready[name], step, 0)
+            inner_product += jnp.vdot(steps[name], gradient)
+        clip = kl_clip_factor(inner_product, jnp.asarray(kl_clip))
+        steps = {name: jnp.where(is_ready[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
+        return join(gradients, groups, updates._replace(matrices=steps)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _fallback(state: KFACState, gradients: PyTree) -> tuple[KFACState, PyTree]:
+def _fallback(state: KFACState, gradients: Parts) -> tuple[KFACState, Parts]:
     count = state.count + 1
     moment = jax.tree.map(
         lambda g, v: _FALLBACK_DECAY * v + (1 - _FALLBACK_DECAY) * g * g, gradients, state.second_moment

@@ -8,7 +8,7 @@ from jax import Array
 
 from ...algoperf.contract import StepResult
 from ...algoperf.problem import Problem
-from ..adaptive import Scaling, eigenbasis_adam, scale_state
+from ..adaptive import Scaling, bases_by_layer, eigenbasis_adam
 from ..eigenbasis import Refresh
 from ..factors import gradient_covariances
 from ..layers import find_layers
@@ -113,7 +113,7 @@ class EKFACAdam(_EigenbasisAlgorithm):
         estimate_factors, refresh = variant
         layers = find_layers(params)
         if estimate_factors:
-            bases = scale_state(state).bases if Scaling(h.scaling) is Scaling.EKFAC else None
+            bases = bases_by_layer(state, layers) if Scaling(h.scaling) is Scaling.EKFAC else None
             batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases)
         else:
             batch = plain_batch(problem, params, h)

@@ -25,13 +25,13 @@ def factor(size: int, rank: int, seed: int = 0, decades: float = 3.0) -> np.ndar
 
 def refreshed(matrix: np.ndarray, basis: jax.Array, kind: Refresh) -> tuple[np.ndarray, np.ndarray, bool]:
     """New basis and overlap of one factor, which stands on both sides."""
-    pair = {"layer": (jnp.asarray(matrix, jnp.float32),) * 2}
-    new = JITTED[kind](pair, {"layer": Bases(basis, basis)})
+    pair = {"layer": (jnp.asarray(matrix, jnp.float32)[None],) * 2}
+    new = JITTED[kind](pair, {"layer": Bases(basis[None], basis[None])})
     np.testing.assert_array_equal(new.bases["layer"].inputs, new.bases["layer"].outputs)
     return (
-        np.asarray(new.bases["layer"].inputs, np.float64),
-        np.asarray(new.overlaps["layer"].inputs, np.float64),
-        bool(new.is_good["layer"]),
+        np.asarray(new.bases["layer"].inputs[0], np.float64),
+        np.asarray(new.overlaps["layer"].inputs[0], np.float64),
+        bool(new.is_good["layer"][0]),
     )
 
 
@@ -149,13 +149,18 @@ def test_a_zero_factor_keeps_its_basis_but_for_order(kind):
 
 
 def test_layers_of_different_sizes_are_refreshed_each_by_its_own():
-    sides = {"one": (5, 3), "two": (3, 5), "three": (4, 3)}
-    pairs = {name: (factor(a, a, 1), factor(b, b, 2)) for name, (a, b) in sides.items()}
-    as_float32 = {name: tuple(jnp.asarray(f, jnp.float32) for f in pair) for name, pair in pairs.items()}
-    new = refresh(as_float32, {name: identity(*sizes) for name, sizes in sides.items()}, Refresh.FULL)
-    for name, pair in pairs.items():
-        for matrix, basis in zip(pair, new.bases[name], strict=True):
-            assert basis.shape == matrix.shape and off_diagonal(matrix, np.asarray(basis, np.float64)) < 1e-5
+    shapes = {"one": (2, 5, 3), "two": (1, 3, 5), "three": (3, 4, 3)}
+    factors = {
+        name: tuple(jnp.asarray([factor(size, size, seed) for seed in range(n)], jnp.float32) for size in sizes)
+        for name, (n, *sizes) in shapes.items()
+    }
+    new = refresh(factors, {name: identity(*shape) for name, shape in shapes.items()}, Refresh.FULL)
+    for name, pair in factors.items():
+        assert new.is_good[name].tolist() == [True] * shapes[name][0]
+        for stack, bases in zip(pair, new.bases[name], strict=True):
+            assert bases.shape == stack.shape
+            for matrix, basis in zip(np.asarray(stack, np.float64), np.asarray(bases, np.float64), strict=True):
+                assert off_diagonal(matrix, basis) < 1e-5
 
 
 def test_rotations_and_transfer_by_hand():

@@ -21,20 +21,35 @@ def covariance(size: int, seed: int, rank: int | None = None) -> np.ndarray:
     return rows.T @ rows / len(rows)
 
 
+YES = jnp.array([True])
+
+
+def stacked(*pairs):
+    """The factors of several layers, as those of one group."""
+    return tuple(jnp.asarray(np.stack(side), jnp.float32) for side in zip(*pairs, strict=True))
+
+
 def test_damped_inverses_equal_float64_inverses():
     sizes = {"first": (4, 3), "second": (3, 4), "third": (5, 1)}  # sides of equal size are inverted together
     damping = 0.02
-    factors = {name: (covariance(a, 1), 0.1 * covariance(b, 2, rank=2)) for name, (a, b) in sizes.items()}
-    as_float32 = {name: tuple(jnp.asarray(f, jnp.float32) for f in pair) for name, pair in factors.items()}
-    before = {name: no_inverses(*pair) for name, pair in sizes.items()}
-    got, n_failed = damped_inverses(as_float32, jnp.float32(damping), before, dict.fromkeys(sizes, jnp.bool_(True)))
-    for name, (a, b) in factors.items():
-        pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
-        assert damping_ratio(*as_float32[name]) == pytest.approx(pi, rel=1e-5)
-        expected_a = np.linalg.inv(a + pi * np.sqrt(damping) * np.eye(len(a)))
-        expected_b = np.linalg.inv(b + np.sqrt(damping) / pi * np.eye(len(b)))
-        np.testing.assert_allclose(got[name].inputs, expected_a, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(got[name].outputs, expected_b, rtol=1e-4, atol=1e-4 * np.abs(expected_b).max())
+    layers = {
+        name: [(covariance(a, seed), 0.1 * covariance(b, seed + 1, rank=2)) for seed in (1, 5)]
+        for name, (a, b) in sizes.items()
+    }
+    factors = {name: stacked(*pairs) for name, pairs in layers.items()}
+    before = {name: no_inverses(2, *pair) for name, pair in sizes.items()}
+    informed = dict.fromkeys(sizes, jnp.array([True, True]))
+    got, n_failed = damped_inverses(factors, jnp.float32(damping), before, informed)
+    assert n_failed == 0
+    for name, pairs in layers.items():
+        for i, (a, b) in enumerate(pairs):
+            pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
+            assert damping_ratio(*factors[name])[i] == pytest.approx(pi, rel=1e-5)
+            expected_a = np.linalg.inv(a + pi * np.sqrt(damping) * np.eye(len(a)))
+            expected_b = np.linalg.inv(b + np.sqrt(damping) / pi * np.eye(len(b)))
+            np.testing.assert_allclose(got[name].inputs[i], expected_a, rtol=1e-4, atol=1e-4)
+            atol = 1e-4 * np.abs(expected_b).max()
+            np.testing.assert_allclose(got[name].outputs[i], expected_b, rtol=1e-4, atol=atol)
 
 
 def test_precondition_is_the_inverse_kronecker_product():
@@ -53,26 +68,31 @@ def test_pi_is_bounded_when_a_factor_is_zero(a, b, pi):
 
 def test_zero_output_factor_leaves_one_over_damping():
     """With B = 0 and π at its bound, A is negligible beside its damping, and A⁻¹ ⊗ B⁻¹ near 1/λ."""
-    factors, before = {"l": (jnp.eye(3), jnp.zeros((2, 2)))}, {"l": no_inverses(3, 2)}
-    inverses = damped_inverses(factors, jnp.float32(1e-2), before, {"l": jnp.bool_(True)})[0]["l"]
-    np.testing.assert_allclose(np.kron(*inverses), np.eye(6) * 1e2 * 100 / 101, rtol=1e-4)
+    factors = {"l": stacked((np.eye(3), np.zeros((2, 2))))}
+    inverses = damped_inverses(factors, jnp.float32(1e-2), {"l": no_inverses(1, 3, 2)}, {"l": YES})[0]["l"]
+    np.testing.assert_allclose(np.kron(inverses.inputs[0], inverses.outputs[0]), np.eye(6) * 1e2 * 100 / 101, rtol=1e-4)
 
 
 def test_a_failed_inverse_keeps_both_previous_ones_of_its_layer_alone():
-    previous = {name: Inverses(7 * jnp.eye(2), 8 * jnp.eye(2)) for name in "xy"}
-    factors = {"x": (jnp.eye(2), jnp.full((2, 2), jnp.nan)), "y": (jnp.eye(2), jnp.eye(2))}
-    got, n_failed = damped_inverses(factors, jnp.float32(1.0), previous, dict.fromkeys("xy", jnp.bool_(True)))
-    np.testing.assert_array_equal(got["x"].inputs, previous["x"].inputs)
-    np.testing.assert_array_equal(got["x"].outputs, previous["x"].outputs)
+    """Of a layer in its group, and of a group among others."""
+    good, bad = (np.eye(2), np.eye(2)), (np.eye(2), np.full((2, 2), np.nan))
+    factors = {"x": stacked(bad, good), "y": stacked(good)}
+    previous = {name: Inverses(*(value * jnp.ones_like(side) for value, side in zip((7, 8), pair, strict=True)))
+                for name, pair in factors.items()}
+    informed = {"x": jnp.array([True, True]), "y": YES}
+    got, n_failed = damped_inverses(factors, jnp.float32(1.0), previous, informed)
+    np.testing.assert_array_equal(got["x"].inputs[0], previous["x"].inputs[0])
+    np.testing.assert_array_equal(got["x"].outputs[0], previous["x"].outputs[0])
     assert n_failed == 1
-    np.testing.assert_allclose(got["y"].inputs, np.eye(2) / 2, rtol=1e-6)
+    for inverses in (got["x"].inputs[1], got["x"].outputs[1], got["y"].inputs[0]):
+        np.testing.assert_allclose(inverses, np.eye(2) / 2, rtol=1e-6)
 
 
 def test_a_layer_without_an_estimate_gets_no_inverse():
-    factors = {name: (jnp.eye(2), jnp.eye(3)) for name in "xy"}
-    before = {name: no_inverses(2, 3) for name in "xy"}
-    got, n_failed = damped_inverses(factors, jnp.float32(1.0), before, {"x": jnp.bool_(True), "y": jnp.bool_(False)})
-    assert exists(got["x"]) and not exists(got["y"]) and n_failed == 0
+    factors = {"group": stacked(*[(np.eye(2), np.eye(3))] * 2)}
+    informed = {"group": jnp.array([True, False])}
+    got, n_failed = damped_inverses(factors, jnp.float32(1.0), {"group": no_inverses(2, 2, 3)}, informed)
+    assert exists(got["group"]).tolist() == [True, False] and n_failed == 0
 
 
 @pytest.mark.parametrize(

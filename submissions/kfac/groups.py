@@ -1,0 +1,99 @@
+"""A parameter-like tree as a few arrays: the matrices of layers of one shape stacked, and the other leaves.
+
+A step on hundreds of small arrays spends its time on handing them over and on starting operations, not on arithmetic.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .layers import Layer, replace_layers
+
+PyTree = Any
+
+
+class Parts(NamedTuple):
+    """What `split` makes of a tree.
+
+    Attributes:
+        matrices: group name -> its layers' matrices `[n_layers, n_rows, d_out]`, at least float32.
+        others: dotted path -> a leaf of no layer.
+    """
+
+    matrices: dict[str, Array]
+    others: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Layers of one `(n_rows, d_out)`, whose arrays lie stacked along a leading axis, in this order."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def n_rows(self) -> int:
+        return self.layers[0].n_rows
+
+    @property
+    def d_out(self) -> int:
+        return self.layers[0].d_out
+
+    @property
+    def name(self) -> str:
+        return f"{self.n_rows}x{self.d_out}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.layers), self.n_rows, self.d_out
+
+    def read(self, tree: PyTree) -> Array:
+        """The layers' matrices in a parameter-like tree `[n_layers, n_rows, d_out]`."""
+        rows = jnp.concatenate([part for layer in self.layers for part in layer.rows(tree)])
+        return rows.reshape(self.shape)
+
+    def stack(self, by_layer: Mapping[str, PyTree], missing: PyTree) -> PyTree:
+        """One layer's arrays on top of another's; `missing` where a layer has none."""
+        return jax.tree.map(lambda *each: jnp.stack(each), *(by_layer.get(own.name, missing) for own in self.layers))
+
+    def unstack(self, stacked: PyTree) -> dict[str, PyTree]:
+        """The inverse of `stack`: layer name -> its arrays."""
+        return {layer.name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, layer in enumerate(self.layers)}
+
+
+def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
+    """The layers in groups, both in the order of their first layer."""
+    by_shape: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        by_shape.setdefault((layer.n_rows, layer.d_out), []).append(layer)
+    return tuple(Group(tuple(alike)) for alike in by_shape.values())
+
+
+def split(tree: PyTree, groups: Sequence[Group]) -> Parts:
+    """A parameter-like tree in parts."""
+    in_layers = {layer.path for group in groups for layer in group.layers}
+    leaves = ((_keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
+    others = {".".join(keys): leaf for keys, leaf in leaves if keys[:-1] not in in_layers}
+    return Parts({group.name: group.read(tree) for group in groups}, others)
+
+
+def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
+    """The tree that `parts` are of, with the structure, shapes and dtypes of `like`."""
+    layers = tuple(layer for group in groups for layer in group.layers)
+    matrices = {}
+    for group in groups:
+        matrices |= group.unstack(parts.matrices[group.name])
+    tree = replace_layers(like, layers, matrices)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: parts.others.get(".".join(_keys(path)), leaf), tree)
+
+
+def for_each(values: Array) -> Array:
+    """One value a layer `[n_layers]`, in the form that broadcasts over its matrices `[n_layers, 1, 1]`."""
+    return values[:, None, None]
+
+
+def _keys(path: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", key)) for key in path)
