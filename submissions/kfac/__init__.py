@@ -1,6 +1,6 @@
 """K-FAC-expand and K-FAC-reduce for any Flax model, as an optax gradient transformation."""
 
-from .adaptive import Scaling, eigenbasis_adam
+from .adaptive import Scaling, bases_by_layer, eigenbasis_adam
 from .eigenbasis import Refresh
 from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
@@ -20,6 +20,7 @@ __all__ = [
     "Scaling",
     "Sharing",
     "WeightDecay",
+    "bases_by_layer",
     "batch_layout",
     "describe",
     "eigenbasis_adam",
