@@ -153,7 +153,7 @@ def scale_by_eigenbasis(
             bases={group.name: identity(*group.shape) for group in groups},
             eigenvalues={group.name: jnp.zeros(group.shape) for group in groups if has_eigenvalues},
             first_moment=zeros,
-            second_moment=jax.tree.map(jnp.copy, zeros),
+            second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
         )
 
     def update(
