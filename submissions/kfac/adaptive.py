@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
 from .factors import moving_average
-from .groups import Group, Parts, for_each, group_by_shape, join, split
+from .groups import Group, Parts, for_each, group_by_shape, join, split, unstack
 from .intake import Averages, accumulate, count_false, finite_gradients, no_averages
 from .layers import Layer
 from .trust_region import kl_clip as kl_clip_factor
@@ -191,10 +191,7 @@ def scale_state(optimizer_state: PyTree) -> EigenbasisState:
 
 def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str, Bases]:
     """Layer name -> its eigenbases in the state of `eigenbasis_adam`."""
-    bases, found = scale_state(optimizer_state).bases, {}
-    for group in group_by_shape(layers):
-        found |= group.unstack(bases[group.name])
-    return found
+    return unstack(group_by_shape(layers), scale_state(optimizer_state).bases)
 
 
 def _learn(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .convolution import Convolution, patch_sums, patches
+from .layers import at_least_float32
 from .sharing import Rows, Sharing, combine_entries, example_sums, expand
 
 # Above the rounding of bfloat16 gradients summed over positions (about 2e-5), below what real gradients leave.
@@ -137,10 +138,6 @@ def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: A
     return average + weight * (estimate - average)
 
 
-def _precise(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _every(x: Array, stride: int, first: Array) -> Array:
     """`x[first::stride]` of a traced `first` below `stride`, but for a part of a stride at the end."""
     whole = x[: len(x) // stride * stride]
@@ -151,7 +148,7 @@ def _expanded(uses: Sequence[Use]) -> tuple[Array, Array]:
     """All uses' rows `[rows, d]`, padding zeroed, and 1 for the real ones `[rows]`."""
     parts = []
     for use in uses:
-        values = _precise(use.values)
+        values = at_least_float32(use.values)
         parts.append(expand(patches(values, use.convolution) if use.convolution else values, use.rows))
     return tuple(jnp.concatenate(columns) for columns in zip(*parts, strict=True))
 
@@ -160,7 +157,7 @@ def _reduced(uses: Sequence[Use]) -> tuple[Array, Array]:
     """Sums over all uses' positions `[n_examples, d]` and the positions' number `[n_examples]`."""
     sums, counts = 0, 0
     for use in uses:
-        values = _precise(use.values)
+        values = at_least_float32(use.values)
         if use.convolution:
             part = combine_entries(*patch_sums(values, use.convolution), use.rows)
         else:

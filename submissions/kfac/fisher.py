@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .layers import at_least_float32
+
 
 class Fisher(enum.Enum):
     """Where the output gradients of the factors come from."""
@@ -81,7 +83,7 @@ def sample_cotangent(geometry: Geometry, outputs: Array, weights: Array | None, 
         weights: loss weights, of the shape of `outputs` or of its leading axes; None for 1 everywhere.
         key: random key.
     """
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    outputs = at_least_float32(outputs)
     if geometry.kind is LossKind.SOFTMAX:
         drawn = jax.random.categorical(key, outputs)
         gradient = jax.nn.softmax(outputs) - jax.nn.one_hot(drawn, outputs.shape[-1], dtype=outputs.dtype)
@@ -105,7 +107,7 @@ def root_column(geometry: Geometry, outputs: Array, weights: Array | None, colum
         outputs, weights: as for `sample_cotangent`.
         column: index `[]` below `n_root_columns(outputs)`; may be traced.
     """
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    outputs = at_least_float32(outputs)
     n_outputs = outputs.shape[-1]
     unit = jax.nn.one_hot(column, n_root_columns(outputs), dtype=outputs.dtype).reshape(1, *outputs.shape[1:])
     at_position = unit.sum(-1, keepdims=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers import Layer, replace_layers
+from .layers import Layer, at_least_float32, replace_layers
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
     Attributes:
         matrices: group name -> its layers' matrices `[n_layers, n_rows, d_out]`, at least float32.
-        others: dotted path -> a leaf of no layer.
+        others: dotted path -> a leaf of no layer, at least float32.
     """
 
     matrices: dict[str, Array]
@@ -59,10 +59,6 @@ class Group:
         """One layer's arrays on top of another's; `missing` where a layer has none."""
         return jax.tree.map(lambda *each: jnp.stack(each), *(by_layer.get(own.name, missing) for own in self.layers))
 
-    def unstack(self, stacked: PyTree) -> dict[str, PyTree]:
-        """The inverse of `stack`: layer name -> its arrays."""
-        return {layer.name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, layer in enumerate(self.layers)}
-
 
 def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
     """The layers in groups, both in the order of their first layer."""
@@ -72,22 +68,32 @@ def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
     return tuple(Group(tuple(alike)) for alike in by_shape.values())
 
 
+def unstack(groups: Sequence[Group], stacked: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Layer name -> its own of the arrays that `stacked` has for each group's name: the inverse of `Group.stack`."""
+    return {
+        layer.name: jax.tree.map(lambda x, i=i: x[i], stacked[group.name])
+        for group in groups
+        for i, layer in enumerate(group.layers)
+    }
+
+
 def split(tree: PyTree, groups: Sequence[Group]) -> Parts:
     """A parameter-like tree in parts."""
     in_layers = {layer.path for group in groups for layer in group.layers}
     leaves = ((_keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
-    others = {".".join(keys): leaf for keys, leaf in leaves if keys[:-1] not in in_layers}
+    others = {".".join(keys): at_least_float32(leaf) for keys, leaf in leaves if keys[:-1] not in in_layers}
     return Parts({group.name: group.read(tree) for group in groups}, others)
 
 
 def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
     """The tree that `parts` are of, with the structure, shapes and dtypes of `like`."""
     layers = tuple(layer for group in groups for layer in group.layers)
-    matrices = {}
-    for group in groups:
-        matrices |= group.unstack(parts.matrices[group.name])
-    tree = replace_layers(like, layers, matrices)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: parts.others.get(".".join(_keys(path)), leaf), tree)
+    tree = replace_layers(like, layers, unstack(groups, parts.matrices))
+
+    def other(path: Sequence[Any], leaf: Array) -> Array:
+        return parts.others.get(".".join(_keys(path)), leaf).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(other, tree)
 
 
 def for_each(values: Array) -> Array:

@@ -59,7 +59,7 @@ class Layer:
         parts = [leaves["kernel"].reshape(self.d_in, self.d_out)]
         if self.has_bias:
             parts.append(leaves["bias"].reshape(1, self.d_out))
-        return [part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in parts]
+        return [at_least_float32(part) for part in parts]
 
     def read(self, tree: PyTree) -> Array:
         """The layer's matrix `[n_rows, d_out]` in a parameter-like tree."""
@@ -69,6 +69,10 @@ class Layer:
         """The inverse of `read`: `{"kernel", "bias"}` in the shapes and dtypes of `leaves`."""
         values = {"kernel": matrix[: self.d_in], "bias": matrix[self.d_in :]}
         return {key: values[key].reshape(leaf.shape).astype(leaf.dtype) for key, leaf in leaves.items()}
+
+
+def at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Layer, ...]:

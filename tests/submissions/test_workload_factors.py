@@ -18,7 +18,7 @@ from submissions.algoperf.problem import Problem
 from submissions.kfac import Geometry, LossKind, Sharing, find_layers
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.fisher import sample_cotangent
-from submissions.kfac.groups import group_by_shape
+from submissions.kfac.groups import group_by_shape, unstack
 from submissions.kfac.transform import KFACState
 from tests.submissions.slow_factors import assert_close, slow_factors
 from workloads.spec import ForwardPassMode
@@ -158,10 +158,8 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     state = jax.jit(step, compiler_options=COMPILE_QUICKLY)(case.params, case.batch, KEY)
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, KFACState))
     state = next(node for node in nodes if isinstance(node, KFACState))
-    counts, factors = {}, {}
-    for group in group_by_shape(find_layers(case.params)):
-        counts |= group.unstack(state.averages.n_estimates[group.name])
-        factors |= group.unstack(state.averages.factors[group.name])
+    groups = group_by_shape(find_layers(case.params))
+    counts, factors = (unstack(groups, stacked) for stacked in (state.averages.n_estimates, state.averages.factors))
     untold = {name for name, n in counts.items() if n == 0}
     return {name: pair for name, pair in factors.items() if name not in untold}, untold
 

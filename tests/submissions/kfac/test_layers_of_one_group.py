@@ -1,0 +1,116 @@
+"""Layers whose arrays are stacked train as each would alone, whatever their neighbours in the stack are given."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from submissions.kfac import Refresh, Scaling, eigenbasis_adam, find_layers, kfac
+
+RNG = np.random.default_rng(0)
+N_STEPS = 4
+NAMES = ("one", "two", "three")
+SETTINGS = {"learning_rate": 0.1, "damping": 0.05, "kl_clip": 1e9}  # the bound on a step is over all layers together
+
+
+def leaves(dtype=jnp.float32) -> dict[str, jax.Array]:
+    return {"kernel": jnp.asarray(RNG.normal(size=(5, 3)), dtype), "bias": jnp.asarray(RNG.normal(size=3), dtype)}
+
+
+def covariance(size: int) -> jax.Array:
+    rows = RNG.normal(size=(2 * size, size))
+    return jnp.asarray(rows.T @ rows / len(rows), jnp.float32)
+
+
+PARAMS = {name: leaves() for name in NAMES}
+GRADIENTS = [{name: leaves() for name in NAMES} for _ in range(N_STEPS)]
+FACTORS = [{name: (covariance(6), covariance(3)) for name in NAMES} for _ in range(N_STEPS)]
+EIGENVALUES = [{name: jnp.asarray(RNG.uniform(size=(6, 3)), jnp.float32) for name in NAMES} for _ in range(N_STEPS)]
+
+WAYS = {
+    "kfac": (kfac, [{"refresh_inverses": True}] * N_STEPS),
+    **{
+        scaling.value: (
+            functools.partial(eigenbasis_adam, scaling=scaling),
+            [{"refresh": Refresh.FULL if step < 2 else Refresh.POWER} for step in range(N_STEPS)],
+        )
+        for scaling in Scaling
+    },
+}
+
+
+@functools.cache
+def compiled(way: str, n_layers: int):
+    """The optimiser of so many layers, by whatever names, and its compiled update."""
+    names = [str(i) for i in range(n_layers)]
+    optimizer = WAYS[way][0](find_layers(dict.fromkeys(names, PARAMS["one"])), **SETTINGS)
+    return optimizer, jax.jit(optimizer.update, static_argnames=("refresh", "refresh_inverses"))
+
+
+def run(way: str, names=NAMES, factors=FACTORS, gradients=GRADIENTS):
+    """The parameters of the named layers after the last step, and the number of fallbacks."""
+    optimizer, update = compiled(way, len(names))
+
+    def own(tree):
+        return {str(i): tree[name] for i, name in enumerate(names) if name in tree}
+
+    params, options = own(PARAMS), WAYS[way][1]
+    state = optimizer.init(params)
+    for step in range(N_STEPS):
+        pairs, values = own(factors[step]), own(EIGENVALUES[step])
+        more = {"eigenvalues": {key: values[key] for key in pairs}} if way == "ekfac" else {}
+        updates, state = update(own(gradients[step]), state, params, factors=pairs, **options[step], **more)
+        params = optax.apply_updates(params, updates)
+    n_fallbacks = sum(int(part.n_fallbacks) for part in state if hasattr(part, "n_fallbacks"))
+    return {name: params[str(i)] for i, name in enumerate(names)}, n_fallbacks
+
+
+def assert_each_as_alone(way: str, n_fallbacks: int, **given) -> None:
+    together, n_together = run(way, **given)
+    alone = {name: run(way, (name,), **given) for name in NAMES}
+    assert n_together == n_fallbacks == sum(n for _, n in alone.values())
+    for name, (params, _) in alone.items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together[name], params[name])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_train_together_as_alone(way):
+    assert_each_as_alone(way, 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_without_factors_leaves_its_neighbours_theirs(way):
+    """Never given any, as where a layer is not captured, and in one step alone; neither is a fallback to count."""
+    some = [{name: pair for name, pair in step.items() if name != "two"} for step in FACTORS]
+    assert_each_as_alone(way, 0, factors=some)
+    assert_each_as_alone(way, 0, factors=[FACTORS[0], some[1], *FACTORS[2:]])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_not_a_number_in_one_layer_stays_there(way):
+    broken = {**FACTORS[1], "two": (FACTORS[1]["two"][0], jnp.full((3, 3), jnp.nan))}
+    assert_each_as_alone(way, 1, factors=[FACTORS[0], broken, *FACTORS[2:]])
+    lost = {**GRADIENTS[2], "three": jax.tree.map(lambda g: g.at[0].set(jnp.nan), GRADIENTS[2]["three"])}
+    assert_each_as_alone(way, 1, gradients=[*GRADIENTS[:2], lost, GRADIENTS[3]])
+
+
+@pytest.mark.parametrize("scaling", Scaling)
+def test_parameters_of_half_precision_keep_it_and_the_state_its_own(scaling):
+    """With numbers that are arrays, as in a compiled step, which the next call would else compile again."""
+    numbers = {name: jnp.float32(value) for name, value in (SETTINGS | {"beta1": 0.9, "beta2": 0.99}).items()}
+    params = {"dense": leaves(jnp.bfloat16), "norm": {"scale": jnp.ones(3, jnp.bfloat16)}}
+    optimizer = eigenbasis_adam(find_layers(params), scaling=scaling, **numbers)
+    state = optimizer.init(params)
+    values = {"dense": EIGENVALUES[0]["one"]} if scaling is Scaling.EKFAC else None
+    updates, new = optimizer.update(
+        params, state, params, factors={"dense": FACTORS[0]["one"]}, eigenvalues=values, refresh=Refresh.FULL
+    )
+    assert dtypes(optax.apply_updates(params, updates)) == dtypes(params)
+    assert dtypes(new) == dtypes(state)
+
+
+def dtypes(tree):
+    return jax.tree.map(lambda x: x.dtype, tree)
