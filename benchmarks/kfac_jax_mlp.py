@@ -4,6 +4,7 @@ kfac-jax is no dependency: install it from its repository, google-deepmind/kfac-
 installed JAX.
 """
 
+import importlib.metadata
 import importlib.util
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,10 @@ class MLPWorkload(MadeUpImages):
 
 def available() -> bool:
     return importlib.util.find_spec("kfac_jax") is not None
+
+
+def version() -> str:
+    return importlib.metadata.version("kfac-jax")
 
 
 def factors_table(width: int, batch_size: int, seed: int) -> str:

@@ -21,7 +21,7 @@ PyTree = Any
 
 PARTS = ("forward and backward", "apply", "factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
-_KFAC_POINT = _POINT | {"damping": 1e-2, "rows_per_width": 0}
+_EVERY_ROW = {"rows_per_width": 0}  # as the paper has it: factors over all rows
 
 
 class Program:
@@ -69,7 +69,7 @@ def whole_step(
 
 
 def _hyperparameters(algorithm: Algorithm, **more: int) -> Any:
-    point = (_KFAC_POINT if isinstance(algorithm, KFAC) else _POINT) | more
+    point = _POINT | _EVERY_ROW | ({"damping": 1e-2} if isinstance(algorithm, KFAC) else {}) | more
     return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
 
 

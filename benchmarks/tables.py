@@ -49,7 +49,9 @@ def write(name: str, options: Options) -> str:
         raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
     title, table = _TABLES[name]
     head = [f"# {title}", "", records.provenance([records.environment()])]
-    head.append(f"Medians of {options.n_rounds} rounds, what is compared in turn in one process; seed {options.seed}.")
+    if name != "memory":
+        rounds = f"Medians of {options.n_rounds} rounds, what is compared in turn in one process"
+        head.append(f"{rounds}; seed {options.seed}.")
     text = "\n".join([*head, "", table(options), ""])
     records.write_text(options.out / f"{name}.md", text)
     return text
@@ -60,7 +62,7 @@ def _steps(options: Options) -> str:
     parts = []
     for name in options.workloads:
         batch_size = options.batch_size or submissions[0].get_batch_size(name)
-        timings = workload_steps.step_times(
+        later, first = workload_steps.step_times(
             name,
             submissions,
             batch_size=batch_size,
@@ -71,8 +73,10 @@ def _steps(options: Options) -> str:
             data_dir=options.data_dir,
         )
         data = "synthetic data" if options.synthetic else "its own data"
-        parts += [f"## {name}, batch {batch_size}, {data}", "", workload_steps.table(timings), ""]
-    return "\n".join([f"Blocks of {options.block_steps} steps, whole periods, from step 200 on.", "", *parts]).rstrip()
+        parts += [f"## {name}, batch {batch_size}, {data}", "", workload_steps.table(later, first), ""]
+    blocks = f"Blocks of {options.block_steps} steps, whole periods, from step {workload_steps.WARM_UP_STEPS} on; and"
+    beginning = "the first steps, in which the gaps between refreshes grow to those periods."
+    return "\n".join([blocks, beginning, "", *parts]).rstrip()
 
 
 def _flavours(options: Options) -> str:
@@ -80,9 +84,9 @@ def _flavours(options: Options) -> str:
     operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
     return "\n".join(
         [
-            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. An update step estimates the factors and",
-            "applies the last inverses; `refresh` is what inverting all factors adds to a step. Memory is the",
-            "compiler's count of the update step's arguments, results and temporaries.",
+            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. An update step estimates the factors, as in",
+            "the paper over all rows, and applies the last inverses; `refresh` is what inverting all factors adds to a",
+            "step. Memory is the compiler's count of the update step's arguments, results and temporaries.",
             "",
             steps,
             "",
@@ -120,7 +124,8 @@ def _kfac_jax(options: Options) -> str:
     steps = kfac_jax_mlp.steps_table(widths, 64, n_rounds=options.n_rounds, seed=options.seed)
     return "\n".join(
         [
-            f"A stack of three Dense layers; factors and inverses every {kfac_jax_mlp.PERIOD} steps in both.",
+            f"A stack of three Dense layers; factors and inverses every {kfac_jax_mlp.PERIOD} steps in both. "
+            f"kfac-jax {kfac_jax_mlp.version()}.",
             "",
             steps,
             "",

@@ -17,7 +17,10 @@ from tuning.submission import Submission
 from workloads import registry
 
 # Past the steps in which the gaps between refreshes grow, up to 20 steps after ten times as many.
-_WARM_UP_STEPS = 200
+WARM_UP_STEPS = 200
+
+# About as long as K-FAC takes to the embedded workloads' targets, with the more frequent refreshes of the beginning.
+BEGINNING_STEPS = 100
 
 
 class _Stepper:
@@ -35,8 +38,12 @@ class _Stepper:
             self._queue = self._workload.synthetic_queue(key, batch_size)
         else:
             self._queue = self._workload._build_input_queue(key, "train", data_dir, batch_size)
+        self.restart()
+
+    def restart(self) -> None:
+        """Start training anew, with the compiled steps as they are, and the next batches."""
         self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
-        self._state = submission.init_optimizer_state(
+        self._state = self.submission.init_optimizer_state(
             self._workload,
             self._params,
             self._model_state,
@@ -79,24 +86,40 @@ def step_times(
     block_steps: int,
     seed: int,
     data_dir: str,
-) -> list[Timing]:
-    """Time every submission on one workload; all share the random seed, and so the batches."""
+) -> tuple[list[Timing], list[Timing]]:
+    """Time every submission on one workload: blocks of whole periods, then blocks of the first `BEGINNING_STEPS`.
+
+    All share the random seed, and so the batches.
+    """
     steppers = [_Stepper(workload_name, own, batch_size, synthetic, seed, data_dir) for own in submissions]
-    timings = [Timing(submission.name) for submission in submissions]
+    later, first = ([Timing(submission.name) for submission in submissions] for _ in range(2))
     for stepper in steppers:
-        stepper.block(_WARM_UP_STEPS)
+        for _ in range(-(-WARM_UP_STEPS // block_steps)):  # in blocks, as a block's batches are on the device at once
+            stepper.block(block_steps)
     for _ in range(n_blocks):
-        for stepper, timing in zip(steppers, timings, strict=True):
+        for stepper, timing in zip(steppers, later, strict=True):
             timing.rounds.append(stepper.block(block_steps))
-    return timings
+    n_parts = -(-BEGINNING_STEPS // block_steps)
+    for _ in range(n_blocks):
+        for stepper, timing in zip(steppers, first, strict=True):
+            stepper.restart()
+            timing.rounds.append(statistics.mean(stepper.block(block_steps) for _ in range(n_parts)))
+    return later, first
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """Median milliseconds a step; the ratio to the first timing, block by block: median, least and most."""
-    base = timings[0]
+def table(later: Sequence[Timing], first: Sequence[Timing]) -> str:
+    """Median milliseconds a step; the ratio to the first row's, block by block: median, least and most.
+
+    The last column is the median ratio of the first steps.
+    """
     rows = []
-    for timing in timings:
-        ratios = [own / other for own, other in zip(timing.rounds, base.rounds, strict=True)]
-        spread = (statistics.median(ratios), min(ratios), max(ratios))
-        rows.append([timing.name, f"{1e3 * timing.median:.1f}", *(f"{ratio:.2f}" for ratio in spread)])
-    return markdown(["submission", "ms a step (median)", "ratio (median)", "least", "most"], rows)
+    for own, beginning in zip(later, first, strict=True):
+        ratios, early = _ratios(own, later[0]), _ratios(beginning, first[0])
+        figures = (statistics.median(ratios), min(ratios), max(ratios), statistics.median(early))
+        rows.append([own.name, f"{1e3 * own.median:.1f}", *(f"{ratio:.2f}" for ratio in figures)])
+    columns = ["submission", "ms a step (median)", "ratio (median)", "least", "most"]
+    return markdown([*columns, f"ratio of the first {BEGINNING_STEPS} steps"], rows)
+
+
+def _ratios(own: Timing, base: Timing) -> list[float]:
+    return [mine / other for mine, other in zip(own.rounds, base.rounds, strict=True)]

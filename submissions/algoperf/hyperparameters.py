@@ -20,8 +20,8 @@ class Hyperparameters:
         grad_clip: largest global norm of the gradient; None for no bound.
         label_smoothing: passed to the workload's loss.
         dropout_rate: passed to the workload's model; None for the workload's own.
-        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no sum,
-            only what is drawn at random.
+        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no sum but of what
+            is drawn at random: pseudo-targets, and the rows (of each part as many) where a factor is of some alone.
     """
 
     learning_rate: float

@@ -22,9 +22,18 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
-from .factors import moving_average
 from .groups import Group, Parts, for_each, group_by_shape, join, split, unstack
-from .intake import Averages, accumulate, count_false, finite_gradients, no_averages
+from .intake import (
+    Average,
+    accumulate,
+    clip_finite,
+    count_false,
+    finite_gradients,
+    is_informed,
+    no_average,
+    no_factors,
+    values,
+)
 from .layers import Layer
 from .trust_region import kl_clip as kl_clip_factor
 
@@ -49,19 +58,19 @@ class EigenbasisState(NamedTuple):
     Attributes:
         count: `[]` int32, updates made.
         n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
-        averages: the factors' moving averages.
+        factors: group name -> averages of (A, B).
         bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one.
-        eigenvalues: group name -> the Fisher's in those bases `[n_layers, n_rows, d_out]`, zero before there are any;
-            empty with `Scaling.ADAM`.
+        eigenvalues: group name -> average of the Fisher's in those bases `[n_layers, n_rows, d_out]`; empty with
+            `Scaling.ADAM`.
         first_moment: moving average of the gradient.
         second_moment: moving average of its square; a layer's matrix is in its eigenbasis.
     """
 
     count: Array
     n_fallbacks: Array
-    averages: Averages
+    factors: dict[str, tuple[Average, Average]]
     bases: dict[str, Bases]
-    eigenvalues: dict[str, Array]
+    eigenvalues: dict[str, Average]
     first_moment: Parts
     second_moment: Parts
 
@@ -73,7 +82,7 @@ def eigenbasis_adam(
     beta1: Scalar = 0.9,
     beta2: Scalar = 0.99,
     epsilon: Scalar = 1e-8,
-    relative_epsilon: Scalar = 1e-4,
+    relative_epsilon: Scalar = 3e-4,
     weight_decay: Scalar = 0.0,
     grad_clip: Scalar | None = None,
     factor_decay: Scalar = 0.95,
@@ -101,7 +110,7 @@ def eigenbasis_adam(
         mesh: devices, on one axis, to spread the refreshes over.
     """
     return optax.chain(
-        optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
+        optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
         scale_by_eigenbasis(
             layers,
             beta1,
@@ -149,9 +158,9 @@ def scale_by_eigenbasis(
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
             n_fallbacks=jnp.zeros([], jnp.int32),
-            averages=no_averages(groups),
+            factors=no_factors(groups),
             bases={group.name: identity(*group.shape) for group in groups},
-            eigenvalues={group.name: jnp.zeros(group.shape) for group in groups if has_eigenvalues},
+            eigenvalues={group.name: no_average(*group.shape) for group in groups if has_eigenvalues},
             first_moment=zeros,
             second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
         )
@@ -171,7 +180,7 @@ def scale_by_eigenbasis(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(count=state.count + 1, n_fallbacks=state.n_fallbacks + n_lost)
         if factors:
-            state = _learn(state, groups, factors, eigenvalues or {}, factor_decay)
+            state = _learn(state, groups, factors, eigenvalues, factor_decay)
         if refresh is not None:
             state = _refresh(state, refresh, mesh)
         state, ahead, squares = _moments(state, parts, beta1, beta2)
@@ -197,27 +206,32 @@ def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str
 def _learn(
     state: EigenbasisState, groups: Sequence[Group], factors: Mapping, eigenvalues: Mapping, decay: Scalar
 ) -> EigenbasisState:
-    counts = state.averages.n_estimates
-    averages, n_left_out = accumulate(state.averages, groups, factors, decay)
-    values = dict(state.eigenvalues)
-    for group in groups if eigenvalues else ():
-        old, count = values[group.name], counts[group.name]
-        estimate = group.stack(eigenvalues, jnp.zeros(old.shape[1:]))
-        average = moving_average(old, estimate, jnp.asarray(decay), for_each(count))
-        is_taken = (averages.n_estimates[group.name] > count) & jnp.isfinite(average).all((1, 2))
-        values[group.name] = jnp.where(for_each(is_taken), average, old)
-    return state._replace(averages=averages, eigenvalues=values, n_fallbacks=state.n_fallbacks + n_left_out)
+    if not state.eigenvalues:
+        averages, n_left_out = accumulate(state.factors, groups, factors, decay)
+        return state._replace(factors=averages, n_fallbacks=state.n_fallbacks + n_left_out)
+    estimates = {name: (*pair, eigenvalues[name]) for name, pair in factors.items()}
+    averages, n_left_out = accumulate(_with_eigenvalues(state), groups, estimates, decay)
+    return state._replace(
+        factors={name: triple[:2] for name, triple in averages.items()},
+        eigenvalues={name: triple[2] for name, triple in averages.items()},
+        n_fallbacks=state.n_fallbacks + n_left_out,
+    )
+
+
+def _with_eigenvalues(state: EigenbasisState) -> dict[str, tuple[Average, Average, Average]]:
+    return {name: (*pair, state.eigenvalues[name]) for name, pair in state.factors.items()}
 
 
 def _refresh(state: EigenbasisState, kind: Refresh, mesh: Mesh | None) -> EigenbasisState:
-    new = refresh(state.averages.factors, state.bases, kind, mesh)
+    new = refresh(values(state.factors), state.bases, kind, mesh)
 
     def transferred(matrices: Mapping[str, Array]) -> dict[str, Array]:
         return {name: transfer(stack, new.overlaps[name]) for name, stack in matrices.items()}
 
+    eigenvalues = transferred(values(state.eigenvalues))
     return state._replace(
         bases=new.bases,
-        eigenvalues=transferred(state.eigenvalues),
+        eigenvalues={name: old._replace(value=eigenvalues[name]) for name, old in state.eigenvalues.items()},
         second_moment=state.second_moment._replace(matrices=transferred(state.second_moment.matrices)),
         n_fallbacks=state.n_fallbacks + count_false(new.is_good.values()),
     )
@@ -253,12 +267,12 @@ def _ekfac(
 ) -> Parts:
     """EK-FAC's steps in the eigenbases, bounded together; Adam's at a lower rate for what has no eigenvalues."""
     updates = jax.tree.map(lambda u: fallback_rate * u, adam)
-    is_informed = {name: for_each(n > 0) for name, n in state.averages.n_estimates.items()}
-    steps = {
-        name: jnp.where(is_informed[name], gradient / (state.eigenvalues[name] + damping), 0)
-        for name, gradient in ahead.matrices.items()
-    }
+    informed, steps, is_ready = is_informed(_with_eigenvalues(state)), {}, {}
+    for name, gradient in ahead.matrices.items():
+        step = gradient / (state.eigenvalues[name].value + damping)
+        is_ready[name] = for_each(informed[name] & jnp.isfinite(step).all((1, 2)))
+        steps[name] = jnp.where(is_ready[name], step, 0)
     inner_product = sum(jnp.vdot(step, ahead.matrices[name]) for name, step in steps.items())
     clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
-    steps = {name: jnp.where(is_informed[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
+    steps = {name: jnp.where(is_ready[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
     return updates._replace(matrices=steps)

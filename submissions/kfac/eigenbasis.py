@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from .stacks import map_by_size
+from .groups import for_each
+from .stacks import map_by_size, one_by_one
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -76,7 +77,9 @@ def identity(n_layers: int, n_rows: int, d_out: int, dtype: jnp.dtype = jnp.floa
 def refresh(
     factors: Mapping[str, tuple[Array, Array]], bases: Mapping[str, Bases], kind: Refresh, mesh: Mesh | None = None
 ) -> Refreshed:
-    """New bases for every layer, orthogonal to 1e-5. A factor that is zero, or not finite, keeps its basis.
+    """New bases for every layer, orthogonal to 1e-5.
+
+    A factor that is not finite keeps its basis, and one that is zero, but for the order of its vectors.
 
     Args:
         factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`).
@@ -84,16 +87,16 @@ def refresh(
         mesh: devices, on one axis, to spread the work over.
     """
     sides = {(name, i): (factors[name][i], bases[name][i]) for name in factors for i in (0, 1)}
-    rotation = {Refresh.FULL: eigenvectors, Refresh.POWER: power_iteration}[kind]
+    rotation = {Refresh.FULL: one_by_one(eigenvectors), Refresh.POWER: power_iteration}[kind]
 
-    def refresh_side(factor: Array, basis: Array) -> tuple[Array, Array, Array]:
-        turn = rotation(in_basis(factor, basis))
-        new, is_orthogonal = _orthogonalise(_product(basis, turn))
-        is_good = is_orthogonal & jnp.isfinite(factor).all()
-        overlap = jnp.where(is_good, jnp.square(turn), jnp.eye(len(turn), dtype=turn.dtype))
-        return jnp.where(is_good, new, basis), overlap, is_good
+    def refresh_sides(factors: Array, bases: Array) -> tuple[Array, Array, Array]:
+        turns = rotation(in_basis(factors, bases))
+        new, are_orthogonal = _orthogonalise(_product(bases, turns))
+        are_good = are_orthogonal & jnp.isfinite(factors).all((1, 2))
+        overlaps = jnp.where(for_each(are_good), jnp.square(turns), jnp.eye(turns.shape[-1], dtype=turns.dtype))
+        return jnp.where(for_each(are_good), new, bases), overlaps, are_good
 
-    done = map_by_size(refresh_side, sides, mesh)
+    done = map_by_size(refresh_sides, sides, mesh)
     pairs = {name: [done[name, 0], done[name, 1]] for name in factors}
     return Refreshed(
         {name: Bases(*(side[0] for side in pair)) for name, pair in pairs.items()},
@@ -118,25 +121,32 @@ def transfer(second_moment: Array, overlaps: Bases) -> Array:
 
 
 def in_basis(factor: Array, basis: Array) -> Array:
-    """M = Qᵀ A Q `[n, n]`, positive definite, without its rounding noise."""
-    m = _product(basis.T, _product(factor, basis))
-    diagonal = jnp.diagonal(m)
-    scale = diagonal.max()
-    m = (m + m.T) / 2
+    """M = Qᵀ A Q `[..., n, n]`, positive definite, without its rounding noise."""
+    m = _product(basis.mT, _product(factor, basis))
+    is_diagonal = jnp.eye(m.shape[-1], dtype=bool)
+    diagonal = jnp.where(is_diagonal, m, 0)
+    scale = diagonal.max((-2, -1), keepdims=True)
+    m = (m + m.mT) / 2
     m = jnp.where(jnp.abs(m) > _NOISE * jnp.finfo(m.dtype).eps * scale, m, 0)
     floor = jnp.where(scale > 0, _FLOOR * scale, 1)  # a zero factor becomes the identity, and keeps its basis
-    return jnp.where(jnp.eye(len(m), dtype=bool), jnp.maximum(diagonal, 0) + floor, m)
+    return jnp.where(is_diagonal, jnp.maximum(diagonal, 0) + floor, m)
 
 
 def eigenvectors(m: Array) -> Array:
-    return jnp.linalg.eigh(m)[1][:, ::-1]
+    return jnp.linalg.eigh(m)[1][..., ::-1]
 
 
 def power_iteration(m: Array) -> Array:
-    """The orthogonal factor of M's QR decomposition, columns by falling eigenvalue; by the device's quickest way."""
-    rows = m[jnp.argsort(-jnp.diagonal(m))]  # of a symmetric matrix, so its sorted columns too
-    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return jax.lax.platform_dependent(rows, cpu=householder_qr, default=cholesky_qr)
+    """The orthogonal factors of M's QR decompositions `[k, n, n]`, columns by falling eigenvalue; by the quickest way.
+
+    That is the device's: see `householder_qr` and `cholesky_qr`.
+    """
+    order = jnp.argsort(-jnp.diagonal(m, axis1=-2, axis2=-1))
+    rows = jnp.take_along_axis(m, order[..., None], axis=-2)  # of a symmetric matrix, so its sorted columns too
+    rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return jax.lax.platform_dependent(
+        rows, cpu=lambda stack: jax.lax.map(householder_qr, stack), default=jax.vmap(cholesky_qr)
+    )
 
 
 def householder_qr(rows: Array) -> Array:
@@ -156,11 +166,11 @@ def cholesky_qr(rows: Array) -> Array:
 
 
 def _orthogonalise(basis: Array) -> tuple[Array, Array]:
-    """One Newton-Schulz step, so that no error builds up over refreshes; and whether the result is orthogonal `[]`."""
-    gram = _product(basis.T, basis)
+    """One Newton-Schulz step, so that no error builds up over refreshes; whether the result is orthogonal `[...]`."""
+    gram = _product(basis.mT, basis)
     # Sums, not the largest entry: compiled for a CPU, the maximum of NaNs is no NaN.
-    errors = jnp.square(gram - jnp.eye(len(gram), dtype=gram.dtype)).sum(1)
-    return 1.5 * basis - 0.5 * _product(basis, gram), (errors < _NEARLY_ORTHOGONAL).all()
+    errors = jnp.square(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)).sum(-1)
+    return 1.5 * basis - 0.5 * _product(basis, gram), (errors < _NEARLY_ORTHOGONAL).all(-1)
 
 
 def _product(a: Array, b: Array) -> Array:

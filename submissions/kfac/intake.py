@@ -1,16 +1,41 @@
-"""What an update takes in, without what tells nothing: finite gradients, and moving averages of informative factors."""
+"""What an update takes in, without what tells nothing: finite gradients, and moving averages of informative estimates.
+
+The factors of a layer are taken or left one by one: where B tells nothing, as under a head that starts from zero, or in
+reduce for attention keys, A still does.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from .factors import moving_average
-from .groups import Group, Parts, for_each
+from .groups import Group, Parts, for_each, group_by_shape, join, split
+from .layers import Layer
 
+PyTree = Any
 Scalar = float | Array
+
+
+class Average(NamedTuple):
+    """Moving averages of one kind of estimate, for the layers of a group.
+
+    Attributes:
+        value: `[n_layers, n, m]` float32, zero before a first estimate.
+        n_estimates: how many were averaged `[n_layers]` int32.
+    """
+
+    value: Array
+    n_estimates: Array
+
+
+class FiniteState(NamedTuple):
+    """Of `clip_finite`: `n_fallbacks` `[]` int32, gradients that were lost."""
+
+    n_fallbacks: Array
 
 
 def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
@@ -28,59 +53,85 @@ def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
     return kept, count_false(jax.tree.leaves(flags))
 
 
+def clip_finite(layers: Sequence[Layer], max_norm: Scalar) -> optax.GradientTransformation:
+    """Clip by the global norm of the gradients that `finite_gradients` keeps: one that is lost would lose them all."""
+    groups, clip = group_by_shape(layers), optax.clip_by_global_norm(max_norm)
+
+    def init(params: PyTree) -> FiniteState:
+        del params
+        return FiniteState(jnp.zeros([], jnp.int32))
+
+    def update(gradients: PyTree, state: FiniteState, params: PyTree | None = None) -> tuple[PyTree, FiniteState]:
+        del params
+        parts, n_lost = finite_gradients(split(gradients, groups))
+        parts, _ = clip.update(parts, clip.init(parts))
+        return join(gradients, groups, parts), FiniteState(state.n_fallbacks + n_lost)
+
+    return optax.GradientTransformation(init, update)
+
+
 def count_false(flags: Iterable[Array]) -> Array:
     """How many of the flags, in arrays of any shape, are false `[]` int32."""
     return sum(((~flag).sum(dtype=jnp.int32) for flag in flags), jnp.zeros([], jnp.int32))
 
 
-class Averages(NamedTuple):
-    """Complete at the start, of constant shapes.
-
-    Attributes:
-        n_estimates: group name -> informative estimates averaged, of each layer `[n_layers]` int32.
-        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`) float32.
-    """
-
-    n_estimates: dict[str, Array]
-    factors: dict[str, tuple[Array, Array]]
+def no_average(n_layers: int, n: int, m: int) -> Average:
+    return Average(jnp.zeros((n_layers, n, m), jnp.float32), jnp.zeros(n_layers, jnp.int32))
 
 
-def no_averages(groups: Sequence[Group]) -> Averages:
-    def zeros(n_layers: int, size: int) -> Array:
-        return jnp.zeros((n_layers, size, size), jnp.float32)
-
-    return Averages(
-        {group.name: jnp.zeros(len(group.layers), jnp.int32) for group in groups},
-        {group.name: tuple(zeros(len(group.layers), size) for size in (group.n_rows, group.d_out)) for group in groups},
-    )
+def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
+    """Group name -> averages of A and of B, before a first estimate."""
+    return {
+        group.name: tuple(no_average(len(group.layers), size, size) for size in (group.n_rows, group.d_out))
+        for group in groups
+    }
 
 
 def accumulate(
-    averages: Averages, groups: Sequence[Group], estimates: Mapping[str, tuple[Array, Array]], decay: Scalar
-) -> tuple[Averages, Array]:
-    """Average in one batch's factors, where they tell something: finite, and neither zero.
+    averages: Mapping[str, PyTree], groups: Sequence[Group], estimates: Mapping[str, PyTree], decay: Scalar
+) -> tuple[dict[str, PyTree], Array]:
+    """Average in one batch's estimates, each where it tells something: finite, and not zero.
 
     Args:
-        estimates: layer name -> (A, B); layers may be missing.
+        averages: group name -> tree of `Average`.
+        estimates: layer name -> tree of arrays, of the same structure; layers may be missing.
         decay: of the moving average.
 
     Returns:
-        The averages, and how many estimates were left out `[]` int32.
+        The averages, and of how many layers an estimate was left out `[]` int32.
     """
-    factors, counts = dict(averages.factors), dict(averages.n_estimates)
-    n_left_out = jnp.zeros([], jnp.int32)
+    new, n_left_out = {}, jnp.zeros([], jnp.int32)
     for group in groups:
+        old, treedef = jax.tree.flatten(averages[group.name], is_leaf=_is_average)
+        missing = treedef.unflatten([jnp.zeros(average.value.shape[1:]) for average in old])
+        batch = treedef.flatten_up_to(group.stack(estimates, missing))
+        taken = [_take(average, estimate, decay) for average, estimate in zip(old, batch, strict=True)]
+        new[group.name] = treedef.unflatten([average for average, _ in taken])
         is_given = jnp.array([layer.name in estimates for layer in group.layers])
-        missing = tuple(jnp.zeros(factor.shape[1:]) for factor in factors[group.name])
-        pair, count = group.stack(estimates, missing), counts[group.name]
-        is_finite = jnp.stack([jnp.isfinite(factor).all((1, 2)) for factor in pair]).all(0)
-        is_positive = jnp.stack([jnp.trace(factor, axis1=1, axis2=2) > 0 for factor in pair]).all(0)
-        is_informative = is_finite & is_positive
-        is_taken, n_before = for_each(is_informative), for_each(count)
-        factors[group.name] = tuple(
-            jnp.where(is_taken, moving_average(average, estimate, jnp.asarray(decay), n_before), average)
-            for average, estimate in zip(factors[group.name], pair, strict=True)
-        )
-        counts[group.name] = count + is_informative
-        n_left_out += (is_given & ~is_informative).sum(dtype=jnp.int32)
-    return Averages(counts, factors), n_left_out
+        is_whole = jnp.stack([is_taken for _, is_taken in taken]).all(0)
+        n_left_out += (is_given & ~is_whole).sum(dtype=jnp.int32)
+    return new, n_left_out
+
+
+def values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The averages' values alone."""
+    return jax.tree.map(lambda average: average.value, dict(averages), is_leaf=_is_average)
+
+
+def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:
+    """Group name -> whether each of a layer's averages has an estimate `[n_layers]`."""
+    return {
+        name: jnp.stack([average.n_estimates > 0 for average in jax.tree.leaves(tree, is_leaf=_is_average)]).all(0)
+        for name, tree in averages.items()
+    }
+
+
+def _take(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array]:
+    n = average.n_estimates
+    value = moving_average(average.value, estimate, jnp.asarray(decay), for_each(n))
+    is_taken = (estimate != 0).any((1, 2)) & jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
+    return Average(jnp.where(for_each(is_taken), value, average.value), n + is_taken), is_taken
+
+
+def _is_average(node: PyTree) -> bool:
+    return isinstance(node, Average)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .groups import for_each
-from .stacks import map_by_size
+from .stacks import map_by_size, one_by_one
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -62,7 +62,7 @@ def damped_inverses(
         pi, root = for_each(damping_ratio(inputs, outputs)), jnp.sqrt(damping)
         damped[name, 0] = (inputs + pi * root * jnp.eye(inputs.shape[-1], dtype=inputs.dtype),)
         damped[name, 1] = (outputs + root / pi * jnp.eye(outputs.shape[-1], dtype=outputs.dtype),)
-    inverse = map_by_size(_inverse, damped, mesh)
+    inverse = map_by_size(one_by_one(_inverse), damped, mesh)
     result, n_failed = {}, jnp.zeros([], jnp.int32)
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])

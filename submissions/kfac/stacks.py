@@ -1,4 +1,4 @@
-"""One function over many square matrices: those of a size as one batch, the batch split over the devices."""
+"""Work on many square matrices: those of a size as one batch, the batch split over the devices."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ PyTree = Any
 def map_by_size(
     function: Callable[..., PyTree], stacks: Mapping[Hashable, tuple[Array, ...]], mesh: Mesh | None = None
 ) -> dict[Hashable, PyTree]:
-    """`function` over the leading axis of every key's arguments.
+    """`function` of every key's arguments, made one stack with all others of their size.
 
     Args:
-        function: of one or more `[n, n]`, to arrays.
+        function: of one or more stacks `[k, n, n]`, to arrays with the same leading axis.
         stacks: key -> its arguments, all `[k, n, n]`; k and n may differ between keys.
         mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
     """
@@ -35,18 +35,25 @@ def map_by_size(
     return results
 
 
-def _map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
-    """`function` over the leading axis of `stacks [k, n, n]`."""
+def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A function of one matrix as one of a stack `[k, n, n]`: as a batch, but on a CPU in turn.
 
-    def on_one_device(*parts: Array) -> PyTree:
-        # jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+    There jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+    """
+
+    def mapped(stack: Array) -> Array:
         return jax.lax.platform_dependent(
-            *parts, cpu=lambda *p: jax.lax.map(lambda one: function(*one), p), default=jax.vmap(function)
+            stack, cpu=lambda matrices: jax.lax.map(function, matrices), default=jax.vmap(function)
         )
 
+    return mapped
+
+
+def _map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
+    """`function` of `stacks [k, n, n]`, each device with its part of k."""
     if mesh is None or mesh.size == 1:
-        return on_one_device(*stacks)
+        return function(*stacks)
     n_missing = -len(stacks[0]) % mesh.size
     filled = [jnp.concatenate([stack, *[stack[:1]] * n_missing]) for stack in stacks]
     split = PartitionSpec(*mesh.axis_names)
-    return jax.shard_map(on_one_device, mesh=mesh, in_specs=split, out_specs=split)(*filled)
+    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split)(*filled)

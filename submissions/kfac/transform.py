@@ -20,8 +20,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .groups import Parts, for_each, group_by_shape, join, split
-from .intake import Averages, accumulate, finite_gradients, no_averages
-from .layers import Layer
+from .intake import Average, accumulate, clip_finite, finite_gradients, is_informed, no_factors, values
+from .layers import Layer, at_least_float32
 from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
 from .trust_region import kl_clip as kl_clip_factor
 
@@ -50,14 +50,14 @@ class KFACState(NamedTuple):
     Attributes:
         count: `[]` int32, updates made.
         n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
-        averages: the factors' moving averages.
+        factors: group name -> averages of (A, B).
         inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
         second_moment: moving average of the squared gradient, for the fallback.
     """
 
     count: Array
     n_fallbacks: Array
-    averages: Averages
+    factors: dict[str, tuple[Average, Average]]
     inverses: dict[str, Inverses]
     second_moment: Parts
 
@@ -94,13 +94,23 @@ def kfac(
     decay = optax.add_decayed_weights(weight_decay)
     coupled = weight_decay_kind is WeightDecay.COUPLED
     return optax.chain(
-        optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip),
+        optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
         decay if coupled else optax.identity(),
         scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate, mesh),
-        optax.trace(decay=momentum, nesterov=momentum_kind is Momentum.NESTEROV),
+        _momentum(momentum, momentum_kind),
         optax.identity() if coupled else decay,
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
+    """Momentum whose state is at least float32: of half precision, a decay that is an array would change it."""
+    trace = optax.trace(decay=decay, nesterov=kind is Momentum.NESTEROV)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        return trace.update(jax.tree.map(at_least_float32, updates), state, params)
+
+    return optax.GradientTransformation(lambda params: trace.init(jax.tree.map(at_least_float32, params)), update)
 
 
 def scale_by_kfac(
@@ -126,7 +136,7 @@ def scale_by_kfac(
         return KFACState(
             count=jnp.zeros([], jnp.int32),
             n_fallbacks=jnp.zeros([], jnp.int32),
-            averages=no_averages(groups),
+            factors=no_factors(groups),
             inverses={group.name: no_inverses(*group.shape) for group in groups},
             second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
         )
@@ -143,12 +153,11 @@ def scale_by_kfac(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(n_fallbacks=state.n_fallbacks + n_lost)
         if factors:
-            averages, n_left_out = accumulate(state.averages, groups, factors, factor_decay)
-            state = state._replace(averages=averages, n_fallbacks=state.n_fallbacks + n_left_out)
+            averages, n_left_out = accumulate(state.factors, groups, factors, factor_decay)
+            state = state._replace(factors=averages, n_fallbacks=state.n_fallbacks + n_left_out)
         if refresh_inverses:
-            is_informed = {name: n > 0 for name, n in state.averages.n_estimates.items()}
             inverses, n_failed = damped_inverses(
-                state.averages.factors, jnp.asarray(damping), state.inverses, is_informed, mesh
+                values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
             )
             state = state._replace(inverses=inverses, n_fallbacks=state.n_fallbacks + n_failed)
         state, fallback = _fallback(state, parts)

@@ -29,17 +29,19 @@ class EigenbasisHyperparameters(PeriodicHyperparameters):
     """Of Adam in an eigenbasis; see `adaptive.eigenbasis_adam` for those not described here.
 
     Attributes:
-        full_steps: the first steps, whose refreshes are eigendecompositions; later ones are power iterations.
+        full_steps: the first steps, which all refresh, by eigendecompositions; later refreshes are power iterations.
+            Three, as a head that starts from zero, under a warm-up that does, keeps every gradient from the layers
+            before it until then.
     """
 
     beta2: float = 0.99
     epsilon: float = 1e-8
-    relative_epsilon: float = 1e-4
-    full_steps: int = 2
+    relative_epsilon: float = 3e-4
+    full_steps: int = 3
 
     bounds = PeriodicHyperparameters.bounds | {
-        "beta2": (0, 1),
-        "epsilon": (0, float("inf")),
+        "beta2": (0, 1 - 1e-6),
+        "epsilon": (1e-30, float("inf")),
         "relative_epsilon": (0, float("inf")),
         "full_steps": (1, float("inf")),
     }
@@ -68,9 +70,8 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SOAPHyperparameters(EigenbasisHyperparameters):
-    """Of SOAP, with the periods of its source: an estimate every step, an eigendecomposition at the first alone."""
+    """Of SOAP, with the periods of its source: an estimate every step, a refresh every ten."""
 
-    full_steps: int = 1
     statistics_period: int = 1
     refresh_period: int = 10
     early_steps: int = 0
@@ -79,9 +80,10 @@ class SOAPHyperparameters(EigenbasisHyperparameters):
 class _EigenbasisAlgorithm(PeriodicAlgorithm):
     def variant(self, global_step: int, h: Any) -> Hashable:
         """(estimate factors, how to refresh the bases)."""
+        if global_step < h.full_steps:
+            return True, Refresh.FULL
         estimate_factors, refresh = super().variant(global_step, h)
-        kind = Refresh.FULL if global_step < h.full_steps else Refresh.POWER
-        return estimate_factors, kind if refresh else None
+        return estimate_factors, Refresh.POWER if refresh else None
 
     def optimizer(self, layers, h, mesh=None, **more: Any):
         return eigenbasis_adam(

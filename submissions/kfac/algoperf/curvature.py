@@ -50,7 +50,7 @@ class PeriodicHyperparameters(Hyperparameters):
     early_steps: int = 10
 
     bounds = Hyperparameters.bounds | {
-        "one_minus_beta1": (0, 1),
+        "one_minus_beta1": (1e-6, 1),
         "factor_decay": (0, 1),
         "decay_steps_factor": (0, 1),
         "end_factor": (0, 1),
@@ -189,7 +189,8 @@ def estimate_batch(
     if h.statistics_parts == 1:
         batch = _accumulated(problem, params, h.micro_batches, options)
     else:
-        part = _accumulated(problem.part(h.statistics_parts), params, 1, options)
+        n_micro_batches = -(-h.micro_batches // h.statistics_parts)
+        part = _accumulated(problem.part(h.statistics_parts), params, n_micro_batches, options)
         batch = plain_batch(problem, params, h)
         batch = batch._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
     for name, reason in batch.uncaptured.items():

@@ -27,7 +27,7 @@ def test_missing_name():
         ("learning_rate", "fast", "learning_rate is 'fast'; it takes float"),
         ("learning_rate", True, "it takes float"),
         ("learning_rate", float("nan"), "outside"),
-        ("one_minus_beta1", 1.5, r"outside \[0, 1\]"),
+        ("one_minus_beta1", 1.5, r"outside \[1e-06, 1\]"),
         ("dropout_rate", -0.1, "outside"),
         ("statistics_period", 2.5, "it takes int"),
         ("statistics_period", 0, "outside"),

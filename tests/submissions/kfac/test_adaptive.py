@@ -159,7 +159,10 @@ def test_what_tells_nothing_is_counted_and_changes_no_average(scaling, broken):
     factors = (FACTORS[0], bad, FACTORS[2], FACTORS[3], FACTORS[4])
     values = [np.full((6, 3), broken) if step == 1 else v for step, v in enumerate(EIGENVALUES)]
     trajectory, state = run(factors=factors, eigenvalues=values if scaling is Scaling.EKFAC else None, scaling=scaling)
-    assert int(state.n_fallbacks) == 1 and state.averages.n_estimates["6x3"].tolist() == [N_STEPS - 1]
+    of_a, of_b = state.factors["6x3"]
+    assert int(state.n_fallbacks) == 1
+    assert of_a.n_estimates.tolist() == [N_STEPS] and of_b.n_estimates.tolist() == [N_STEPS - 1]
+    assert all(average.n_estimates.tolist() == [N_STEPS - 1] for average in state.eigenvalues.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trajectory, state)))
 
 
@@ -182,6 +185,19 @@ def test_a_gradient_whose_squares_overflow_is_lost_for_one_step_only():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trajectory, state)))
     assert int(state.n_fallbacks) == 1
     assert (trajectory[-1]["dense"]["kernel"] != trajectory[-2]["dense"]["kernel"]).all()
+
+
+def test_a_layer_that_lacks_one_factor_turns_with_the_other():
+    """Under a head that starts from zero B is zero, and A alone has a basis; EK-FAC is left to the fallback."""
+    lacking = [(pair[0], np.zeros((3, 3))) for pair in FACTORS]
+    _, state = run(factors=lacking)
+    a = np.asarray(state.factors["6x3"][0].value[0])
+    turned = np.asarray(state.bases["6x3"].inputs[0]).T @ a @ np.asarray(state.bases["6x3"].inputs[0])
+    assert np.abs(turned - np.diag(np.diag(turned))).max() < 0.1 * np.abs(a - np.diag(np.diag(a))).max()
+    np.testing.assert_array_equal(np.sort(state.bases["6x3"].outputs[0]), np.sort(np.eye(3)))
+    trajectory, _ = run(factors=lacking, eigenvalues=EIGENVALUES, scaling=Scaling.EKFAC)
+    other, _ = run(factors=lacking, eigenvalues=[10 * v for v in EIGENVALUES], scaling=Scaling.EKFAC)
+    jax.tree.map(np.testing.assert_array_equal, trajectory, other)
 
 
 def test_ekfac_asks_for_eigenvalues():

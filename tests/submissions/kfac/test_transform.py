@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from submissions.kfac import Momentum, WeightDecay, find_layers, kfac
+from submissions.kfac import Momentum, WeightDecay, find_layers, kfac, trust_region
 from submissions.kfac.transform import KFACState
 
 RNG = np.random.default_rng(0)
@@ -121,45 +121,62 @@ def test_a_layer_without_an_estimate_is_left_to_the_fallback():
     step = jax.tree.map(lambda new, old: new - old, params, PARAMS)
     expected = jax.tree.map(lambda g: -0.3 * 0.1 * jnp.sign(g), GRADIENTS[0])
     jax.tree.map(lambda s, e: np.testing.assert_allclose(s, e, rtol=1e-3, atol=1e-6), step, expected)
-    assert state.averages.n_estimates["4x2"].tolist() == [0]
+    assert [average.n_estimates.tolist() for average in state.factors["4x2"]] == [[0], [0]]
 
 
 def test_state_counts_and_averages():
     _, state = run()
-    assert int(state.count) == 3 and state.averages.n_estimates["4x2"].tolist() == [2]
+    averages = state.factors["4x2"]
+    assert int(state.count) == 3 and [average.n_estimates.tolist() for average in averages] == [[2], [2]]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, FACTORS[0]["dense"], FACTORS[1]["dense"])
-    averages = state.averages.factors["4x2"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6), averages, mean)
+    for average, expected in zip(averages, mean, strict=True):
+        np.testing.assert_allclose(average.value[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape(dtype):
     def step(params, state, gradients, factors, learning_rate, refresh):
-        optimizer = kfac(LAYERS, **{**SETTINGS, "learning_rate": learning_rate}, weight_decay=jnp.float32(0.1))
+        arrays = {"learning_rate": learning_rate, "momentum": jnp.float32(0.9), "weight_decay": jnp.float32(0.1)}
+        optimizer = kfac(LAYERS, **{**SETTINGS, **arrays})
         updates, state = optimizer.update(gradients, state, params, factors=factors, refresh_inverses=refresh)
         return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(step, static_argnums=5)
-    state = kfac(LAYERS, **SETTINGS, weight_decay=0.1).init(PARAMS)
+    params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    state = kfac(LAYERS, **SETTINGS, weight_decay=0.1).init(params)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    params = PARAMS
     for repeat in range(3):
         for factors, refresh in ((FACTORS[0], True), (FACTORS[1], False), (None, False)):
             rate = jnp.float32(0.1 / (1 + repeat))
-            params, state = jitted(params, state, GRADIENTS[repeat], factors, rate, refresh)
+            gradients = jax.tree.map(lambda x: x.astype(dtype), GRADIENTS[repeat])
+            params, state = jitted(params, state, gradients, factors, rate, refresh)
         assert jitted._cache_size() == 3
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
 
 
-def test_an_uninformative_or_broken_estimate_is_left_out():
-    """Zero, infinite and missing factors change no average; a layer that saw nothing else stays with the fallback."""
-    good, zero = FACTORS[0]["dense"], (FACTORS[0]["dense"][0], jnp.zeros((2, 2)))
-    broken = (jnp.full((4, 4), jnp.nan), good[1])
-    trajectory, state = run(factors=[{"dense": good}, {"dense": zero}, {"dense": broken}], refresh=(True, True, True))
-    assert state.averages.n_estimates["4x2"].tolist() == [1]
-    for average, estimate in zip(state.averages.factors["4x2"], good, strict=True):
-        np.testing.assert_array_equal(average[0], estimate)
+def test_an_uninformative_or_broken_factor_is_left_out_alone():
+    """Zero, infinite and missing factors change no average; a layer that lacks one stays with the fallback."""
+    (a, b), (other_a, other_b) = FACTORS[0]["dense"], FACTORS[1]["dense"]
+    pairs = [(a, b), (other_a, jnp.zeros((2, 2))), (jnp.full((4, 4), jnp.nan), other_b)]
+    trajectory, state = run(factors=[{"dense": pair} for pair in pairs], refresh=(True, True, True))
+    for average, mean in zip(state.factors["4x2"], ((a + other_a) / 2, (b + other_b) / 2), strict=True):
+        assert average.n_estimates.tolist() == [2]
+        np.testing.assert_allclose(average.value[0], mean, rtol=1e-6)
+    assert int(state.n_fallbacks) == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trajectory))
     without, _ = run(factors=[None] * 3, refresh=(False,) * 3)
-    uninformed, _ = run(factors=[{"dense": zero}, None, None], refresh=(True, True, True))
+    uninformed, _ = run(factors=[{"dense": pairs[1]}, None, None], refresh=(True, True, True))
     for got, expected in zip(jax.tree.leaves(uninformed), jax.tree.leaves(without), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_an_average_that_would_overflow_is_kept():
+    huge = FACTORS[0]["dense"][0] + jnp.full((4, 4), 3e38)
+    estimates = [(huge, FACTORS[0]["dense"][1]), (-huge, FACTORS[0]["dense"][1])]
+    _, state = run(n_steps=2, factors=[{"dense": pair} for pair in estimates], refresh=(False, False))
+    np.testing.assert_array_equal(state.factors["4x2"][0].value[0], huge)
+    assert int(state.n_fallbacks) == 1
+
+
+def test_a_clip_of_what_is_no_number_takes_no_step():
+    assert float(trust_region.kl_clip(jnp.asarray(jnp.nan), jnp.asarray(1.0))) == 0
