@@ -34,11 +34,9 @@ def main(chosen: dict[str, Any]) -> None:
         data_dir=chosen["data_dir"],
     )
     for workload in chosen["workloads"]:
-        results = []
-        for name in chosen["submissions"]:
-            rank = comparison.fewest_steps
-            results.append(comparison.search_and_repeat(workload, f"submissions/{name}", protocol, rank))
-            records.write_text(out / f"{workload}.csv", comparison.trials_csv(results))
+        paths = [f"submissions/{name}" for name in chosen["submissions"]]
+        results = comparison.search_and_repeat(workload, paths, protocol, comparison.fewest_steps)
+        records.write_text(out / f"{workload}.csv", comparison.trials_csv(results))
         text = comparison.report(workload, results, chosen["references"])
         records.write_text(out / f"{workload}.md", text)
         print(text)

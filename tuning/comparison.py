@@ -69,40 +69,75 @@ class Result:
 
 def search_and_repeat(
     workload_name: str,
-    submission_path: str,
+    submission_paths: Sequence[str],
     protocol: Protocol,
     rank: Callable[[Outcome], Any],
     say: Callable[[str], None] = print,
-) -> Result:
-    """Run the search and repeat the point whose outcome has the lowest `rank`."""
-    chosen = submission.load(submission_path)
-    space = search_space.read(chosen.search_space_file)
+) -> list[Result]:
+    """Run each submission's search, then repeat the points whose outcomes have the lowest `rank`.
+
+    The repetitions take turns, all submissions on one seed and then on the next, so that a machine whose speed drifts
+    slows all alike.
+    """
     if protocol.search_seed in protocol.seeds:
         raise UserError(f"seed {protocol.search_seed} is the search's; repeat the best point on other seeds")
-    points = search_space.points(space, protocol.n_points, protocol.search_seed)
-    workload = registry.load(workload_name)
-    folder = protocol.folder / workload_name / chosen.name
+    contenders = [_Contender(workload_name, path, protocol, say) for path in submission_paths]
+    for contender in contenders:
+        contender.search(rank)
+    for seed in protocol.seeds:
+        for contender in contenders:
+            contender.repeat(seed)
+    return [contender.result() for contender in contenders]
 
-    is_warm = False
 
-    def trial(point: tuple, seed: int, place: str) -> Outcome:
-        nonlocal is_warm
-        outcome = finished_outcome(folder / place, workload, chosen, point, seed)
+class _Contender:
+    """One submission's part of a comparison: `search` once, then `repeat` for each seed."""
+
+    def __init__(self, workload_name: str, path: str, protocol: Protocol, say: Callable[[str], None]):
+        self._workload, self._workload_name = registry.load(workload_name), workload_name
+        self._submission, self._protocol, self._say = submission.load(path), protocol, say
+        self._space = search_space.read(self._submission.search_space_file)
+        self._points = search_space.points(self._space, protocol.n_points, protocol.search_seed)
+        self._folder = protocol.folder / workload_name / self._submission.name
+        self._is_warm = False
+        self._repetitions: list[Outcome] = []
+
+    def search(self, rank: Callable[[Outcome], Any]) -> None:
+        seed = self._protocol.search_seed
+        self._search = [self._trial(i, seed, f"search/trial_{i + 1}") for i in range(len(self._points))]
+        self._best = min(range(len(self._search)), key=lambda index: rank(self._search[index]))
+
+    def repeat(self, seed: int) -> None:
+        self._repetitions.append(self._trial(self._best, seed, repetition_place(self._best + 1, seed)))
+
+    def result(self) -> Result:
+        n_dimensions = len(self._space) if isinstance(self._space, dict) else 0
+        return Result(self._submission.name, n_dimensions, self._search, self._best + 1, self._repetitions)
+
+    def _trial(self, index: int, seed: int, place: str) -> Outcome:
+        point, folder = self._points[index], self._folder / place
+        outcome = finished_outcome(folder, self._workload, self._submission, point, seed)
         if outcome is None:
-            if place.startswith("repeat") and not is_warm:
+            if place.startswith("repeat") and not self._is_warm:
                 # A process's first trial takes longer than compilation explains; the search came before, elsewhere.
                 with tempfile.TemporaryDirectory() as nowhere:
-                    _run(workload, workload_name, chosen, point, protocol.search_seed, Path(nowhere) / "t", protocol)
-            outcome, is_warm = _run(workload, workload_name, chosen, point, seed, folder / place, protocol), True
-        say(f"{workload_name} {chosen.name} {place}: {describe(outcome)}")
+                    self._run(point, self._protocol.search_seed, Path(nowhere) / "t")
+            outcome, self._is_warm = self._run(point, seed, folder), True
+        self._say(f"{self._workload_name} {self._submission.name} {place}: {describe(outcome)}")
         return outcome
 
-    search = [
-        trial(point, protocol.search_seed, f"search/trial_{index}") for index, point in enumerate(points, start=1)
-    ]
-    best = min(range(len(search)), key=lambda index: rank(search[index]))
-    repetitions = [trial(points[best], seed, repetition_place(best + 1, seed)) for seed in protocol.seeds]
-    return Result(chosen.name, len(space) if isinstance(space, dict) else 0, search, best + 1, repetitions)
+    def _run(self, point: tuple, seed: int, folder: Path) -> Outcome:
+        return run_trial(
+            self._workload,
+            self._submission,
+            point,
+            workload_name=self._workload_name,
+            rng_seed=seed,
+            trial_index=1,
+            trial_dir=folder,
+            data_dir=self._protocol.data_dir,
+            stop_at_target=self._protocol.stop_at_target,
+        )
 
 
 def repetition_place(trial: int, seed: int) -> str:
@@ -136,8 +171,8 @@ def report(workload_name: str, results: Sequence[Result], references: Sequence[s
         records.provenance(environments),
         f"Budget {first.step_budget} steps, evaluated every {workload.eval_period_steps}. Each submission: random",
         f"points of its search space on seed {first.rng_seed}, the best one repeated on other seeds. Means over the",
-        "repetitions; a miss counts as the whole budget. Seconds are the submission's, without compilation. Ratios",
-        "are to the first-order reference that needs the fewer steps.",
+        "repetitions, in which the submissions take turns; a miss counts as the whole budget. Seconds are the",
+        "submission's, without compilation. Ratios are to the first-order reference that needs the fewer steps.",
         "",
         table(results, references),
         "",
@@ -186,25 +221,3 @@ def trials_csv(results: Iterable[Result]) -> str:
 def _seconds(outcome: Outcome) -> float:
     reached = outcome.training_seconds_to_target
     return outcome.submission_seconds - outcome.compile_seconds if reached is None else reached
-
-
-def _run(
-    workload: Any,
-    workload_name: str,
-    chosen: submission.Submission,
-    point: tuple,
-    seed: int,
-    folder: Path,
-    protocol: Protocol,
-) -> Outcome:
-    return run_trial(
-        workload,
-        chosen,
-        point,
-        workload_name=workload_name,
-        rng_seed=seed,
-        trial_index=1,
-        trial_dir=folder,
-        data_dir=protocol.data_dir,
-        stop_at_target=protocol.stop_at_target,
-    )

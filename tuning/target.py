@@ -29,11 +29,10 @@ def find_target(workload_name: str, references: list[str], protocol: Protocol) -
     """
     if math.isfinite(registry.load(workload_name).validation_target_value):
         raise UserError(f"the target of {workload_name} is set and frozen; to set it anew, make it infinite first")
-    searches = {
-        path: search_and_repeat(workload_name, path, _without_repetitions(protocol), _by_metric) for path in references
-    }
+    searched = search_and_repeat(workload_name, references, _without_repetitions(protocol), _by_metric)
+    searches = dict(zip(references, searched, strict=True))
     best = max(searches, key=lambda path: max(map(best_metric, searches[path].search)))
-    result = search_and_repeat(workload_name, best, protocol, _by_metric)
+    (result,) = search_and_repeat(workload_name, [best], protocol, _by_metric)
     folder = protocol.folder / workload_name / result.submission
     tested = [_test_metric(o, folder / repetition_place(result.best_trial, o.rng_seed)) for o in result.repetitions]
     return {

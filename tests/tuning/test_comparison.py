@@ -54,7 +54,7 @@ def world(tmp_path, monkeypatch):
 
 
 def go(protocol, rank=fewest_steps) -> Result:
-    return search_and_repeat("fake", "counting", protocol, rank, say=lambda line: None)
+    return search_and_repeat("fake", ["counting"], protocol, rank, say=lambda line: None)[0]
 
 
 def test_the_point_with_the_fewest_steps_is_repeated_on_other_seeds(world):
@@ -66,6 +66,17 @@ def test_the_point_with_the_fewest_steps_is_repeated_on_other_seeds(world):
     assert [(o.rng_seed, o.steps_to_target) for o in result.repetitions] == [(1, 20), (2, 20)]
     files = [protocol.folder / "fake" / "counting" / comparison.repetition_place(2, seed) for seed in (1, 2)]
     assert all((file / "outcome.json").exists() for file in files)
+
+
+def test_repetitions_take_turns(world, monkeypatch):
+    _, protocol, ran = world
+    both = {name: dataclasses.replace(comparison.submission.load(name), name=name) for name in ("one", "other")}
+    monkeypatch.setattr(comparison.submission, "load", both.get)
+    said = []
+    results = search_and_repeat("fake", list(both), protocol, fewest_steps, say=said.append)
+    assert [result.submission for result in results] == ["one", "other"]
+    turns = [line.split(":")[0] for line in said if "repeat" in line]
+    assert turns == [f"fake {name} {comparison.repetition_place(2, seed)}" for seed in (1, 2) for name in both]
 
 
 def test_a_comparison_continues_runs_crashed_trials_again_and_refuses_others(world):
