@@ -25,6 +25,7 @@ from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, 
 from .groups import Group, Parts, for_each, group_by_shape, join, split, unstack
 from .intake import (
     Average,
+    Fallbacks,
     accumulate,
     clip_finite,
     count_false,
@@ -32,6 +33,7 @@ from .intake import (
     is_informed,
     no_average,
     no_factors,
+    no_fallbacks,
     values,
 )
 from .layers import Layer
@@ -57,9 +59,10 @@ class EigenbasisState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
+        fallbacks: times that a layer went without its new curvature or gradient.
         factors: group name -> averages of (A, B).
-        bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one.
+        bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one, and None
+            for a side too wide.
         eigenvalues: group name -> average of the Fisher's in those bases `[n_layers, n_rows, d_out]`; empty with
             `Scaling.ADAM`.
         first_moment: moving average of the gradient.
@@ -67,7 +70,7 @@ class EigenbasisState(NamedTuple):
     """
 
     count: Array
-    n_fallbacks: Array
+    fallbacks: Fallbacks
     factors: dict[str, tuple[Average, Average]]
     bases: dict[str, Bases]
     eigenvalues: dict[str, Average]
@@ -157,9 +160,9 @@ def scale_by_eigenbasis(
         zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
-            n_fallbacks=jnp.zeros([], jnp.int32),
+            fallbacks=no_fallbacks(),
             factors=no_factors(groups),
-            bases={group.name: identity(*group.shape) for group in groups},
+            bases={group.name: identity(*group.factor_shapes) for group in groups},
             eigenvalues={group.name: no_average(*group.shape) for group in groups if has_eigenvalues},
             first_moment=zeros,
             second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
@@ -178,7 +181,7 @@ def scale_by_eigenbasis(
         if factors and scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
             raise ValueError("EK-FAC needs the eigenvalues of every layer with factors: give `estimate` the bases")
         parts, n_lost = finite_gradients(split(gradients, groups))
-        state = state._replace(count=state.count + 1, n_fallbacks=state.n_fallbacks + n_lost)
+        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
             state = _learn(state, groups, factors, eigenvalues, factor_decay)
         if refresh is not None:
@@ -207,14 +210,14 @@ def _learn(
     state: EigenbasisState, groups: Sequence[Group], factors: Mapping, eigenvalues: Mapping, decay: Scalar
 ) -> EigenbasisState:
     if not state.eigenvalues:
-        averages, n_left_out = accumulate(state.factors, groups, factors, decay)
-        return state._replace(factors=averages, n_fallbacks=state.n_fallbacks + n_left_out)
+        averages, left_out = accumulate(state.factors, groups, factors, decay)
+        return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
     estimates = {name: (*pair, eigenvalues[name]) for name, pair in factors.items()}
-    averages, n_left_out = accumulate(_with_eigenvalues(state), groups, estimates, decay)
+    averages, left_out = accumulate(_with_eigenvalues(state), groups, estimates, decay)
     return state._replace(
         factors={name: triple[:2] for name, triple in averages.items()},
         eigenvalues={name: triple[2] for name, triple in averages.items()},
-        n_fallbacks=state.n_fallbacks + n_left_out,
+        fallbacks=state.fallbacks.plus(*left_out),
     )
 
 
@@ -233,7 +236,7 @@ def _refresh(state: EigenbasisState, kind: Refresh, mesh: Mesh | None) -> Eigenb
         bases=new.bases,
         eigenvalues={name: old._replace(value=eigenvalues[name]) for name, old in state.eigenvalues.items()},
         second_moment=state.second_moment._replace(matrices=transferred(state.second_moment.matrices)),
-        n_fallbacks=state.n_fallbacks + count_false(new.is_good.values()),
+        fallbacks=state.fallbacks.plus(n_faulty=count_false(new.is_good.values())),
     )
 
 

@@ -6,11 +6,11 @@ follows its factor by a rotation R, Q <- Q R, found from M = Qᵀ A Q, which is 
     POWER: R is the orthogonal factor of M's QR decomposition: one step of power iteration on all eigenvectors at once,
            as A Q = Q M.
 Neither changes the basis of a factor that did not change, but for the order of its vectors; nor, in a rank-deficient
-factor, that of the null space.
+factor, that of the null space. A diagonal factor, of a side too wide for the whole, has no basis but its own axes.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .groups import for_each
+from .layers import is_diagonal
 from .stacks import map_by_size, one_by_one
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,12 +47,12 @@ class Bases(NamedTuple):
     """Orthogonal bases of the factors of one layer, or with a leading axis of several, one vector a column.
 
     Attributes:
-        inputs: Q_A `[..., n_rows, n_rows]`.
-        outputs: Q_B `[..., d_out, d_out]`.
+        inputs: Q_A `[..., n_rows, n_rows]`; None for the side's own axes.
+        outputs: Q_B `[..., d_out, d_out]`; None for the side's own axes.
     """
 
-    inputs: Array
-    outputs: Array
+    inputs: Array | None
+    outputs: Array | None
 
 
 class Refreshed(NamedTuple):
@@ -69,9 +70,13 @@ class Refreshed(NamedTuple):
     is_good: dict[str, Array]
 
 
-def identity(n_layers: int, n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Bases:
-    """Before a first refresh: the parameters' own axes."""
-    return Bases(*(jnp.tile(jnp.eye(size, dtype=dtype), (n_layers, 1, 1)) for size in (n_rows, d_out)))
+def identity(input_shape: Sequence[int], output_shape: Sequence[int]) -> Bases:
+    """Before a first refresh of factors of these shapes: the parameters' own axes."""
+
+    def own_axes(shape: Sequence[int]) -> Array | None:
+        return None if is_diagonal(shape) else jnp.broadcast_to(jnp.eye(shape[-1], dtype=jnp.float32), shape)
+
+    return Bases(own_axes(input_shape), own_axes(output_shape))
 
 
 def refresh(
@@ -82,11 +87,16 @@ def refresh(
     A factor that is not finite keeps its basis, and one that is zero, but for the order of its vectors.
 
     Args:
-        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`).
+        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`), or diagonals.
         bases: group name -> the bases so far.
         mesh: devices, on one axis, to spread the work over.
     """
-    sides = {(name, i): (factors[name][i], bases[name][i]) for name in factors for i in (0, 1)}
+    sides = {
+        (name, i): (factors[name][i], basis)
+        for name in factors
+        for i, basis in enumerate(bases[name])
+        if basis is not None
+    }
     rotation = {Refresh.FULL: one_by_one(eigenvectors), Refresh.POWER: power_iteration}[kind]
 
     def refresh_sides(factors: Array, bases: Array) -> tuple[Array, Array, Array]:
@@ -97,7 +107,7 @@ def refresh(
         return jnp.where(for_each(are_good), new, bases), overlaps, are_good
 
     done = map_by_size(refresh_sides, sides, mesh)
-    pairs = {name: [done[name, 0], done[name, 1]] for name in factors}
+    pairs = {name: [done.get((name, i), (None, None, True)) for i in (0, 1)] for name in factors}
     return Refreshed(
         {name: Bases(*(side[0] for side in pair)) for name, pair in pairs.items()},
         {name: Bases(*(side[1] for side in pair)) for name, pair in pairs.items()},
@@ -107,12 +117,14 @@ def refresh(
 
 def rotate(matrix: Array, bases: Bases) -> Array:
     """Q_Aᵀ G Q_B of matrices `[..., n_rows, d_out]`."""
-    return _product(bases.inputs.mT, _product(matrix, bases.outputs))
+    if bases.outputs is not None:
+        matrix = _product(matrix, bases.outputs)
+    return matrix if bases.inputs is None else _product(bases.inputs.mT, matrix)
 
 
 def rotate_back(matrix: Array, bases: Bases) -> Array:
     """Q_A U Q_Bᵀ of matrices in the eigenbasis `[..., n_rows, d_out]`."""
-    return _product(bases.inputs, _product(matrix, bases.outputs.mT))
+    return rotate(matrix, Bases(*(None if basis is None else basis.mT for basis in bases)))
 
 
 def transfer(second_moment: Array, overlaps: Bases) -> Array:

@@ -11,7 +11,7 @@ from .capture import Captured, Forward, capture
 from .eigenbasis import Bases
 from .factors import Use, fisher_diagonal, input_sums, output_factor
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
-from .layers import Layer
+from .layers import Layer, is_diagonal
 from .sharing import Layout, Sharing
 
 PyTree = Any
@@ -27,7 +27,8 @@ class Estimate(NamedTuple):
         loss: mean loss `[]`.
         gradients: of the mean loss, like params.
         aux: the forward pass's auxiliary values.
-        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`); empty where none were asked for.
+        factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`), diagonals `[n, 1]` in place of sides too
+            wide; empty where none were asked for.
         eigenvalues: layer name -> those of the Fisher in the bases given `[n_rows, d_out]`; empty without bases.
         uncaptured: layer name -> why it has no factors.
     """
@@ -137,7 +138,7 @@ def estimate_sums(
             b, values = {}, {}
             for name, layer in by_name.items():
                 uses = _uses(name, gradients_at_outputs[name], layout)
-                b[name] = output_factor(uses, sharing, one)
+                b[name] = output_factor(uses, sharing, one, is_diagonal(layer.factor_shapes[1]))
                 if bases is not None:
                     values[name] = fisher_diagonal(inputs[name], uses, sharing, layer.has_bias, one, *bases[name])
             return b, values
@@ -152,7 +153,9 @@ def estimate_sums(
             output_products, eigenvalues = second_order(at_outputs)
         row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
         input_products = {
-            name: input_sums(inputs[name], sharing, layer.has_bias, rows_per_width, row_key)
+            name: input_sums(
+                inputs[name], sharing, layer.has_bias, is_diagonal(layer.factor_shapes[0]), rows_per_width, row_key
+            )
             for name, layer in by_name.items()
         }
     sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)

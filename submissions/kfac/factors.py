@@ -4,6 +4,8 @@ With `a` an input (1 appended for the bias), `ĝ` the gradient of the summed los
 summed loss is divided by, R_n the real positions of example n and N the examples with any:
     expand: A = Σ_{n,r} a aᵀ / Σ_n R_n           B = Σ_{n,r} ĝ ĝᵀ / M
     reduce: A = Σ_n (mean_r a)(mean_r a)ᵀ / N    B = Σ_n (Σ_r ĝ)(Σ_r ĝ)ᵀ / M
+
+The diagonal alone, of a side too wide for the whole, is a column `[n, 1]`.
 """
 
 from collections.abc import Sequence
@@ -36,18 +38,24 @@ class Use(NamedTuple):
     convolution: Convolution | None = None
 
 
-def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array:
+def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool, diagonal: bool = False) -> Array:
     """A `[d_in (+1), d_in (+1)]` of one batch, at least float32. Without a real row it is zero."""
-    products, n_rows = input_sums(uses, sharing, has_bias)
+    products, n_rows = input_sums(uses, sharing, has_bias, diagonal)
     return products / jnp.maximum(n_rows, 1)
 
 
 def input_sums(
-    uses: Sequence[Use], sharing: Sharing, has_bias: bool, rows_per_width: int = 0, key: Array | None = None
+    uses: Sequence[Use],
+    sharing: Sharing,
+    has_bias: bool,
+    diagonal: bool = False,
+    rows_per_width: int = 0,
+    key: Array | None = None,
 ) -> tuple[Array, Array]:
     """A before its division `[d_in (+1), d_in (+1)]`, and the number of real rows to divide by `[]`.
 
     Args:
+        diagonal: A's diagonal alone.
         rows_per_width: expand takes one row in so many, from a random first, that about this many remain for each of
             the factor's own rows; 0 takes all.
         key: random key for the first row.
@@ -63,16 +71,18 @@ def input_sums(
         sums, counts = _reduced(uses)
         rows, count = sums / jnp.maximum(counts, 1)[:, None], (counts > 0).sum()
     count = count.astype(rows.dtype)
-    factor = second_moment(rows)
-    if has_bias:
+    factor = second_moment(rows, diagonal)
+    if has_bias and diagonal:
+        factor = jnp.concatenate([factor, count[None, None]])
+    elif has_bias:
         # The bias entry is 1 in every real row, so its products are the column sums and the count.
         column = rows.sum(0)[:, None]
         factor = jnp.block([[factor, column], [column.T, count[None, None]]])
     return factor, count
 
 
-def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Array:
-    """B `[d_out, d_out]` of one batch, at least float32; `n_terms` is M `[]`.
+def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array, diagonal: bool = False) -> Array:
+    """B `[d_out, d_out]`, or its diagonal, of one batch, at least float32; `n_terms` is M `[]`.
 
     Zero, that is uninformative, where the positions' gradients cancel but for rounding: adding one vector to all of an
     attention layer's keys changes nothing, so reduce sees no curvature there.
@@ -82,7 +92,7 @@ def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array) -> Arra
         size = jnp.square(rows).sum()
         rows, _ = _reduced(uses)
         rows = jnp.where(jnp.square(rows).sum() > _CANCELLED * size, rows, 0)
-    return second_moment(rows) / n_terms.astype(rows.dtype)
+    return second_moment(rows, diagonal) / n_terms.astype(rows.dtype)
 
 
 def fisher_diagonal(
@@ -91,14 +101,15 @@ def fisher_diagonal(
     sharing: Sharing,
     has_bias: bool,
     n_terms: Array,
-    input_basis: Array,
-    output_basis: Array,
+    input_basis: Array | None,
+    output_basis: Array | None,
 ) -> Array:
     """Λ `[d_in (+1), d_out]` = Σ (Q_Aᵀ a)² ((Q_Bᵀ ĝ)²)ᵀ / M over rows: the Fisher's diagonal in the bases Q_A, Q_B.
 
     Args:
         inputs, gradients: inputs and output gradients of the layer's uses, in the same order.
         n_terms: M `[]`.
+        input_basis, output_basis: Q_A and Q_B; None for the side's own axes.
 
     Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
     """
@@ -110,21 +121,28 @@ def fisher_diagonal(
     if has_bias:  # padding needs no mask here: its gradients are zero
         a = jnp.concatenate([a, jnp.ones((len(a), 1), a.dtype)], axis=1)
     highest = jax.lax.Precision.HIGHEST
-    a, g = (jnp.matmul(x, basis, precision=highest) for x, basis in ((a, input_basis), (g, output_basis)))
+    if input_basis is not None:
+        a = jnp.matmul(a, input_basis, precision=highest)
+    if output_basis is not None:
+        g = jnp.matmul(g, output_basis, precision=highest)
     return jnp.einsum("ri,rj->ij", a * a, g * g, precision=highest) / n_terms.astype(g.dtype)
 
 
-def second_moment(rows: Array) -> Array:
-    """Σ x xᵀ over the rows x of `[rows, d]`, without TF32."""
+def second_moment(rows: Array, diagonal: bool = False) -> Array:
+    """Σ x xᵀ over the rows x of `[rows, d]`, or its diagonal, without TF32."""
+    if diagonal:
+        return jnp.square(rows).sum(0)[:, None]
     return jnp.einsum("ri,rj->ij", rows, rows, precision=jax.lax.Precision.HIGHEST)
 
 
-def gradient_covariances(gradient: Array) -> tuple[Array, Array]:
+def gradient_covariances(gradient: Array, diagonal: tuple[bool, bool] = (False, False)) -> tuple[Array, Array]:
     """Shampoo's factors G Gᵀ `[n_rows, n_rows]` and Gᵀ G `[d_out, d_out]` of a gradient `[n_rows, d_out]`.
+
+    `diagonal` says of which the diagonal will do.
 
     Source: Gupta, Koren and Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", 2018.
     """
-    return second_moment(gradient.T), second_moment(gradient)
+    return second_moment(gradient.T, diagonal[0]), second_moment(gradient, diagonal[1])
 
 
 def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: Array) -> Array:

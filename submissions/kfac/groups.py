@@ -50,6 +50,11 @@ class Group:
     def shape(self) -> tuple[int, int, int]:
         return len(self.layers), self.n_rows, self.d_out
 
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Of the stacks of A and of B: `[n_layers, n, n]`, or `[n_layers, n, 1]` for diagonals."""
+        return tuple((len(self.layers), *shape) for shape in self.layers[0].factor_shapes)
+
     def read(self, tree: PyTree) -> Array:
         """The layers' matrices in a parameter-like tree `[n_layers, n_rows, d_out]`."""
         rows = jnp.concatenate([part for layer in self.layers for part in layer.rows(tree)])

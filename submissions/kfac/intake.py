@@ -32,10 +32,26 @@ class Average(NamedTuple):
     n_estimates: Array
 
 
-class FiniteState(NamedTuple):
-    """Of `clip_finite`: `n_fallbacks` `[]` int32, gradients that were lost."""
+class Fallbacks(NamedTuple):
+    """Times that a layer went without its new curvature or gradient, as these told nothing.
 
-    n_fallbacks: Array
+    Attributes:
+        n_zero: `[]` int32, an estimate of it was zero, as in a dead layer, under a head that starts from zero, or in
+            reduce for attention keys, always.
+        n_faulty: `[]` int32, something of it was not finite, or a basis not orthogonal.
+    """
+
+    n_zero: Array
+    n_faulty: Array
+
+    def plus(self, n_zero: int | Array = 0, n_faulty: int | Array = 0) -> "Fallbacks":
+        return Fallbacks(self.n_zero + n_zero, self.n_faulty + n_faulty)
+
+
+class FiniteState(NamedTuple):
+    """Of `clip_finite`: the gradients that were lost."""
+
+    fallbacks: Fallbacks
 
 
 def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
@@ -59,13 +75,13 @@ def clip_finite(layers: Sequence[Layer], max_norm: Scalar) -> optax.GradientTran
 
     def init(params: PyTree) -> FiniteState:
         del params
-        return FiniteState(jnp.zeros([], jnp.int32))
+        return FiniteState(no_fallbacks())
 
     def update(gradients: PyTree, state: FiniteState, params: PyTree | None = None) -> tuple[PyTree, FiniteState]:
         del params
         parts, n_lost = finite_gradients(split(gradients, groups))
         parts, _ = clip.update(parts, clip.init(parts))
-        return join(gradients, groups, parts), FiniteState(state.n_fallbacks + n_lost)
+        return join(gradients, groups, parts), FiniteState(state.fallbacks.plus(n_faulty=n_lost))
 
     return optax.GradientTransformation(init, update)
 
@@ -75,21 +91,22 @@ def count_false(flags: Iterable[Array]) -> Array:
     return sum(((~flag).sum(dtype=jnp.int32) for flag in flags), jnp.zeros([], jnp.int32))
 
 
+def no_fallbacks() -> Fallbacks:
+    return Fallbacks(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+
 def no_average(n_layers: int, n: int, m: int) -> Average:
     return Average(jnp.zeros((n_layers, n, m), jnp.float32), jnp.zeros(n_layers, jnp.int32))
 
 
 def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
     """Group name -> averages of A and of B, before a first estimate."""
-    return {
-        group.name: tuple(no_average(len(group.layers), size, size) for size in (group.n_rows, group.d_out))
-        for group in groups
-    }
+    return {group.name: tuple(no_average(*shape) for shape in group.factor_shapes) for group in groups}
 
 
 def accumulate(
     averages: Mapping[str, PyTree], groups: Sequence[Group], estimates: Mapping[str, PyTree], decay: Scalar
-) -> tuple[dict[str, PyTree], Array]:
+) -> tuple[dict[str, PyTree], Fallbacks]:
     """Average in one batch's estimates, each where it tells something: finite, and not zero.
 
     Args:
@@ -98,19 +115,22 @@ def accumulate(
         decay: of the moving average.
 
     Returns:
-        The averages, and of how many layers an estimate was left out `[]` int32.
+        The averages, and of how many layers an estimate was left out.
     """
-    new, n_left_out = {}, jnp.zeros([], jnp.int32)
+    new, fallbacks = {}, no_fallbacks()
     for group in groups:
         old, treedef = jax.tree.flatten(averages[group.name], is_leaf=_is_average)
         missing = treedef.unflatten([jnp.zeros(average.value.shape[1:]) for average in old])
         batch = treedef.flatten_up_to(group.stack(estimates, missing))
         taken = [_take(average, estimate, decay) for average, estimate in zip(old, batch, strict=True)]
-        new[group.name] = treedef.unflatten([average for average, _ in taken])
+        new[group.name] = treedef.unflatten([average for average, _, _ in taken])
         is_given = jnp.array([layer.name in estimates for layer in group.layers])
-        is_whole = jnp.stack([is_taken for _, is_taken in taken]).all(0)
-        n_left_out += (is_given & ~is_whole).sum(dtype=jnp.int32)
-    return new, n_left_out
+        is_finite, is_nonzero = (jnp.stack(flags).all(0) for flags in list(zip(*taken, strict=True))[1:])
+        fallbacks = fallbacks.plus(
+            n_zero=(is_given & is_finite & ~is_nonzero).sum(dtype=jnp.int32),
+            n_faulty=(is_given & ~is_finite).sum(dtype=jnp.int32),
+        )
+    return new, fallbacks
 
 
 def values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
@@ -126,11 +146,14 @@ def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:
     }
 
 
-def _take(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array]:
+def _take(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array, Array]:
+    """The new average, and of each layer's estimate whether it is finite and whether it is not zero `[n_layers]`."""
     n = average.n_estimates
     value = moving_average(average.value, estimate, jnp.asarray(decay), for_each(n))
-    is_taken = (estimate != 0).any((1, 2)) & jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
-    return Average(jnp.where(for_each(is_taken), value, average.value), n + is_taken), is_taken
+    is_finite = jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
+    is_nonzero = (estimate != 0).any((1, 2))
+    is_taken = is_finite & is_nonzero
+    return Average(jnp.where(for_each(is_taken), value, average.value), n + is_taken), is_finite, is_nonzero
 
 
 def _is_average(node: PyTree) -> bool:

@@ -6,7 +6,7 @@ tree alone: a mapping with a `kernel` and usually a `bias`, whose shape tells ho
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from jax import Array
 
 PyTree = Any
 
-# Above this width a Kronecker factor costs more than it gives (vocabulary-like outputs): 8,192² float32 is 256 MiB.
+# Above this width a whole Kronecker factor costs more than it gives (vocabulary-like outputs): 8,192² float32 is
+# 256 MiB.
 MAX_FACTOR_WIDTH = 8192
 
 
@@ -28,12 +29,14 @@ class Layer:
         kernel_shape: `[*input_axes, *output_axes]`.
         n_output_axes: how many trailing axes of the kernel are outputs.
         has_bias: whether there is a `bias` of shape `[*output_axes]`.
+        max_width: of a side that is wider, the factor is its diagonal alone.
     """
 
     path: tuple[str, ...]
     kernel_shape: tuple[int, ...]
     n_output_axes: int
     has_bias: bool
+    max_width: int = MAX_FACTOR_WIDTH
 
     @property
     def name(self) -> str:
@@ -52,6 +55,11 @@ class Layer:
     def n_rows(self) -> int:
         """Rows of the weight matrix: `d_in`, and one more for the bias."""
         return self.d_in + self.has_bias
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of A and of B: `[n, n]`, or `[n, 1]` for its diagonal."""
+        return tuple((size, size if size <= self.max_width else 1) for size in (self.n_rows, self.d_out))
 
     def rows(self, tree: PyTree) -> list[Array]:
         """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
@@ -75,15 +83,22 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def is_diagonal(shape: Sequence[int]) -> bool:
+    """Whether factors of a shape `[..., n, n]` or `[..., n, 1]` are diagonals."""
+    return shape[-1] != shape[-2]
+
+
 def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Layer, ...]:
     """Every linear layer of a parameter tree that K-FAC can precondition, in tree order.
 
+    A side wider than `max_width` has a diagonal factor, and in the eigenbasis keeps its own axes.
+
     A kernel is left out, and so goes to the first-order fallback, where its split is unknown (three axes and no bias,
     or a bias that is not the kernel's trailing shape, as in layers stacked by a scan), where other parameters
-    share its mapping, and where a side is wider than `max_width`.
+    share its mapping, and where both sides are wider than `max_width`.
     """
-    found = (_layer(path, leaves) for path, leaves in _mappings(params, ()))
-    return tuple(layer for layer in found if layer and max(layer.n_rows, layer.d_out) <= max_width)
+    found = (_layer(path, leaves, max_width) for path, leaves in _mappings(params, ()))
+    return tuple(layer for layer in found if layer and not all(map(is_diagonal, layer.factor_shapes)))
 
 
 def replace_layers(tree: PyTree, layers: tuple[Layer, ...], matrices: Mapping[str, Array]) -> PyTree:
@@ -109,13 +124,17 @@ def describe(params: PyTree, layers: tuple[Layer, ...]) -> str:
         layer = preconditioned.get(path[:-1])
         n_all += leaf.size
         n_preconditioned += leaf.size if layer else 0
-        how = f"factors {layer.n_rows} and {layer.d_out}" if layer else "fallback"
+        how = "factors " + " and ".join(map(_factor, layer.factor_shapes)) if layer else "fallback"
         lines.append(f"  {'.'.join(path)} {tuple(leaf.shape)}: {how}")
     head = f"{n_preconditioned:,} of {n_all:,} parameters in {len(layers)} layers are preconditioned:"
     return "\n".join([head, *lines])
 
 
-def _layer(path: tuple[str, ...], leaves: Mapping[str, Any]) -> Layer | None:
+def _factor(shape: Sequence[int]) -> str:
+    return f"{shape[0]} (diagonal)" if is_diagonal(shape) else str(shape[0])
+
+
+def _layer(path: tuple[str, ...], leaves: Mapping[str, Any], max_width: int) -> Layer | None:
     if "kernel" not in leaves or set(leaves) - {"kernel", "bias"}:
         return None
     kernel, bias = leaves["kernel"], leaves.get("bias")
@@ -127,7 +146,7 @@ def _layer(path: tuple[str, ...], leaves: Mapping[str, Any]) -> Layer | None:
         return None
     if bias is not None and tuple(kernel.shape[-n_output_axes:]) != tuple(bias.shape):
         return None
-    return Layer(path, tuple(kernel.shape), n_output_axes, bias is not None)
+    return Layer(path, tuple(kernel.shape), n_output_axes, bias is not None, max_width)
 
 
 def _mappings(node: PyTree, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:

@@ -1,6 +1,6 @@
 """The damped inverse of a layer's Kronecker-factored curvature, and the update it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .groups import for_each
+from .layers import is_diagonal
 from .stacks import map_by_size, one_by_one
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -22,8 +23,8 @@ class Inverses(NamedTuple):
     """Damped inverses of the factors of one layer, or with a leading axis of several.
 
     Attributes:
-        inputs: `[..., n_rows, n_rows]`.
-        outputs: `[..., d_out, d_out]`.
+        inputs: `[..., n_rows, n_rows]`; of a diagonal factor `[..., n_rows, 1]`.
+        outputs: `[..., d_out, d_out]`; of a diagonal factor `[..., d_out, 1]`.
     """
 
     inputs: Array
@@ -36,7 +37,7 @@ def damping_ratio(inputs: Array, outputs: Array, max_pi: float = MAX_PI) -> Arra
     Source: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, §6.3.
     """
     tiny = jnp.finfo(inputs.dtype).tiny
-    mean_a, mean_b = (jnp.trace(f, axis1=-2, axis2=-1) / f.shape[-1] for f in (inputs, outputs))
+    mean_a, mean_b = (_trace(f) / f.shape[-2] for f in (inputs, outputs))
     pi = jnp.sqrt(jnp.maximum(mean_a, tiny)) / jnp.sqrt(jnp.maximum(mean_b, tiny))
     return jnp.clip(pi, 1 / max_pi, max_pi)
 
@@ -51,18 +52,21 @@ def damped_inverses(
     """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; and how many informed layers got none `[]`.
 
     Args:
-        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`).
+        factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`), or diagonals.
         damping: λ `[]`, above zero.
         previous: group name -> what a layer keeps where an inverse comes out non-finite, or it is not informed.
         is_informed: group name -> whether a layer's factors hold an estimate `[n_layers]`.
         mesh: devices, on one axis, to spread the inversions over; None leaves that to the compiler.
     """
-    damped = {}
-    for name, (inputs, outputs) in factors.items():
-        pi, root = for_each(damping_ratio(inputs, outputs)), jnp.sqrt(damping)
-        damped[name, 0] = (inputs + pi * root * jnp.eye(inputs.shape[-1], dtype=inputs.dtype),)
-        damped[name, 1] = (outputs + root / pi * jnp.eye(outputs.shape[-1], dtype=outputs.dtype),)
-    inverse = map_by_size(one_by_one(_inverse), damped, mesh)
+    damped, inverse = {}, {}
+    for name, pair in factors.items():
+        pi, root = for_each(damping_ratio(*pair)), jnp.sqrt(damping)
+        for side, (factor, amount) in enumerate(zip(pair, (pi * root, root / pi), strict=True)):
+            if is_diagonal(factor.shape):
+                inverse[name, side] = 1 / (factor + amount)
+            else:
+                damped[name, side] = (factor + amount * jnp.eye(factor.shape[-1], dtype=factor.dtype),)
+    inverse |= map_by_size(one_by_one(_inverse), damped, mesh)
     result, n_failed = {}, jnp.zeros([], jnp.int32)
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
@@ -75,8 +79,13 @@ def damped_inverses(
 
 def precondition(gradient: Array, inverses: Inverses) -> Array:
     """A⁻¹ G B⁻¹ for gradients `[..., n_rows, d_out]`."""
-    right = jnp.matmul(gradient, inverses.outputs, precision=_HIGHEST)
-    return jnp.matmul(inverses.inputs, right, precision=_HIGHEST)
+    a, b = inverses
+    right = gradient * b.mT if is_diagonal(b.shape) else jnp.matmul(gradient, b, precision=_HIGHEST)
+    return a * right if is_diagonal(a.shape) else jnp.matmul(a, right, precision=_HIGHEST)
+
+
+def _trace(factor: Array) -> Array:
+    return factor.sum((-2, -1)) if is_diagonal(factor.shape) else jnp.trace(factor, axis1=-2, axis2=-1)
 
 
 def _inverse(matrix: Array) -> Array:
@@ -87,9 +96,9 @@ def _inverse(matrix: Array) -> Array:
     return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 
 
-def no_inverses(n_layers: int, n_rows: int, d_out: int, dtype: jnp.dtype = jnp.float32) -> Inverses:
-    """Zeros, until a first inversion."""
-    return Inverses(*(jnp.zeros((n_layers, size, size), dtype) for size in (n_rows, d_out)))
+def no_inverses(input_shape: Sequence[int], output_shape: Sequence[int]) -> Inverses:
+    """Zeros in the factors' shapes, until a first inversion."""
+    return Inverses(*(jnp.zeros(shape, jnp.float32) for shape in (input_shape, output_shape)))
 
 
 def exists(inverses: Inverses) -> Array:

@@ -20,7 +20,17 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .groups import Parts, for_each, group_by_shape, join, split
-from .intake import Average, accumulate, clip_finite, finite_gradients, is_informed, no_factors, values
+from .intake import (
+    Average,
+    Fallbacks,
+    accumulate,
+    clip_finite,
+    finite_gradients,
+    is_informed,
+    no_factors,
+    no_fallbacks,
+    values,
+)
 from .layers import Layer, at_least_float32
 from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
 from .trust_region import kl_clip as kl_clip_factor
@@ -49,14 +59,14 @@ class KFACState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        n_fallbacks: `[]` int32, times that a layer went without its new curvature or gradient, as these told nothing.
+        fallbacks: times that a layer went without its new curvature or gradient.
         factors: group name -> averages of (A, B).
         inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
         second_moment: moving average of the squared gradient, for the fallback.
     """
 
     count: Array
-    n_fallbacks: Array
+    fallbacks: Fallbacks
     factors: dict[str, tuple[Average, Average]]
     inverses: dict[str, Inverses]
     second_moment: Parts
@@ -135,9 +145,9 @@ def scale_by_kfac(
     def init(params: PyTree) -> KFACState:
         return KFACState(
             count=jnp.zeros([], jnp.int32),
-            n_fallbacks=jnp.zeros([], jnp.int32),
+            fallbacks=no_fallbacks(),
             factors=no_factors(groups),
-            inverses={group.name: no_inverses(*group.shape) for group in groups},
+            inverses={group.name: no_inverses(*group.factor_shapes) for group in groups},
             second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
         )
 
@@ -151,15 +161,15 @@ def scale_by_kfac(
     ) -> tuple[PyTree, KFACState]:
         del params
         parts, n_lost = finite_gradients(split(gradients, groups))
-        state = state._replace(n_fallbacks=state.n_fallbacks + n_lost)
+        state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            averages, n_left_out = accumulate(state.factors, groups, factors, factor_decay)
-            state = state._replace(factors=averages, n_fallbacks=state.n_fallbacks + n_left_out)
+            averages, left_out = accumulate(state.factors, groups, factors, factor_decay)
+            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
         if refresh_inverses:
             inverses, n_failed = damped_inverses(
                 values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
             )
-            state = state._replace(inverses=inverses, n_fallbacks=state.n_fallbacks + n_failed)
+            state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
         state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         inner_product, steps, is_ready = jnp.zeros([]), {}, {}

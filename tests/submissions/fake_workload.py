@@ -24,9 +24,11 @@ class Mode(enum.Enum):
 class Model(nn.Module):
     """Two layers; between them dropout at a rate that may be traced, and batch statistics without the padding."""
 
+    n_hidden: int = 32
+
     @nn.compact
     def __call__(self, x: jax.Array, is_example: jax.Array, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
-        x = nn.tanh(nn.Dense(32, name="hidden")(x))
+        x = nn.tanh(nn.Dense(self.n_hidden, name="hidden")(x))
         if train:
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - dropout_rate, x.shape)
             x = jnp.where(keep, x / (1 - dropout_rate), 0)
@@ -49,9 +51,9 @@ class FakeWorkload:
 
     step_hint = 80
 
-    def __init__(self):
+    def __init__(self, n_hidden: int = 32):
         self.metrics_logger = None
-        self.model = Model()
+        self.model = Model(n_hidden)
         self._init = jax.jit(self.model.init, static_argnums=3)
 
     def init_model_fn(self, rng: Any) -> tuple[Any, Any]:

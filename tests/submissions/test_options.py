@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -55,3 +56,17 @@ def test_statistics_of_a_part_leave_the_gradient_whole(submission, workload):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), parts.factors, of_half.factors)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), parts.first_moment, whole.first_moment)
     assert not np.allclose(next(iter(parts.factors.values()))[0].value, next(iter(whole.factors.values()))[0].value)
+
+
+@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce", "ekfac_adam_expand", "ekfac_adam_reduce", "soap"])
+def test_sides_too_wide_for_a_whole_factor(name):
+    """A hidden layer of 9,000: its B and the next one's A are diagonals, and nothing of it is square."""
+    submission, wide = load(Path(submissions.__path__[0]) / name), FakeWorkload(n_hidden=9000)
+    trial = Trial(submission, wide, point(**searched(submission))).run(0, 51, BATCHES)
+    assert max(leaf.size for leaf in jax.tree.leaves(trial.optimizer_state[0])) == 9 * 9000
+    logged = trial.recorder.logged
+    assert logged[50]["loss"] < 0.5 * logged[0]["loss"]
+    saved = trial.trees
+    restored = flax.serialization.from_bytes(saved, flax.serialization.to_bytes(saved))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)

@@ -103,7 +103,7 @@ class PeriodicAlgorithm(Algorithm):
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimiser of `layers` and all other parameters; its states may count `n_fallbacks`."""
+        """The optimiser of `layers` and all other parameters; its states may count `fallbacks`."""
 
     def variant(self, global_step: int, h: Any) -> Hashable:
         """(estimate factors, refresh what is made of them)."""
@@ -126,8 +126,10 @@ class PeriodicAlgorithm(Algorithm):
         )
 
     def metrics(self, state: PyTree) -> dict[str, Array]:
-        """How often, since the start, a layer went without its new curvature or gradient."""
-        return {"n_curvature_fallbacks": sum(part.n_fallbacks for part in state if hasattr(part, "n_fallbacks"))}
+        """How often since the start a layer went without its new curvature or gradient, and how often by a fault."""
+        counts = [part.fallbacks for part in state if hasattr(part, "fallbacks")]
+        n_zero, n_faulty = (sum(column) for column in zip(*counts, strict=True))
+        return {"n_curvature_fallbacks": n_zero + n_faulty, "n_curvature_faults": n_faulty}
 
 
 def is_due(global_step: int, period: int, early_steps: int) -> bool:

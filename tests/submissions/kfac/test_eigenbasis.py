@@ -154,7 +154,7 @@ def test_layers_of_different_sizes_are_refreshed_each_by_its_own():
         name: tuple(jnp.asarray([factor(size, size, seed) for seed in range(n)], jnp.float32) for size in sizes)
         for name, (n, *sizes) in shapes.items()
     }
-    new = refresh(factors, {name: identity(*shape) for name, shape in shapes.items()}, Refresh.FULL)
+    new = refresh(factors, {name: identity(*(f.shape for f in pair)) for name, pair in factors.items()}, Refresh.FULL)
     for name, pair in factors.items():
         assert new.is_good[name].tolist() == [True] * shapes[name][0]
         for stack, bases in zip(pair, new.bases[name], strict=True):

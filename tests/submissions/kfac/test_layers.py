@@ -38,11 +38,6 @@ def test_split_of_every_kernel(params):
     }
 
 
-def test_wide_layers_are_left_out(params):
-    names = {layer.name for layer in find_layers(params, max_width=13)}
-    assert "wide" not in names and "conv" in names
-
-
 @pytest.mark.parametrize(
     "leaves",
     [

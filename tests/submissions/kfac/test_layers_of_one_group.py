@@ -51,7 +51,7 @@ def compiled(way: str, n_layers: int):
 
 
 def run(way: str, names=NAMES, factors=FACTORS, gradients=GRADIENTS):
-    """The parameters of the named layers after the last step, and the number of fallbacks."""
+    """The parameters of the named layers after the last step, and how often something was faulty."""
     optimizer, update = compiled(way, len(names))
 
     def own(tree):
@@ -64,14 +64,14 @@ def run(way: str, names=NAMES, factors=FACTORS, gradients=GRADIENTS):
         more = {"eigenvalues": {key: values[key] for key in pairs}} if way == "ekfac" else {}
         updates, state = update(own(gradients[step]), state, params, factors=pairs, **options[step], **more)
         params = optax.apply_updates(params, updates)
-    n_fallbacks = sum(int(part.n_fallbacks) for part in state if hasattr(part, "n_fallbacks"))
-    return {name: params[str(i)] for i, name in enumerate(names)}, n_fallbacks
+    n_faulty = sum(int(part.fallbacks.n_faulty) for part in state if hasattr(part, "fallbacks"))
+    return {name: params[str(i)] for i, name in enumerate(names)}, n_faulty
 
 
-def assert_each_as_alone(way: str, n_fallbacks: int, **given) -> None:
+def assert_each_as_alone(way: str, n_faulty: int, **given) -> None:
     together, n_together = run(way, **given)
     alone = {name: run(way, (name,), **given) for name in NAMES}
-    assert n_together == n_fallbacks == sum(n for _, n in alone.values())
+    assert n_together == n_faulty == sum(n for _, n in alone.values())
     for name, (params, _) in alone.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together[name], params[name])
 
