@@ -75,8 +75,8 @@ class MetricsLogger:
         self._rows: list[dict[str, Any]] = []
         self._eval_rows: list[dict[str, Any]] = []
         self._n_fetched = 0
-        self._last_loss: Any = None
-        self._lost_loss = False
+        self._unread_losses: list[Any] = []
+        self._n_lost = 0  # losses that were not finite since one that was
 
     def append_scalar_metrics(
         self,
@@ -94,7 +94,7 @@ class MetricsLogger:
         if is_eval:
             self._eval_rows.append(_in_eval_order(row))
         if "loss" in metrics:
-            self._last_loss = metrics["loss"]
+            self._unread_losses.append(metrics["loss"])
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """What both files hold after a `flush`, for `take_up`."""
@@ -104,26 +104,38 @@ class MetricsLogger:
         """Goes on from the rows of an earlier logger, in place of any of its own."""
         self._rows, self._eval_rows = list(rows["rows"]), list(rows["eval_rows"])
         self._n_fetched = len(self._rows)
+        self._n_lost, self._unread_losses = 0, [row["loss"] for row in self._rows if "loss" in row][-1:]
 
     @property
     def has_diverged(self) -> bool:
-        """Whether a logged "loss" is known not to be finite. Does not wait for one still being computed."""
-        loss = self._last_loss
-        if loss is not None and not (isinstance(loss, jax.Array) and not loss.is_ready()):
-            self._lost_loss |= not math.isfinite(float(loss))
-            self._last_loss = None
-        return self._lost_loss
+        """Whether two logged "loss"es, one after the other, are known not to be finite; one may be a bad batch's alone.
+
+        Does not wait for one that is still being computed.
+        """
+        while self._unread_losses and _is_ready(self._unread_losses[0]):
+            self._read_loss()
+        return self._n_lost >= 2
+
+    def _read_loss(self) -> None:
+        is_finite = math.isfinite(float(self._unread_losses.pop(0)))
+        if self._n_lost < 2:
+            self._n_lost = 0 if is_finite else self._n_lost + 1
 
     def flush(self) -> None:
         """Writes both files as they stand; a file without rows is not made."""
         for row in self._rows[self._n_fetched :]:
             row.update({name: _plain_number(value) for name, value in row.items()})
-            self._lost_loss |= not math.isfinite(row.get("loss", 0.0))
         self._n_fetched = len(self._rows)
+        while self._unread_losses:
+            self._read_loss()
         if self._rows:
             write_csv(self._trial_dir / "measurements.csv", self._rows)
         if self._eval_rows:
             write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows)
+
+
+def _is_ready(value: Any) -> bool:
+    return not isinstance(value, jax.Array) or value.is_ready()
 
 
 def code_version() -> str | None:

@@ -180,7 +180,7 @@ class Training:
         return None if self.reached else miss
 
     def _train_until_evaluation(self, report: Callable[[Progress], None]) -> bool:
-        """Steps to the next evaluation, and preparation for it; False if a logged loss is not finite."""
+        """Steps to the next evaluation, and preparation for it; False if training has diverged."""
         with self.compiles, self.clock.timed() as wait_for:
             while True:
                 self._step()

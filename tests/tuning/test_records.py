@@ -78,15 +78,32 @@ def test_eval_measurements_have_algoperfs_columns_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [math.nan, -math.inf, np.float32(np.nan), jnp.float32(jnp.inf)])
-def test_a_loss_that_is_not_finite_is_remembered(tmp_path, loss):
+@pytest.mark.parametrize("flushes", [False, True])
+def test_two_losses_in_a_row_that_are_not_finite_are_remembered(tmp_path, loss, flushes):
+    """One alone may be a bad batch's, which the next steps get over."""
     logger = records.MetricsLogger(tmp_path)
-    logger.append_scalar_metrics({"loss": 1.0, "grad_norm": math.nan}, 0)
-    assert not logger.has_diverged
-    logger.append_scalar_metrics({"loss": loss}, 1)
-    logger.append_scalar_metrics({"loss": 1.0}, 2)
+    for step, value in enumerate([1.0, loss, 1.0, loss]):
+        logger.append_scalar_metrics({"loss": value, "grad_norm": math.nan}, step)
+        if flushes:
+            logger.flush()
+        assert not logger.has_diverged
+    logger.append_scalar_metrics({"validation/loss": 1.0}, 3)
+    logger.append_scalar_metrics({"loss": loss}, 4)
+    logger.append_scalar_metrics({"loss": 1.0}, 5)
     logger.flush()
     assert logger.has_diverged
-    assert [float(row["loss"]) for row in read(tmp_path / "measurements.csv")][::2] == [1.0, 1.0]
+    assert [float(row["loss"]) for row in read(tmp_path / "measurements.csv") if row["loss"]][:3:2] == [1.0, 1.0]
+
+
+def test_a_loss_lost_before_a_resumption_counts(tmp_path):
+    first, second = records.MetricsLogger(tmp_path), records.MetricsLogger(tmp_path)
+    first.append_scalar_metrics({"loss": math.nan}, 0)
+    first.append_scalar_metrics({"score": 1.0}, 1, is_eval=True)
+    first.flush()
+    second.take_up(first.rows())
+    assert not second.has_diverged
+    second.append_scalar_metrics({"loss": math.nan}, 2)
+    assert second.has_diverged
 
 
 def test_environment_tells_versions_and_hardware():

@@ -114,12 +114,12 @@ def test_lower_is_better(run):
     assert outcome.reason == "budget"
 
 
-def test_a_logged_loss_that_is_not_finite_ends_the_trial_at_once(run, tmp_path):
-    def log_nan_at_12(call):
-        loss = math.nan if call.global_step == 12 else 1.0
+def test_two_logged_losses_in_a_row_that_are_not_finite_end_the_trial_at_once(run, tmp_path):
+    def log_nan(call):
+        loss = math.nan if call.global_step in (5, 11, 12) else 1.0
         call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
 
-    outcome = run(FakeWorkload(target=0.2), fake_submission(log_nan_at_12))
+    outcome = run(FakeWorkload(target=0.2), fake_submission(log_nan))
     assert (outcome.reason, outcome.global_step, outcome.steps_to_target) == ("diverged", 13, None)
     assert json.loads((tmp_path / "outcome.json").read_text())["reason"] == "diverged"
     assert rows(tmp_path / "measurements.csv")[-1]["loss"] == "nan"
