@@ -1,6 +1,8 @@
 """One training step as separate compiled programs, whose differences are what each part of it costs."""
 
 import functools
+import itertools
+import statistics
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -89,11 +91,13 @@ def _step_to(part: str, workload: Any, algorithm: Algorithm, h: Any) -> Callable
 
 
 def cost_of_parts(programs: Mapping[str, Program], *, n_rounds: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Median seconds that each of `PARTS` adds, and the programs' timings, each whole."""
+    """Seconds that each of `PARTS` adds, the median of the rounds' differences, and the programs' timings, each whole."""
     timings = in_turn(programs, n_rounds=n_rounds)
-    medians = [timings[part].median for part in PARTS]
-    added = [medians[0], *(after - before for before, after in zip(medians, medians[1:], strict=False))]
-    return dict(zip(PARTS, added, strict=True)), timings
+    added = {PARTS[0]: timings[PARTS[0]].median}
+    for before, after in itertools.pairwise(PARTS):
+        pairs = zip(timings[before].rounds, timings[after].rounds, strict=True)
+        added[after] = statistics.median(later - earlier for earlier, later in pairs)
+    return added, timings
 
 
 def _problem(workload: Any, batch: PyTree, model_state: PyTree, key: jax.Array) -> Problem:

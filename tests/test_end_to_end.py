@@ -71,6 +71,10 @@ def test_kfac_reaches_the_target_of_the_demo(shared, tmp_path):
     (outcome,) = run(shared, tmp_path, "--workload=b3db", "--submission_path=submissions/kfac_reduce")
     assert outcome["reason"] is None and 0 < outcome["steps_to_target"] <= 300
     assert 0 < outcome["compile_seconds"] < outcome["seconds_to_target"]
+    (file,) = tmp_path.glob("e/*/trial_1/measurements.csv")
+    with file.open(newline="", encoding="utf-8") as rows:
+        logged = [row for row in csv.DictReader(rows) if row["loss"]]
+    assert all(row["n_curvature_faults"] == "0.0" <= row["n_curvature_fallbacks"] for row in logged)
 
 
 @pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce", "ekfac_adam_expand"])

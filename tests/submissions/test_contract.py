@@ -3,7 +3,6 @@
 import json
 import math
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,9 @@ def submission(request) -> Any:
 
 
 @pytest.fixture(scope="module")
-def workload() -> Iterator[FakeWorkload]:
-    """One for all tests, which so share compilations; those are made quickly, for programs that run a few times."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield FakeWorkload()
-    jax.config.update("jax_disable_most_optimizations", before)
+def workload(quick_compilation) -> FakeWorkload:
+    """One for all tests, which so share compilations."""
+    return FakeWorkload()
 
 
 def point(**values: Any) -> tuple:

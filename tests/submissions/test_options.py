@@ -15,6 +15,10 @@ from tests.submissions.test_contract import point, searched
 from tuning.submission import load
 
 BATCHES = batches()
+WITH_CURVATURE = ("kfac_reduce", "ekfac_adam_reduce", "soap")  # expand's are reduce's here, without shared positions
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=["ekfac_adam_expand", "ekfac_adam_reduce"])
@@ -58,7 +62,7 @@ def test_statistics_of_a_part_leave_the_gradient_whole(submission, workload):
     assert not np.allclose(next(iter(parts.factors.values()))[0].value, next(iter(whole.factors.values()))[0].value)
 
 
-@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce", "ekfac_adam_expand", "ekfac_adam_reduce", "soap"])
+@pytest.mark.parametrize("name", WITH_CURVATURE)
 def test_sides_too_wide_for_a_whole_factor(name):
     """A hidden layer of 9,000: its B and the next one's A are diagonals, and nothing of it is square."""
     submission, wide = load(Path(submissions.__path__[0]) / name), FakeWorkload(n_hidden=9000)
@@ -70,3 +74,41 @@ def test_sides_too_wide_for_a_whole_factor(name):
     restored = flax.serialization.from_bytes(saved, flax.serialization.to_bytes(saved))
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
+
+
+class Altered(FakeWorkload):
+    """A workload whose `alter` changes the first parameters."""
+
+    def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
+        params, model_state = super().init_model_fn(rng)
+        return self.alter(params), model_state
+
+
+@pytest.fixture(scope="module")
+def altered() -> Altered:
+    return Altered()
+
+
+def zero_head(params: Any) -> Any:
+    """Every gradient behind it is zero at first."""
+    return params | {"head": jax.tree.map(np.zeros_like, params["head"])}
+
+
+def dead_layer(params: Any) -> Any:
+    """It is saturated, and its gradient always zero."""
+    return params | {"hidden": params["hidden"] | {"bias": np.full_like(params["hidden"]["bias"], 1e3)}}
+
+
+@pytest.mark.parametrize("name", WITH_CURVATURE)
+@pytest.mark.parametrize("alter", [zero_head, dead_layer])
+def test_a_zero_is_counted_and_no_fault(name, alter, altered):
+    altered.alter, trained = alter, load(Path(submissions.__path__[0]) / name)
+    trial = Trial(trained, altered, point(**searched(trained))).run(0, 51, BATCHES)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trial.trees))
+    first, last = (trial.recorder.logged[step] for step in (0, 50))
+    n_first, n_last = (logged["n_curvature_fallbacks"] for logged in (first, last))
+    assert last["n_curvature_faults"] == 0 < n_first
+    if alter is zero_head:
+        assert n_last <= 3 and last["loss"] < 0.7 * first["loss"]
+    else:
+        assert n_last > 5

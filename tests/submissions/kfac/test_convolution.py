@@ -46,6 +46,18 @@ def test_patches_times_kernel_is_the_convolution(conv, randomized):
     np.testing.assert_allclose(got, conv.apply({"params": params}, x), rtol=1e-5, atol=1e-5)
 
 
+def test_reduce_builds_no_patches():
+    """Nothing as large as them on its way, where expand has them whole."""
+    conv, x = nn.Conv(8, (3, 3)), jnp.ones((4, 16, 16, 8))
+    geometry = captured(conv, conv.init(jax.random.key(0), x)["params"], x).convolutions[""]
+
+    def largest(sharing):
+        program = jax.make_jaxpr(lambda x: input_factor([Use(x, Rows(4), geometry)], sharing, True))(x)
+        return max(value.aval.size for equation in program.eqns for value in equation.outvars)
+
+    assert largest(Sharing.REDUCE) < 2 * x.size < 9 * x.size <= largest(Sharing.EXPAND)
+
+
 def test_patches_equal_xla_patches_reordered(conv, randomized):
     x = inputs(conv)
     geometry = captured(conv, randomized(conv, x), x).convolutions[""]

@@ -91,6 +91,20 @@ def test_the_accelerators_way_gives_the_cpus_basis(monkeypatch, rank):
     np.testing.assert_allclose(np.abs(np.diag(one.T @ other))[:rank], 1, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", Refresh)
+def test_an_accelerator_gets_a_program_of_its_own(kind):
+    """Compiled up to the device's own part: batched, and for power iterations by Cholesky, not QR."""
+    pair = {"layer": (jax.ShapeDtypeStruct((3, 5, 5), jnp.float32),) * 2}
+
+    def lines(platform, word):
+        exported = jax.export.export(JITTED[kind], platforms=[platform])(pair, {"layer": Bases(*pair["layer"])})
+        return [line for line in exported.mlir_module().splitlines() if word in line]
+
+    batched = {Refresh.FULL: "syevd", Refresh.POWER: "cholesky"}[kind]
+    assert any("tensor<6x5x5xf32>" in line for line in lines("cuda", batched)) and not lines("cuda", "lapack")
+    assert not any("tensor<6x5x5xf32>" in line for line in lines("cpu", batched)) and lines("cpu", "lapack")
+
+
 @pytest.mark.parametrize("size", [33, 257])
 @pytest.mark.parametrize("error", [1e-4, 9e-4, 3e-3])
 def test_a_basis_called_orthogonal_is(size, error):
