@@ -91,7 +91,7 @@ def _step_to(part: str, workload: Any, algorithm: Algorithm, h: Any) -> Callable
 
 
 def cost_of_parts(programs: Mapping[str, Program], *, n_rounds: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Seconds that each of `PARTS` adds, the median of the rounds' differences, and the programs' timings, each whole."""
+    """Seconds that each of `PARTS` adds (medians of the rounds' differences), and the whole programs' timings."""
     timings = in_turn(programs, n_rounds=n_rounds)
     added = {PARTS[0]: timings[PARTS[0]].median}
     for before, after in itertools.pairwise(PARTS):
