@@ -21,7 +21,7 @@ flags.DEFINE_bool("synthetic", False, "Time those on random batches, as where th
 flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Of the Wide ResNet; the paper's are 128,256,512,1024,2048.")
 flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Of layers, for how cost grows.")
 flags.DEFINE_integer("num_rounds", 7, "Repetitions, of which the median counts.", lower_bound=1)
-flags.DEFINE_integer("block_steps", 20, "Steps of a repetition: a multiple of every refresh period.", lower_bound=1)
+flags.DEFINE_integer("block_steps", 100, "Of a repetition of whole steps, a multiple of all periods.", lower_bound=1)
 flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot.")
 
 
