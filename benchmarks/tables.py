@@ -106,7 +106,11 @@ def _growth(options: Options) -> str:
     }
     for kind in ("png", "svg"):
         growth.plot(costs, options.out / f"growth.{kind}", f"Cost of a step's parts on {jax.devices()[0].device_kind}")
-    parts = ["Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said.", ""]
+    parts = [
+        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. What comes",
+        "out below zero is less than the noise of what it is added to, and not in the plot.",
+        "",
+    ]
     for axis, cost in costs.items():
         parts += [f"## By {axis}", "", growth.table(axis, cost), ""]
     return "\n".join(parts).rstrip()
