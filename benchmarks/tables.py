@@ -108,7 +108,7 @@ def _growth(options: Options) -> str:
         growth.plot(costs, options.out / f"growth.{kind}", f"Cost of a step's parts on {jax.devices()[0].device_kind}")
     parts = [
         "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. What comes",
-        "out below zero is less than the noise of what it is added to, and not in the plot.",
+        "out below zero is less than what two programs' forward and backward differ by, and not plotted.",
         "",
     ]
     for axis, cost in costs.items():

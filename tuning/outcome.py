@@ -9,7 +9,7 @@ class Miss(StrEnum):
     """Why a trial did not reach its target."""
 
     BUDGET = "budget"  # out of steps or time, or the submission ended training
-    DIVERGED = "diverged"  # a loss, or the validation metric, is not finite
+    DIVERGED = "diverged"  # two logged losses in a row, or what an evaluation found, are not finite
     PRUNED = "pruned"  # stopped before the budget, as it could not win any more
     CRASHED = "crashed"  # an error in the submission or the workload
 

@@ -33,12 +33,12 @@ class Average(NamedTuple):
 
 
 class Fallbacks(NamedTuple):
-    """Times that a layer went without its new curvature or gradient, as these told nothing.
+    """Times that a layer, or another leaf, went without its new curvature or gradient.
 
     Attributes:
         n_zero: `[]` int32, an estimate of it was zero, as in a dead layer, under a head that starts from zero, or in
             reduce for attention keys, always.
-        n_faulty: `[]` int32, something of it was not finite, or a basis not orthogonal.
+        n_faulty: `[]` int32, something of it was not finite or overflowed, or a basis was not orthogonal.
     """
 
     n_zero: Array
@@ -122,6 +122,10 @@ def accumulate(
         old, treedef = jax.tree.flatten(averages[group.name], is_leaf=_is_average)
         missing = treedef.unflatten([jnp.zeros(average.value.shape[1:]) for average in old])
         batch = treedef.flatten_up_to(group.stack(estimates, missing))
+        for average, estimate in zip(old, batch, strict=True):
+            if estimate.shape != average.value.shape:
+                expected = f"estimates of {estimate.shape} for averages of {average.value.shape}"
+                raise ValueError(f"layers {group.name}: {expected}; take both from one `find_layers`")
         taken = [_take(average, estimate, decay) for average, estimate in zip(old, batch, strict=True)]
         new[group.name] = treedef.unflatten([average for average, _, _ in taken])
         is_given = jnp.array([layer.name in estimates for layer in group.layers])

@@ -10,7 +10,7 @@ from ..algoperf import schedule
 from ..algoperf.contract import Submission
 from ..algoperf.first_order import FirstOrder
 from ..algoperf.hyperparameters import Hyperparameters
-from ..kfac.layers import find_layers
+from ..kfac.layers import find_layers, is_diagonal
 
 PyTree = Any
 
@@ -30,8 +30,9 @@ class MuonHyperparameters(Hyperparameters):
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """How every linear layer's kernel is a matrix, and None for other parameters."""
-    split = {(*layer.path, "kernel"): layer for layer in find_layers(params)}
+    """How a linear layer's kernel is a matrix, and None for other parameters and vocabulary-like kernels."""
+    layers = (layer for layer in find_layers(params) if not any(map(is_diagonal, layer.factor_shapes)))
+    split = {(*layer.path, "kernel"): layer for layer in layers}
 
     def dimensions(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         layer = split.get(tuple(getattr(key, "key", str(key)) for key in path))

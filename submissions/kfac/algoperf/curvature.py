@@ -103,7 +103,7 @@ class PeriodicAlgorithm(Algorithm):
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimiser of `layers` and all other parameters; its states may count `fallbacks`."""
+        """The optimiser of `layers` and all other parameters; one of its states counts `fallbacks`."""
 
     def variant(self, global_step: int, h: Any) -> Hashable:
         """(estimate factors, refresh what is made of them)."""
