@@ -1,5 +1,6 @@
 """How the parts of a step grow with a model's width, its depth and the shared positions of an example."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def plot(by_axis: Mapping[str, Mapping[int, Cost]], path: Path, title: str) -> N
                 # A difference of two timings may come out below zero where the part costs next to nothing.
                 points = [(size, 1e3 * cost[name][part]) for size, cost in costs.items() if cost[name][part] > 0]
                 panel.plot(*zip(*points, strict=True), color=color, linestyle=line, marker=marker, label=name)
-            base = [1e3 * next(iter(cost.values()))[PARTS[0]] for cost in costs.values()]
+            base = [1e3 * statistics.median(parts[PARTS[0]] for parts in cost.values()) for cost in costs.values()]
             panel.plot(list(costs), base, color="0.5", linestyle=":", label=PARTS[0])
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=f"{part}, by {axis}")
             panel.set_xticks(list(costs), [str(size) for size in costs])

@@ -37,7 +37,9 @@ class Checkpoints:
 
         content = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({"identity": self._identity, "record": dict(record)}),
+            record=ocp.args.JsonSave(
+                {"identity": self._identity, "arrays": _description(arrays), "record": dict(record)}
+            ),
         )
         self._manager.save(step, args=content)
         self._manager.wait_until_finished()
@@ -48,7 +50,8 @@ class Checkpoints:
         One that cannot be read is said so, deleted, and the one before it taken.
 
         Raises:
-            UserError: a checkpoint is of another workload, submission, search point or seed.
+            UserError: a checkpoint is of another workload, submission, search point or seed, or its arrays are others,
+                as those of another version of the submission.
         """
         if not self._folder.is_dir():
             return None
@@ -59,6 +62,7 @@ class Checkpoints:
             try:
                 found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
                 self._refuse_another(found["identity"])
+                self._refuse_other_arrays(found.get("arrays"), _description(like))
                 restore = ocp.args.Composite(arrays=ocp.args.StandardRestore(on_host))
                 return self._manager.restore(step, args=restore)["arrays"], found["record"]
             except UserError:
@@ -83,6 +87,15 @@ class Checkpoints:
             self._open = ocp.CheckpointManager(self._folder, options=options)
         return self._open
 
+    def _refuse_other_arrays(self, saved: list[str] | None, own: list[str]) -> None:
+        if saved != own:
+            others = sorted(set(saved or ()) ^ set(own))
+            raise UserError(
+                f"the checkpoint in {self._folder} holds other arrays than this version of the submission has "
+                f"({len(others)} differ, as {others[0] if others else 'their order'}): resume it with the version that "
+                "made it, or give --overwrite or another --experiment_name"
+            )
+
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         for key, own in self._identity.items():
             if identity.get(key) != own:
@@ -90,3 +103,9 @@ class Checkpoints:
                     f"the checkpoint in {self._folder} has {key} {identity.get(key)!r}, not {own!r}: "
                     "resume what it belongs to, or give --overwrite or another --experiment_name"
                 )
+
+
+def _description(arrays: PyTree) -> list[str]:
+    """Path, shape and dtype of every array."""
+    leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
+    return [f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {leaf.dtype}" for path, leaf in leaves]

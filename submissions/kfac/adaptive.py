@@ -62,7 +62,7 @@ class EigenbasisState(NamedTuple):
         fallbacks: times that a layer went without its new curvature or gradient.
         factors: group name -> averages of (A, B).
         bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one, and None
-            for a side too wide.
+            for a side too wide, whose average then only tells whether estimates were informative.
         eigenvalues: group name -> average of the Fisher's in those bases `[n_layers, n_rows, d_out]`; empty with
             `Scaling.ADAM`.
         first_moment: moving average of the gradient.

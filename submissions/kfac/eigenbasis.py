@@ -135,13 +135,13 @@ def transfer(second_moment: Array, overlaps: Bases) -> Array:
 def in_basis(factor: Array, basis: Array) -> Array:
     """M = Qᵀ A Q `[..., n, n]`, positive definite, without its rounding noise."""
     m = _product(basis.mT, _product(factor, basis))
-    is_diagonal = jnp.eye(m.shape[-1], dtype=bool)
-    diagonal = jnp.where(is_diagonal, m, 0)
+    on_diagonal = jnp.eye(m.shape[-1], dtype=bool)
+    diagonal = jnp.where(on_diagonal, m, 0)
     scale = diagonal.max((-2, -1), keepdims=True)
     m = (m + m.mT) / 2
     m = jnp.where(jnp.abs(m) > _NOISE * jnp.finfo(m.dtype).eps * scale, m, 0)
     floor = jnp.where(scale > 0, _FLOOR * scale, 1)  # a zero factor becomes the identity, and keeps its basis
-    return jnp.where(is_diagonal, jnp.maximum(diagonal, 0) + floor, m)
+    return jnp.where(on_diagonal, jnp.maximum(diagonal, 0) + floor, m)
 
 
 def eigenvectors(m: Array) -> Array:

@@ -11,7 +11,7 @@ from .capture import Captured, Forward, capture
 from .eigenbasis import Bases
 from .factors import Use, fisher_diagonal, input_sums, output_factor
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
-from .layers import Layer, is_diagonal
+from .layers import Layer
 from .sharing import Layout, Sharing
 
 PyTree = Any
@@ -132,16 +132,11 @@ def estimate_sums(
     if captured.inputs:
         by_name = {layer.name: layer for layer in layers if layer.name in captured.inputs}
         inputs = {name: _uses(name, values, layout, captured) for name, values in captured.inputs.items()}
-        outputs, one = jax.lax.stop_gradient(captured.outputs), jnp.ones([])
+        outputs = jax.lax.stop_gradient(captured.outputs)
 
         def second_order(gradients_at_outputs: dict[str, list[Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
-            b, values = {}, {}
-            for name, layer in by_name.items():
-                uses = _uses(name, gradients_at_outputs[name], layout)
-                b[name] = output_factor(uses, sharing, one, is_diagonal(layer.factor_shapes[1]))
-                if bases is not None:
-                    values[name] = fisher_diagonal(inputs[name], uses, sharing, layer.has_bias, one, *bases[name])
-            return b, values
+            uses = {name: _uses(name, gradients_at_outputs[name], layout) for name in by_name}
+            return _second_order(by_name, inputs, uses, sharing, bases)
 
         if fisher is Fisher.SAMPLED:
             at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
@@ -153,9 +148,7 @@ def estimate_sums(
             output_products, eigenvalues = second_order(at_outputs)
         row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
         input_products = {
-            name: input_sums(
-                inputs[name], sharing, layer.has_bias, is_diagonal(layer.factor_shapes[0]), rows_per_width, row_key
-            )
+            name: input_sums(inputs[name], sharing, layer.has_bias, layer.are_diagonal[0], rows_per_width, row_key)
             for name, layer in by_name.items()
         }
     sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)
@@ -165,6 +158,23 @@ def estimate_sums(
 def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:
     convolution = captured.convolutions.get(name) if captured else None
     return [Use(value, layout.rows(value.shape[0], name), convolution) for value in values]
+
+
+def _second_order(
+    layers: Mapping[str, Layer],
+    inputs: Mapping[str, list[Use]],
+    gradients: Mapping[str, list[Use]],
+    sharing: Sharing,
+    bases: Mapping[str, Bases] | None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What sums over rows of output gradients: M B, and where there are bases M times the Fisher's eigenvalues."""
+    products, eigenvalues, one = {}, {}, jnp.ones([])
+    for name, layer in layers.items():
+        products[name] = output_factor(gradients[name], sharing, one, layer.are_diagonal[1])
+        if bases is not None:
+            sides = inputs[name], gradients[name]
+            eigenvalues[name] = fisher_diagonal(*sides, sharing, layer.has_bias, one, *bases[name])
+    return products, eigenvalues
 
 
 def _summed_over_columns(captured: Captured, column: Callable, second_order: Callable) -> PyTree:

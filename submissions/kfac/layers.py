@@ -61,6 +61,11 @@ class Layer:
         """Of A and of B: `[n, n]`, or `[n, 1]` for its diagonal."""
         return tuple((size, size if size <= self.max_width else 1) for size in (self.n_rows, self.d_out))
 
+    @property
+    def are_diagonal(self) -> tuple[bool, bool]:
+        """Whether A and B are diagonals alone."""
+        return tuple(map(is_diagonal, self.factor_shapes))
+
     def rows(self, tree: PyTree) -> list[Array]:
         """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
         leaves = _descend(tree, self.path)
@@ -98,7 +103,7 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
     share its mapping, and where both sides are wider than `max_width`.
     """
     found = (_layer(path, leaves, max_width) for path, leaves in _mappings(params, ()))
-    return tuple(layer for layer in found if layer and not all(map(is_diagonal, layer.factor_shapes)))
+    return tuple(layer for layer in found if layer and not all(layer.are_diagonal))
 
 
 def replace_layers(tree: PyTree, layers: tuple[Layer, ...], matrices: Mapping[str, Array]) -> PyTree:

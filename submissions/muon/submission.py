@@ -10,7 +10,7 @@ from ..algoperf import schedule
 from ..algoperf.contract import Submission
 from ..algoperf.first_order import FirstOrder
 from ..algoperf.hyperparameters import Hyperparameters
-from ..kfac.layers import find_layers, is_diagonal
+from ..kfac.layers import find_layers
 
 PyTree = Any
 
@@ -31,7 +31,7 @@ class MuonHyperparameters(Hyperparameters):
 
 def _matrices(params: PyTree) -> PyTree:
     """How a linear layer's kernel is a matrix, and None for other parameters and vocabulary-like kernels."""
-    layers = (layer for layer in find_layers(params) if not any(map(is_diagonal, layer.factor_shapes)))
+    layers = (layer for layer in find_layers(params) if not any(layer.are_diagonal))
     split = {(*layer.path, "kernel"): layer for layer in layers}
 
     def dimensions(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:

@@ -56,3 +56,17 @@ def test_another_trials_checkpoint_is_refused(tmp_path, key, value):
     with pytest.raises(UserError, match=f"has {key} .*, not ") as error:
         Checkpoints(tmp_path / "c", IDENTITY | {key: value}).newest(_arrays(0))
     assert "\n" not in str(error.value) and "--overwrite" in str(error.value)
+
+
+def test_arrays_of_another_version_are_refused_and_kept(tmp_path):
+    """As damage they would be deleted."""
+    _saved(tmp_path / "c", [10, 20])
+    params, model_state, (count, moments) = _arrays(0)
+    for other in (
+        (params, model_state, (count, {"n": moments["m"]})),
+        (params, model_state, (count, {"m": jnp.zeros(5, jnp.bfloat16)})),
+    ):
+        with pytest.raises(UserError, match="holds other arrays .* differ, as .*--overwrite") as error:
+            Checkpoints(tmp_path / "c", IDENTITY).newest(other)
+        assert "\n" not in str(error.value)
+    assert Checkpoints(tmp_path / "c", IDENTITY).newest(_arrays(0))[1]["global_step"] == 20

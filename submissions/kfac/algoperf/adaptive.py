@@ -11,7 +11,7 @@ from ...algoperf.problem import Problem
 from ..adaptive import Scaling, bases_by_layer, eigenbasis_adam
 from ..eigenbasis import Refresh
 from ..factors import gradient_covariances
-from ..layers import Layer, find_layers, is_diagonal
+from ..layers import find_layers
 from ..sharing import Sharing
 from .curvature import (
     KroneckerHyperparameters,
@@ -152,12 +152,10 @@ class SOAP(_EigenbasisAlgorithm):
         batch = plain_batch(problem, params, h)
         factors = {}
         if estimate_factors:
-            factors = {layer.name: _covariances(layer, batch.gradients) for layer in layers}
+            factors = {
+                layer.name: gradient_covariances(layer.read(batch.gradients), layer.are_diagonal) for layer in layers
+            }
         updates, state = self.optimizer(layers, h, problem.mesh).update(
             batch.gradients, state, params, factors=factors, refresh=refresh
         )
         return result(problem, batch, params, updates, state)
-
-
-def _covariances(layer: Layer, gradients: PyTree) -> tuple[Array, Array]:
-    return gradient_covariances(layer.read(gradients), tuple(map(is_diagonal, layer.factor_shapes)))
