@@ -50,6 +50,7 @@ test-slow: setup-prepare ## run the slow tests, for which TensorFlow is added
 
 lint: setup ## check the code's style
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 clean: ## remove .venv, build outputs and caches; experiments/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

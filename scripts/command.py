@@ -17,9 +17,7 @@ from tuning.errors import UserError, one_line
 
 flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
 flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0)
-flags.DEFINE_string(
-    "compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none."
-)
+flags.DEFINE_string("compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none.")
 
 
 def run(script: str, main: Callable[..., None], *, takes_words: bool = False) -> None:

@@ -32,8 +32,10 @@ flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every
 flags.DEFINE_integer("max_retries", 3, "Deaths of its worker that a trial survives.", lower_bound=0)
 flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
 flags.DEFINE_enum(
-    "prune", "none", [*pruning.Pruning], "Stop a trial when it is past the best one's steps, or behind the median; not "
-    "for official scores."
+    "prune",
+    "none",
+    [*pruning.Pruning],
+    "Stop a trial when it is past the best one's steps, or behind the median; not for official scores.",
 )
 _REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)
 flags.DEFINE_integer("workers", 1, "Worker processes on this machine.", lower_bound=1)

@@ -145,9 +145,7 @@ class Sweep:
         Raises:
             UserError: the set-up failed, as the next one's would: no data set, say. Or the disk is full.
         """
-        cannot_win = pruning.rule(
-            pruning.Pruning(self.request.prune), self.queues[study - 1], claim, self.workload
-        )
+        cannot_win = pruning.rule(pruning.Pruning(self.request.prune), self.queues[study - 1], claim, self.workload)
         try:
             return run_trial(
                 self.workload,

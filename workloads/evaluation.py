@@ -42,6 +42,4 @@ class Predictor:
         targets, weights = zip(*labels, strict=True)
         n_terms = float(np.sum(counts, dtype=np.float64))
         mean_loss = float(np.sum(losses, dtype=np.float64)) / n_terms if n_terms else float("nan")
-        return Predictions(
-            np.concatenate(logits), np.concatenate(targets), np.concatenate(weights), mean_loss
-        )
+        return Predictions(np.concatenate(logits), np.concatenate(targets), np.concatenate(weights), mean_loss)

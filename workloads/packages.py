@@ -19,7 +19,6 @@ def packaged_file(*, module: str, path: str, distribution: str, sha256: str) -> 
         raise FileNotFoundError(f"{module}/{path} is not installed: run `pip install {distribution}`")
     if hashlib.sha256(found.read_bytes()).hexdigest() != sha256:
         raise ValueError(
-            f"{found} is damaged or of another version: "
-            f"run `pip install --force-reinstall --no-deps {distribution}`"
+            f"{found} is damaged or of another version: run `pip install --force-reinstall --no-deps {distribution}`"
         )
     return found

@@ -194,9 +194,7 @@ class _CompiledSteps:
         h = hparams.join(self._static, numbers)
         model_key, algorithm_key = jax.random.split(rng)
         dropout_rate = getattr(h, "dropout_rate", None)
-        problem = Problem(
-            self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh
-        )
+        problem = Problem(self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh)
         return self._algorithm.step(variant, problem, state, params, h, algorithm_key)
 
 

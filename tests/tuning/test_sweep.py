@@ -112,7 +112,7 @@ def test_a_trial_that_is_out_of_memory_fails_alone(tmp_path, limit):
     # The first is refused by the allocator (RESOURCE_EXHAUSTED), the second by the system, the third is killed.
     size, before = {
         "of JAX": ("2**46", []),
-        "of the process": ("40 * 2**30", ["bash", "-c", f"ulimit -v {24 * 2**20}; exec \"$@\"", "limited"]),
+        "of the process": ("40 * 2**30", ["bash", "-c", f'ulimit -v {24 * 2**20}; exec "$@"', "limited"]),
         "of its control group": ("4 * 2**30", []),
     }[limit]
     folder = broken_submission(tmp_path / "greedy", f"jnp.ones(({size} // 4,), 'float32').block_until_ready()")

@@ -94,14 +94,14 @@ def test_a_file_that_is_no_database_and_a_folder_that_is_not_there(tmp_path):
 
 def test_another_sweep_of_the_same_name(tmp_path):
     Sweep(request(tmp_path))
-    assert "has another workload: \"b3db\", not \"mnist_vit\"; give another --experiment_name" in refused(
+    assert 'has another workload: "b3db", not "mnist_vit"; give another --experiment_name' in refused(
         tmp_path, workload="mnist_vit"
     )
     assert "has another submission" in refused(tmp_path, submission_path="submissions/nesterov")
     space = tmp_path / "space.json"
     space.write_text(json.dumps({"learning_rate": {"min": 1e-3, "max": 1e-2, "scaling": "log"}}))
     assert "has another search space" in refused(tmp_path, tuning_search_space=str(space))
-    assert "has another pruning: \"none\", not \"median\"" in refused(tmp_path, prune="median")
+    assert 'has another pruning: "none", not "median"' in refused(tmp_path, prune="median")
     assert "has another number of points: 3, not 4" in refused(tmp_path, num_tuning_trials=4)
     Sweep(request(tmp_path))
 

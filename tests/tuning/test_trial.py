@@ -229,9 +229,7 @@ def test_evaluation_by_time(run, monkeypatch, tmp_path):
 def test_train_state_is_passed_to_those_that_ask_and_cannot_be_written(run):
     seen = []
 
-    def update_params(
-        *, current_param_container, optimizer_state, model_state, train_state, workload, **others
-    ):
+    def update_params(*, current_param_container, optimizer_state, model_state, train_state, workload, **others):
         workload.time.advance(1.0)
         seen.append(train_state["accumulated_submission_time"])
         with pytest.raises(TypeError):

@@ -72,11 +72,7 @@ def test_loss_is_the_masked_sum_over_labelled_pairs(smoothing):
     assert loss["n_valid_examples"] == count and loss["per_example"].shape == (6,)
     np.testing.assert_allclose(loss["per_example"].sum(), summed, rtol=1e-5)
     gradient = jax.grad(lambda x: workload.loss_fn(labels, x, weights)["summed"])(jnp.asarray(logits))
-    assert (
-        np.isfinite(gradient).all()
-        and (np.asarray(gradient)[weights == 0] == 0).all()
-        and gradient[0, 0] == 0
-    )
+    assert np.isfinite(gradient).all() and (np.asarray(gradient)[weights == 0] == 0).all() and gradient[0, 0] == 0
     assert workload.loss_type is LossType.SIGMOID_CROSS_ENTROPY
 
 
@@ -87,9 +83,7 @@ def test_dropout_acts_in_train_mode_only_and_takes_a_traced_rate():
 
     @jax.jit
     def train(key, rate):
-        return workload.model_fn(params, batch, state, ForwardPassMode.TRAIN, key, False, dropout_rate=rate)[
-            0
-        ]
+        return workload.model_fn(params, batch, state, ForwardPassMode.TRAIN, key, False, dropout_rate=rate)[0]
 
     first, second = jax.random.PRNGKey(1), jax.random.PRNGKey(2)
     plain = workload.model_fn(params, batch, state, ForwardPassMode.EVAL, None, False)[0]

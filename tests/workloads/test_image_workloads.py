@@ -33,9 +33,7 @@ def _ids(batch):
 def _shapes(**options):
     def init():
         images = jnp.zeros((1, 224, 224, 3))
-        return ViT(**S16, **options).init(jax.random.PRNGKey(0), images, train=False, dropout_rate=0.0)[
-            "params"
-        ]
+        return ViT(**S16, **options).init(jax.random.PRNGKey(0), images, train=False, dropout_rate=0.0)["params"]
 
     return jax.eval_shape(init)
 
@@ -150,11 +148,7 @@ def test_mnist_is_what_the_workload_says():
         "test": 500,
     }
     for split in splits.values():
-        assert (
-            np.bincount(split.labels).tolist() == [len(split) // 10] * 10 and split.pixels.dtype == np.uint8
-        )
+        assert np.bincount(split.labels).tolist() == [len(split) // 10] * 10 and split.pixels.dtype == np.uint8
     distinct = {image.tobytes() for split in splits.values() for image in split.pixels}
     assert len(distinct) == 5000
-    assert sum(split.pixels.mean(dtype=float) for split in splits.values()) / 3 / 255 == pytest.approx(
-        0.1307, abs=0.01
-    )
+    assert sum(split.pixels.mean(dtype=float) for split in splits.values()) / 3 / 255 == pytest.approx(0.1307, abs=0.01)

@@ -118,9 +118,7 @@ def test_evaluation_does_not_depend_on_batching_and_compiles_once():
     for result in results:
         real = result.weights > 0
         assert real.sum() == labelled
-        np.testing.assert_allclose(
-            result.logits[real], results[0].logits[results[0].weights > 0], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(result.logits[real], results[0].logits[results[0].weights > 0], rtol=1e-4, atol=1e-5)
         labels, logits = result.targets[real].astype(float), result.logits[real].astype(float)
         assert result.mean_loss == pytest.approx(np.mean(np.logaddexp(0, logits) - labels * logits), rel=1e-5)
 
@@ -133,9 +131,7 @@ def test_eval_model_reports_every_split_and_eval_train_is_fixed_and_within_train
     params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
     result = workload.eval_model(256, params, None, jax.random.PRNGKey(0), None, None, 0)
     names = {
-        f"{part}/{name}"
-        for part in ("train", "validation", "test")
-        for name in ("loss", "mean_average_precision")
+        f"{part}/{name}" for part in ("train", "validation", "test") for name in ("loss", "mean_average_precision")
     }
     assert set(result) == names | {"validation/num_examples", "test/num_examples"}
     chosen = workload._evaluated(graphs, "eval_train")

@@ -49,9 +49,7 @@ class B3dbWorkload(GraphWorkload):
         try:
             store.save(graphs, path, source=_SOURCE)
         except OSError as error:
-            _LOG.warning(
-                "featurised molecules are kept in memory only: cannot write %s (%s)", path, error.strerror
-            )
+            _LOG.warning("featurised molecules are kept in memory only: cannot write %s (%s)", path, error.strerror)
         return graphs
 
 
@@ -62,9 +60,7 @@ def build() -> store.PackedGraphs:
         FileNotFoundError, ValueError: the package is missing or damaged.
         ImportError: RDKit or ogb is missing.
     """
-    table = packaged_file(
-        module="B3DB", path="B3DB_classification.tsv", distribution="qc-b3db", sha256=SHA256
-    )
+    table = packaged_file(module="B3DB", path="B3DB_classification.tsv", distribution="qc-b3db", sha256=SHA256)
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     molecules = list(featurise([row["SMILES"] for row in rows]))

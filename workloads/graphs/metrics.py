@@ -12,9 +12,7 @@ def mean_average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.n
     arXiv 2005.00687).
     """
     if not labels.shape == scores.shape == weights.shape:
-        raise ValueError(
-            f"labels {labels.shape}, scores {scores.shape} and weights {weights.shape} differ in shape"
-        )
+        raise ValueError(f"labels {labels.shape}, scores {scores.shape} and weights {weights.shape} differ in shape")
     present = weights > 0
     if not np.isfinite(scores[present]).all():
         return float("nan")

@@ -32,9 +32,7 @@ class GraphNetworkModel(nn.Module):
         return f"Dense_{3 * self.num_message_passing_steps * len(self.hidden_dims)}"
 
     @nn.compact
-    def __call__(
-        self, graph: jraph.GraphsTuple, *, train: bool, dropout_rate: float | jax.Array
-    ) -> jax.Array:
+    def __call__(self, graph: jraph.GraphsTuple, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         """Graphs with nodes [n_nodes, d_v] and edges [n_edges, d_e] -> logits [n_graphs, num_outputs]."""
 
         @jraph.concatenated_args

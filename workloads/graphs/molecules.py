@@ -27,8 +27,7 @@ def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
         from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
     except ImportError as error:
         raise ImportError(
-            f"featurising molecules needs {error.name}: "
-            "run `pip install rdkit && pip install --no-deps ogb==1.3.6`"
+            f"featurising molecules needs {error.name}: run `pip install rdkit && pip install --no-deps ogb==1.3.6`"
         ) from error
     RDLogger.DisableLog("rdApp.*")
     try:

@@ -43,8 +43,6 @@ class OgbgSiluWorkload(OgbgWorkload):
 
 
 class OgbgModelSizeWorkload(OgbgWorkload):
-    model = GraphNetworkModel(
-        num_outputs=_N_TASKS, latent_dim=128, hidden_dims=(256, 256), num_message_passing_steps=3
-    )
+    model = GraphNetworkModel(num_outputs=_N_TASKS, latent_dim=128, hidden_dims=(256, 256), num_message_passing_steps=3)
     validation_target = Target("mean_average_precision", 0.269446)
     test_target = Target("mean_average_precision", 0.253051)

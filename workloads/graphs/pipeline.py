@@ -32,8 +32,7 @@ class BatchShape:
         """Raises ValueError if the batch size is not a positive multiple of the number of sub-batches."""
         if global_batch_size < 1 or global_batch_size % sub_batches:
             raise ValueError(
-                f"the batch size must be a positive multiple of the {sub_batches} sub-batches, "
-                f"not {global_batch_size}"
+                f"the batch size must be a positive multiple of the {sub_batches} sub-batches, not {global_batch_size}"
             )
         return cls(sub_batches, global_batch_size // sub_batches)
 
@@ -131,9 +130,7 @@ def _fill(
     batch.n_node[padding] = shape.max_nodes + 1 - used_nodes
     batch.n_edge[padding] = shape.max_edges - used_edges
 
-    batch.nodes[node : node + used_nodes] = graphs.node_features.take(
-        _ranges(first_node, node_counts), axis=0
-    )
+    batch.nodes[node : node + used_nodes] = graphs.node_features.take(_ranges(first_node, node_counts), axis=0)
     # Each graph's bonds come twice: all in the stored direction, then all in the other.
     twice = np.repeat(bond_counts, 2)
     bonds = _ranges(np.repeat(first_bond, 2), twice)
@@ -153,9 +150,7 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
-def evaluation_batches(
-    graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape
-) -> Iterator[dict[str, Any]]:
+def evaluation_batches(graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape) -> Iterator[dict[str, Any]]:
     """Every graph of `indices` once, in that order; empty sub-batches fill up the last batch."""
     parts = plan(graphs, indices, shape)
     for start in range(0, len(parts), shape.sub_batches):
@@ -168,9 +163,7 @@ class TrainingBatches:
     The last batch of an epoch may be short. The state is (epoch, batches drawn in it).
     """
 
-    def __init__(
-        self, graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape, *, seed: tuple[int, ...]
-    ) -> None:
+    def __init__(self, graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape, *, seed: tuple[int, ...]) -> None:
         self._graphs, self._indices, self._shape, self._seed = graphs, indices, shape, seed
         self.set_state({"epoch": 0, "batch": 0})
 

@@ -104,9 +104,7 @@ def load(path: Path, *, source: str) -> PackedGraphs:
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another format: delete it, and it is made anew") from error
     if header != _header(arrays, source):
-        raise ValueError(
-            f"{path} is damaged, or from another version or source: delete it, and it is made anew"
-        )
+        raise ValueError(f"{path} is damaged, or from another version or source: delete it, and it is made anew")
     return PackedGraphs(**arrays)
 
 

@@ -37,9 +37,7 @@ def decode(encoded: bytes) -> np.ndarray:
     return _decode(encoded, header(encoded), 1)
 
 
-def crop(
-    encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False
-) -> np.ndarray:
+def crop(encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False) -> np.ndarray:
     """The box (top, left, height, width) as RGB uint8 [out, out, 3], by bicubic interpolation.
 
     `known` is the image's header: whoever chose the box has read it. A box at least twice as large as `out` is decoded

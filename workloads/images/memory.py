@@ -60,13 +60,7 @@ class TrainingBatches:
             raise ImportError("training on images needs grain: run `pip install grain`") from error
         # Only indices go through grain, and a batch's images are gathered in one step: examples one by one
         # are slower.
-        indices = (
-            grain.MapDataset.range(len(images))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .batch(batch_size, batch_fn=np.array)
-        )
+        indices = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=np.array)
         self._batches = indices.map(lambda batch: images.batch(batch, size=batch_size))
         self._step = 0
 

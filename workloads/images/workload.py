@@ -108,9 +108,7 @@ class ImageWorkload(FlaxWorkload):
     def _with_eval_train(self, splits: dict[str, Images]) -> dict[str, Images]:
         """Adds "eval_train", the same random part of "train" in every run."""
         shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(len(splits["train"]))
-        return splits | {
-            "eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))
-        }
+        return splits | {"eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))}
 
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         return {"accuracy": accuracy(predictions.targets, predictions.logits, predictions.weights)}

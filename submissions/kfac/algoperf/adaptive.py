@@ -62,9 +62,7 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
     scaling: str = "adam"
     damping: float = 1e-3
 
-    bounds = (
-        KroneckerHyperparameters.bounds | EigenbasisHyperparameters.bounds | {"damping": (1e-30, float("inf"))}
-    )
+    bounds = KroneckerHyperparameters.bounds | EigenbasisHyperparameters.bounds | {"damping": (1e-30, float("inf"))}
     choices = KroneckerHyperparameters.choices | {"scaling": Scaling}
 
 

@@ -21,8 +21,10 @@ def packed(sizes: list[tuple[int, int]], n_nodes: int, n_edges: int, n_graphs: i
     rng = np.random.default_rng(seed)
     n_node, n_edge = (np.array([size[i] for size in sizes]) for i in (0, 1))
     starts = np.cumsum(n_node) - n_node
-    ends = [np.concatenate([start + rng.integers(0, n, e) for start, (n, e) in zip(starts, sizes, strict=True)])
-            for _ in range(2)]
+    ends = [
+        np.concatenate([start + rng.integers(0, n, e) for start, (n, e) in zip(starts, sizes, strict=True)])
+        for _ in range(2)
+    ]
     padding = n_nodes - n_node.sum(), n_edges - n_edge.sum()
     empty = [0] * (n_graphs - len(sizes) - 1)
     senders, receivers = (np.concatenate([end, np.full(padding[1], n_nodes - 1)]).astype(np.int32) for end in ends)

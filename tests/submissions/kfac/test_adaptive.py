@@ -112,8 +112,10 @@ def test_without_curvature_it_is_nadamw():
 
 
 def relative_change(one, other, before) -> float:
-    steps = [np.concatenate([np.ravel(p - q) for p, q in zip(*map(jax.tree.leaves, (end, before)), strict=True)])
-             for end in (one, other)]
+    steps = [
+        np.concatenate([np.ravel(p - q) for p, q in zip(*map(jax.tree.leaves, (end, before)), strict=True)])
+        for end in (one, other)
+    ]
     return np.linalg.norm(steps[0] - steps[1]) / np.linalg.norm(steps[1])
 
 

@@ -77,8 +77,10 @@ def test_a_failed_inverse_keeps_both_previous_ones_of_its_layer_alone():
     """Of a layer in its group, and of a group among others."""
     good, bad = (np.eye(2), np.eye(2)), (np.eye(2), np.full((2, 2), np.nan))
     factors = {"x": stacked(bad, good), "y": stacked(good)}
-    previous = {name: Inverses(*(value * jnp.ones_like(side) for value, side in zip((7, 8), pair, strict=True)))
-                for name, pair in factors.items()}
+    previous = {
+        name: Inverses(*(value * jnp.ones_like(side) for value, side in zip((7, 8), pair, strict=True)))
+        for name, pair in factors.items()
+    }
     informed = {"x": jnp.array([True, True]), "y": YES}
     got, n_failed = damped_inverses(factors, jnp.float32(1.0), previous, informed)
     np.testing.assert_array_equal(got["x"].inputs[0], previous["x"].inputs[0])

@@ -64,17 +64,19 @@ def test_attention_net_with_not_a_number_in_padding(randomized, sharing):
     ]
     layers = find_layers(params)
     factors = jax.jit(
-        lambda params: estimate(
-            lambda p: (AttentionNet().apply({"params": p}, x), None),
-            lambda z: (jnp.where(is_example > 0, z.sum(1), 0).sum(), weights.sum()),
-            params,
-            layers=layers,
-            layout=batch_layout(4, is_example),
-            sharing=sharing,
-            geometry=geometry,
-            weights=weights,
-            key=KEY,
-        ).factors
+        lambda params: (
+            estimate(
+                lambda p: (AttentionNet().apply({"params": p}, x), None),
+                lambda z: (jnp.where(is_example > 0, z.sum(1), 0).sum(), weights.sum()),
+                params,
+                layers=layers,
+                layout=batch_layout(4, is_example),
+                sharing=sharing,
+                geometry=geometry,
+                weights=weights,
+                key=KEY,
+            ).factors
+        )
     )(params)
     assert set(factors) == set(shapes)
     assert_close(factors, slow_factors(examples, sharing, 3.5))
@@ -171,17 +173,19 @@ def test_graph_net_with_not_a_number_in_padding(randomized, sharing):
         examples.append(rows_and_gradients(forward, {**shapes, "head": (1, 2)}, cotangent[n]))
     layers = find_layers(params)
     factors = jax.jit(
-        lambda params: estimate(
-            lambda p: (GraphNet().apply({"params": p}, graph), None),
-            lambda z: (jnp.where(weights > 0, z, 0).sum(), weights.sum()),
-            params,
-            layers=layers,
-            layout=graph_layout(jnp.asarray(N_NODE), jnp.asarray(N_EDGE), 13, 15, jnp.asarray(IS_EXAMPLE)),
-            sharing=sharing,
-            geometry=geometry,
-            weights=weights,
-            key=KEY,
-        ).factors
+        lambda params: (
+            estimate(
+                lambda p: (GraphNet().apply({"params": p}, graph), None),
+                lambda z: (jnp.where(weights > 0, z, 0).sum(), weights.sum()),
+                params,
+                layers=layers,
+                layout=graph_layout(jnp.asarray(N_NODE), jnp.asarray(N_EDGE), 13, 15, jnp.asarray(IS_EXAMPLE)),
+                sharing=sharing,
+                geometry=geometry,
+                weights=weights,
+                key=KEY,
+            ).factors
+        )
     )(params)
     assert set(factors) == {*shapes, "head"}
     assert_close(factors, slow_factors(examples, sharing, 4.0))

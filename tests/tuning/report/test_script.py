@@ -22,9 +22,7 @@ def start(*arguments: object) -> subprocess.Popen:
     def heed_interrupts() -> None:  # which a shell's background jobs, these tests perhaps, are told to ignore
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heed_interrupts
-    )
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heed_interrupts)
 
 
 def test_it_prints_the_table_and_where_the_page_is(tmp_path):
