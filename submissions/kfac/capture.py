@@ -45,8 +45,10 @@ class Captured(NamedTuple):
     uncaptured: dict[str, str]
 
 
-def capture(forward: Forward, params: PyTree, layers: Sequence[Layer]) -> Captured:
+def capture(forward: Forward, params: PyTree, layers: Sequence[Layer], output_gradients: bool = True) -> Captured:
     """Run `forward(params)` once, capturing the inputs of `layers`, and prepare its backward passes.
+
+    Without `output_gradients` the outputs are not perturbed, and the pullback gives the gradient like params alone.
 
     A layer is left out, with the reason, where it is not called, is called inside another transformation (`nn.remat`,
     `nn.scan`, `nn.jit`), whose values may not leave it, or is not of a form that K-FAC knows.
@@ -58,7 +60,8 @@ def capture(forward: Forward, params: PyTree, layers: Sequence[Layer]) -> Captur
     names = {layer.name for layer in layers if plan.shapes.get(layer.name) and layer.name not in plan.uncaptured}
     uncaptured = {layer.name: "not called" for layer in layers if layer.name not in names} | plan.uncaptured
     plan = plan.restricted(names)
-    zeros = {name: [jnp.zeros(s.shape, s.dtype) for s in plan.shapes[name]] for name in sorted(names)}
+    perturbed_names = sorted(names) if output_gradients else []
+    zeros = {name: [jnp.zeros(s.shape, s.dtype) for s in plan.shapes[name]] for name in perturbed_names}
 
     def perturbed(p: PyTree, perturbations: dict[str, list[Array]]) -> tuple[Array, tuple[PyTree, dict]]:
         (outputs, aux), inputs = plan.run(forward, p, perturbations)
@@ -110,7 +113,7 @@ class _Plan:
             else:
                 x = _flatten(x, len(layer.kernel_shape) - layer.n_output_axes)
             uses.append(x)
-            return y + perturbations[layer.name][len(uses) - 1]
+            return y + perturbations[layer.name][len(uses) - 1] if layer.name in perturbations else y
 
         with nn.intercept_methods(interceptor):
             return forward(params), inputs

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
         gradients: of the mean loss, like params.
         aux: the forward pass's auxiliary values.
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`), diagonals `[n, 1]` in place of sides too
-            wide; empty where none were asked for.
+            wide; B is None without output factors; empty where none were asked for.
         eigenvalues: layer name -> those of the Fisher in the bases given `[n_rows, d_out]`; empty without bases.
         uncaptured: layer name -> why it has no factors.
     """
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     loss: Array
     gradients: PyTree
     aux: PyTree
-    factors: dict[str, tuple[Array, Array]]
+    factors: dict[str, tuple[Array, Array | None]]
     eigenvalues: dict[str, Array]
     uncaptured: dict[str, str]
 
@@ -49,7 +49,7 @@ class Sums(NamedTuple):
         n_terms: number of terms M of the loss `[]`.
         gradients: of the summed loss, like params.
         input_products: layer name -> (A times its number of rows, that number `[]`).
-        output_products: layer name -> M B.
+        output_products: layer name -> M B, or None without output factors.
         eigenvalues: layer name -> M times the Fisher's eigenvalues.
     """
 
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
     n_terms: Array
     gradients: PyTree
     input_products: dict[str, tuple[Array, Array]]
-    output_products: dict[str, Array]
+    output_products: dict[str, Array | None]
     eigenvalues: dict[str, Array]
 
     def mean(self, aux: PyTree, uncaptured: dict[str, str]) -> Estimate:
@@ -92,6 +92,7 @@ def estimate_sums(
     layers: Sequence[Layer] = (),
     layout: Layout | None = None,
     sharing: Sharing = Sharing.REDUCE,
+    output_factors: bool = True,
     fisher: Fisher = Fisher.SAMPLED,
     geometry: Geometry | None = None,
     weights: Array | None = None,
@@ -108,6 +109,8 @@ def estimate_sums(
         loss: outputs -> (summed loss, number of terms M); its label smoothing touches the empirical Fisher alone.
         layers: the layers to estimate factors for; none makes this a plain value-and-gradient.
         layout: the batch's leading axes.
+        output_factors: False estimates A alone, from the forward pass of the loss: no pseudo-targets and no second
+            backward pass, whatever the loss; the arguments `fisher`, `geometry` and `weights` then have no effect.
         geometry: the loss's geometry; not needed by the empirical Fisher.
         weights: loss weights, as for `fisher.sample_cotangent`.
         rows_per_width: see `factors.input_sums`.
@@ -118,14 +121,17 @@ def estimate_sums(
         The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
 
     Raises:
-        ValueError: layers without a layout, geometry or key where one is needed, or rows of a layer that the layout
-            does not have.
+        ValueError: layers without a layout, geometry or key where one is needed, bases without output factors, or rows
+            of a layer that the layout does not have.
     """
-    if layers and (layout is None or (geometry is None and fisher is not Fisher.EMPIRICAL)):
+    if bases is not None and not output_factors:
+        raise ValueError("eigenvalues in the given bases need the output factors: leave out output_factors=False")
+    needs_geometry = output_factors and fisher is not Fisher.EMPIRICAL
+    if layers and (layout is None or (geometry is None and needs_geometry)):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
     if layers and rows_per_width and key is None:
         raise ValueError("rows_per_width draws the rows at random: give a key")
-    captured = capture(forward, params, layers)
+    captured = capture(forward, params, layers, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
     input_products, output_products, eigenvalues = {}, {}, {}
@@ -138,9 +144,11 @@ def estimate_sums(
             uses = {name: _uses(name, gradients_at_outputs[name], layout) for name in by_name}
             return _second_order(by_name, inputs, uses, sharing, bases)
 
-        if fisher is Fisher.SAMPLED:
+        if fisher is Fisher.SAMPLED and output_factors:
             at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
-        if fisher is Fisher.EXACT:
+        if not output_factors:
+            output_products = dict.fromkeys(by_name)
+        elif fisher is Fisher.EXACT:
             output_products, eigenvalues = _summed_over_columns(
                 captured, lambda k: root_column(geometry, outputs, weights, k), second_order
             )
