@@ -1,15 +1,20 @@
 """The tables of `scripts/bench_step.py`, each a Markdown file with where and how it was measured."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from benchmarks import flavours, growth, input_pipelines, kfac_jax_mlp, memory, orthogonalisation, workload_steps
+from benchmarks.timing import Deadline
 from tuning import records
 from tuning.errors import UserError
 from tuning.submission import load
+
+
+# Workload, batch size, micro-batches; the most telling first.
+_GPU_SUITE = [("imagenet_vit", 256, 1), ("ogbg", 512, 1), ("cifar10_wrn", 512, 1), ("imagenet_vit", 1024, 4)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class Options:
         batch_sizes: for expand against reduce.
         sizes: axis of growth -> sizes.
         n_rounds: repetitions, of which the median counts.
-        block_steps: steps of a repetition of whole steps, a multiple of every period.
+        minutes: after which nothing new is begun; None for no limit.
     """
 
     workloads: Sequence[str]
@@ -33,7 +38,7 @@ class Options:
     batch_sizes: Sequence[int]
     widths: Sequence[int]
     n_rounds: int
-    block_steps: int
+    minutes: float | None
     seed: int
     data_dir: str
     out: Path
@@ -48,35 +53,69 @@ def write(name: str, options: Options) -> str:
     if name not in _TABLES:
         raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
     title, table = _TABLES[name]
-    head = [f"# {title}", "", records.provenance([records.environment()])]
-    if name != "memory":
-        rounds = f"Medians of {options.n_rounds} rounds, what is compared in turn in one process"
-        head.append(f"{rounds}; seed {options.seed}.")
-    text = "\n".join([*head, "", table(options), ""])
+    text = "\n".join([*_head(title, options, has_rounds=name != "memory"), "", table(options), ""])
     records.write_text(options.out / f"{name}.md", text)
     return text
 
 
+def write_gpu_suite(options: Options, say: Callable[[str], None]) -> None:
+    """Time the steps of the full-size models at full batch and write the table anew after every model.
+
+    The models come in the order of what they tell; where the minutes end before the last one, the page says so.
+    """
+    deadline, parts = Deadline(options.minutes), []
+    for workload, batch_size, micro_batches in _GPU_SUITE:
+        if parts and deadline.has_passed:
+            parts.append(f"Not run, as the {options.minutes:g} minutes were over: {workload}, batch {batch_size}.\n")
+        else:
+            own = dataclasses.replace(options, workloads=[workload], batch_size=batch_size, synthetic=True)
+            parts.append(_workload_steps(own, workload, micro_batches, deadline))
+            say(parts[-1])
+        text = "\n".join([*_head("Seconds of an update step", options), "", *_ABOUT_STEPS, "", *parts])
+        records.write_text(options.out / "steps.md", text)
+
+
+def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
+    head = [f"# {title}", "", records.provenance([records.environment()])]
+    if has_rounds:
+        rounds = f"Medians of at most {options.n_rounds} rounds, what is compared in turn in one process"
+        head.append(f"{rounds}; seed {options.seed}.")
+    return head
+
+
+_ABOUT_STEPS = [
+    "Each compiled step is timed by itself on one batch, which is used again and again. The mean over a run weights",
+    "them by how often a run of the workload's own length takes each.",
+]
+
+
 def _steps(options: Options) -> str:
+    deadline = Deadline(options.minutes)
+    parts = [_workload_steps(options, name, 1, deadline) for name in options.workloads]
+    return "\n".join([*_ABOUT_STEPS, "", *parts]).rstrip()
+
+
+def _workload_steps(options: Options, workload: str, micro_batches: int, deadline: Deadline) -> str:
     submissions = [load(f"submissions/{name}") for name in options.submissions]
-    parts = []
-    for name in options.workloads:
-        batch_size = options.batch_size or submissions[0].get_batch_size(name)
-        later, first = workload_steps.step_times(
-            name,
-            submissions,
-            batch_size=batch_size,
-            synthetic=options.synthetic,
-            n_blocks=options.n_rounds,
-            block_steps=options.block_steps,
-            seed=options.seed,
-            data_dir=options.data_dir,
-        )
-        data = "synthetic data" if options.synthetic else "its own data"
-        parts += [f"## {name}, batch {batch_size}, {data}", "", workload_steps.table(later, first), ""]
-    blocks = f"Blocks of {options.block_steps} steps, whole periods, from step {workload_steps.WARM_UP_STEPS} on; and"
-    beginning = "the first steps, in which the gaps between refreshes grow to those periods."
-    return "\n".join([blocks, beginning, "", *parts]).rstrip()
+    batch_size = options.batch_size or submissions[0].get_batch_size(workload)
+    costs = workload_steps.measure(
+        workload,
+        submissions,
+        batch_size=batch_size,
+        micro_batches=micro_batches,
+        synthetic=options.synthetic,
+        n_rounds=options.n_rounds,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        deadline=deadline,
+    )
+    parts = "" if micro_batches == 1 else f" in {micro_batches} micro-batches"
+    data = "synthetic data" if options.synthetic else "its own data"
+    lines = [f"## {workload}, batch {batch_size}{parts}, {data}", "", workload_steps.table(costs), ""]
+    left_out = options.submissions[len(costs) :]
+    if left_out:
+        lines += [f"Not run, as the {options.minutes:g} minutes were over: {', '.join(left_out)}.", ""]
+    return "\n".join(lines)
 
 
 def _flavours(options: Options) -> str:

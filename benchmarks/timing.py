@@ -9,6 +9,17 @@ from typing import Any
 import jax
 
 
+class Deadline:
+    """A moment after which nothing new is begun; without minutes it never comes."""
+
+    def __init__(self, minutes: float | None = None):
+        self._at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def has_passed(self) -> bool:
+        return time.monotonic() > self._at
+
+
 @dataclass
 class Timing:
     """Seconds a call, one figure a round."""

@@ -1,125 +1,178 @@
-"""Step times of submissions, side by side in one process, averaged over whole periods.
+"""Step times of submissions on a workload: every compiled step by itself, and the mean over a whole run.
 
-Blocks of steps alternate between the submissions (A B A B …), so that a machine whose speed drifts slows all alike. A
-block is a whole number of refresh periods, with its batches drawn beforehand, and is timed until the device is done.
+A submission chooses one of its compiled steps by the step number (for K-FAC: a step that only applies the curvature, or
+one that also estimates and refreshes it). Each of these is timed in blocks of its own, and the blocks of all
+submissions alternate (A B C A B C …), so that a machine whose speed drifts slows all alike. The mean over a run weights
+them by how often the run takes each, so it is exact for any length without a run of that length.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections import Counter, namedtuple
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 
-from benchmarks.timing import Timing, markdown
+from benchmarks.timing import Deadline, Timing, markdown
 from tuning import search_space
+from tuning.clock import CompileTimer
 from tuning.randomness import Keys, Stream
 from tuning.submission import Submission
 from workloads import registry
 
-# Past the steps in which the gaps between refreshes grow, up to 20 steps after ten times as many.
-WARM_UP_STEPS = 200
+# How long a block of steps is to last.
+_ROUND_S = 0.5
 
-# About as long as K-FAC takes to the embedded workloads' targets, with the more frequent refreshes of the beginning.
+# The beginning of a run, in which the curvature is refreshed most often.
 BEGINNING_STEPS = 100
 
 
-class _Stepper:
-    """One submission in the middle of training."""
+@dataclass
+class StepCosts:
+    """One submission's compiled steps.
 
-    def __init__(
-        self, workload_name: str, submission: Submission, batch_size: int, synthetic: bool, seed: int, data_dir: str
-    ):
-        self.submission = submission
+    Attributes:
+        compile_s: seconds until every one of them, and the optimizer's state, was compiled.
+        timings: variant of the step -> its seconds, one figure a round.
+        in_run, in_beginning: variant -> how many of the run's steps, and of its first `BEGINNING_STEPS`, it takes.
+    """
+
+    name: str
+    compile_s: float
+    timings: dict[Hashable, Timing]
+    in_run: Mapping[Hashable, int]
+    in_beginning: Mapping[Hashable, int]
+
+    @property
+    def commonest(self) -> Timing:
+        return self.timings[max(self.in_run, key=self.in_run.get)]
+
+    @property
+    def slowest(self) -> Timing:
+        return max(self.timings.values(), key=lambda timing: timing.median)
+
+    def means(self, counts: Mapping[Hashable, int]) -> list[float]:
+        """Mean seconds of a step over `counts`, round by round."""
+        n_rounds, n_steps = len(self.commonest.rounds), sum(counts.values())
+        return [
+            sum(n * self.timings[variant].rounds[i] for variant, n in counts.items()) / n_steps for i in range(n_rounds)
+        ]
+
+
+class _Stepper:
+    """One submission in training; each call of `block` repeats one compiled step on one batch."""
+
+    def __init__(self, workload_name: str, submission: Submission, batch: Mapping, micro_batches: int, seed: int):
+        self._submission, self._batch = submission, batch
         self._workload = registry.load(workload_name)
         self._keys = Keys(seed, 1)
-        self._hyperparameters = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
-        key = self._keys.of(Stream.DATA)
-        if synthetic:
-            self._queue = self._workload.synthetic_queue(key, batch_size)
-        else:
-            self._queue = self._workload._build_input_queue(key, "train", data_dir, batch_size)
-        self.restart()
-
-    def restart(self) -> None:
-        """Start training anew, with the compiled steps as they are, and the next batches."""
+        point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]._asdict()
+        if micro_batches > 1:
+            point["micro_batches"] = micro_batches
+        h = self._hyperparameters = namedtuple("Hyperparameters", point)(**point)
         self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
-        self._state = self.submission.init_optimizer_state(
-            self._workload,
-            self._params,
-            self._model_state,
-            self._hyperparameters,
-            self._keys.of(Stream.OPTIMIZER_INIT),
-        )
-        self._step = 0
+        compiles = CompileTimer()
+        with compiles:
+            self._state = submission.init_optimizer_state(
+                self._workload, self._params, self._model_state, h, self._keys.of(Stream.OPTIMIZER_INIT)
+            )
+            variants = self._state[1].variants(h, self._workload.step_hint)
+            self._step_of = {variant: step for step, variant in enumerate(variants)}  # the last one of each
+            for variant in self._step_of:
+                self.block(variant, 1)
+        in_run, in_beginning = Counter(variants), Counter(variants[:BEGINNING_STEPS])
+        timings = {variant: Timing(submission.name) for variant in self._step_of}
+        self.costs = StepCosts(submission.name, compiles.seconds, timings, in_run, in_beginning)
+        self._n_calls = {variant: max(1, round(_ROUND_S / self.block(variant, 2))) for variant in self._step_of}
 
-    def block(self, n_steps: int) -> float:
-        """Take `n_steps` steps and return the mean seconds of one."""
-        batches = [jax.device_put(next(self._queue)) for _ in range(n_steps)]
-        jax.block_until_ready((batches, self._state[0], self._params))
+    def round(self) -> None:
+        """Time every compiled step for about `_ROUND_S`."""
+        for variant, timing in self.costs.timings.items():
+            timing.rounds.append(self.block(variant, self._n_calls[variant]))
+
+    def block(self, variant: Hashable, n_steps: int) -> float:
+        """Take `n_steps` steps of one variant and return the mean seconds of one."""
+        step = self._step_of[variant]
+        jax.block_until_ready((self._state[0], self._params))
         started = time.perf_counter()
-        for batch in batches:
-            self._state, self._params, self._model_state = self.submission.update_params(
+        for _ in range(n_steps):
+            self._state, self._params, self._model_state = self._submission.update_params(
                 workload=self._workload,
                 current_param_container=self._params,
                 current_params_types=self._workload.model_params_types,
                 model_state=self._model_state,
                 hyperparameters=self._hyperparameters,
-                batch=batch,
+                batch=self._batch,
                 loss_type=self._workload.loss_type,
                 optimizer_state=self._state,
                 eval_results=[],
-                global_step=self._step,
-                rng=self._keys.of(Stream.UPDATE, self._step),
+                global_step=step,
+                rng=self._keys.of(Stream.UPDATE, step),
             )
-            self._step += 1
         jax.block_until_ready((self._state[0], self._params))
         return (time.perf_counter() - started) / n_steps
 
 
-def step_times(
+def measure(
     workload_name: str,
     submissions: Sequence[Submission],
     *,
     batch_size: int,
+    micro_batches: int,
     synthetic: bool,
-    n_blocks: int,
-    block_steps: int,
+    n_rounds: int,
     seed: int,
     data_dir: str,
-) -> tuple[list[Timing], list[Timing]]:
-    """Time every submission on one workload: blocks of whole periods, then blocks of the first `BEGINNING_STEPS`.
+    deadline: Deadline,
+) -> list[StepCosts]:
+    """Compile and time the steps of every submission, on one batch.
 
-    All share the random seed, and so the batches.
+    Args:
+        synthetic: take a random batch, as without the data set.
+        deadline: no further submission is compiled and no further round begun after it; the first of each are.
     """
-    steppers = [_Stepper(workload_name, own, batch_size, synthetic, seed, data_dir) for own in submissions]
-    later, first = ([Timing(submission.name) for submission in submissions] for _ in range(2))
-    for stepper in steppers:
-        for _ in range(-(-WARM_UP_STEPS // block_steps)):  # in blocks, as a block's batches are on the device at once
-            stepper.block(block_steps)
-    for _ in range(n_blocks):
-        for stepper, timing in zip(steppers, later, strict=True):
-            timing.rounds.append(stepper.block(block_steps))
-    n_parts = -(-BEGINNING_STEPS // block_steps)
-    for _ in range(n_blocks):
-        for stepper, timing in zip(steppers, first, strict=True):
-            stepper.restart()
-            timing.rounds.append(statistics.mean(stepper.block(block_steps) for _ in range(n_parts)))
-    return later, first
+    workload = registry.load(workload_name)
+    key = Keys(seed, 1).of(Stream.DATA)
+    if synthetic:
+        queue = workload.synthetic_queue(key, batch_size)
+    else:
+        queue = workload._build_input_queue(key, "train", data_dir, batch_size)
+    batch = jax.device_put(next(queue))
+    steppers: list[_Stepper] = []
+    for submission in submissions:
+        if steppers and deadline.has_passed:
+            break
+        steppers.append(_Stepper(workload_name, submission, batch, micro_batches, seed))
+    for i in range(n_rounds):
+        if i and deadline.has_passed:
+            break
+        for stepper in steppers:
+            stepper.round()
+    return [stepper.costs for stepper in steppers]
 
 
-def table(later: Sequence[Timing], first: Sequence[Timing]) -> str:
-    """Median milliseconds a step; the ratio to the first row's, block by block: median, least and most.
-
-    The last column is the median ratio of the first steps.
-    """
-    rows = []
-    for own, beginning in zip(later, first, strict=True):
-        ratios, early = _ratios(own, later[0]), _ratios(beginning, first[0])
-        figures = (statistics.median(ratios), min(ratios), max(ratios), statistics.median(early))
-        rows.append([own.name, f"{1e3 * own.median:.1f}", *(f"{ratio:.2f}" for ratio in figures)])
-    columns = ["submission", "ms a step (median)", "ratio (median)", "least", "most"]
-    return markdown([*columns, f"ratio of the first {BEGINNING_STEPS} steps"], rows)
-
-
-def _ratios(own: Timing, base: Timing) -> list[float]:
-    return [mine / other for mine, other in zip(own.rounds, base.rounds, strict=True)]
+def table(costs: Sequence[StepCosts]) -> str:
+    """A row for each submission; ratios are to the first one, round by round, medians of them."""
+    first, rows = costs[0], []
+    for own in costs:
+        run, beginning = (
+            statistics.median(a / b for a, b in zip(own.means(mine), first.means(theirs), strict=True))
+            for mine, theirs in ((own.in_run, first.in_run), (own.in_beginning, first.in_beginning))
+        )
+        n_steps = sum(own.in_run.values())
+        rows.append(
+            [
+                own.name,
+                len(own.timings),
+                f"{own.compile_s:.1f}",
+                f"{1e3 * own.commonest.median:.1f}",
+                f"{1e3 * own.slowest.median:.1f}",
+                f"{n_steps - max(own.in_run.values())} of {n_steps}",
+                f"{run:.2f}",
+                f"{beginning:.2f}",
+            ]
+        )
+    columns = ["submission", "compiled steps", "compilation (s)", "commonest step (ms)", "slowest step (ms)"]
+    columns += ["others than the commonest", "whole run / first row", f"first {BEGINNING_STEPS} steps / first row"]
+    return markdown(columns, rows)

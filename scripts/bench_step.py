@@ -1,6 +1,7 @@
 """Times update steps and their parts side by side, and writes tables and a plot.
 
 python scripts/bench_step.py --tables=steps --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,soap
+python scripts/bench_step.py --suite=gpu --minutes=8
 """
 
 from pathlib import Path
@@ -21,7 +22,8 @@ flags.DEFINE_bool("synthetic", False, "Time those on random batches, as where th
 flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Of the Wide ResNet; the paper's are 128,256,512,1024,2048.")
 flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Of layers, for how cost grows.")
 flags.DEFINE_integer("num_rounds", 7, "Repetitions, of which the median counts.", lower_bound=1)
-flags.DEFINE_integer("block_steps", 100, "Of a repetition of whole steps, a multiple of all periods.", lower_bound=1)
+flags.DEFINE_enum("suite", None, ["gpu"], "In place of --tables: the full-size models at full batch, random data.")
+flags.DEFINE_float("minutes", None, "Begin nothing new after so many; what was measured is kept.", lower_bound=0.1)
 flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot.")
 
 
@@ -34,11 +36,14 @@ def main(chosen: dict[str, Any]) -> None:
         batch_sizes=[int(size) for size in chosen["batch_sizes"]],
         widths=[int(width) for width in chosen["widths"]],
         n_rounds=chosen["num_rounds"],
-        block_steps=chosen["block_steps"],
+        minutes=chosen["minutes"],
         seed=chosen["rng_seed"],
         data_dir=chosen["data_dir"],
         out=Path(chosen["out"]),
     )
+    if chosen["suite"] == "gpu":
+        tables.write_gpu_suite(options, print)
+        return
     for name in chosen["tables"]:
         print(tables.write(name, options))
 

@@ -181,6 +181,11 @@ class _CompiledSteps:
             )
         return self._jitted[variant](*args)
 
+    def variants(self, hyperparameters: Any, n_steps: int) -> list[Hashable]:
+        """Which compiled step each of the first `n_steps` steps takes."""
+        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        return [self._algorithm.variant(global_step, h) for global_step in range(n_steps)]
+
     def _step(
         self,
         variant: Hashable,

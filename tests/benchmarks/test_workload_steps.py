@@ -1,12 +1,23 @@
-from benchmarks.timing import Timing
-from benchmarks.workload_steps import table
+import time
+
+from benchmarks.timing import Deadline, Timing
+from benchmarks.workload_steps import StepCosts, table
 
 
-def test_ratios_are_taken_block_by_block():
-    """A machine that slows down threefold in the second block slows both; the ratios show 2, 2 and 4."""
-    reference, own = Timing("reference", [0.010, 0.030, 0.010]), Timing("own", [0.020, 0.060, 0.040])
-    first = [Timing("reference", [0.010, 0.040, 0.010]), Timing("own", [0.015, 0.060, 0.015])]
-    assert table([reference, own], first).splitlines()[2:] == [
-        "| reference | 10.0 | 1.00 | 1.00 | 1.00 | 1.00 |",
-        "| own | 40.0 | 2.00 | 2.00 | 4.00 | 1.50 |",
+def test_a_run_is_the_mean_of_its_steps_weighted_by_how_often_it_takes_each():
+    """900 steps of 20 ms and 100 of 60 ms are 24 ms a step; the machine is three times slower in the second round."""
+    first = StepCosts("first", 3.0, {None: Timing("first", [0.010, 0.030])}, {None: 1000}, {None: 100})
+    timings = {False: Timing("own", [0.020, 0.060]), True: Timing("own", [0.060, 0.180])}
+    own = StepCosts("own", 7.0, timings, {False: 900, True: 100}, {False: 60, True: 40})
+    assert table([first, own]).splitlines()[2:] == [
+        "| first | 1 | 3.0 | 20.0 | 20.0 | 0 of 1000 | 1.00 | 1.00 |",
+        "| own | 2 | 7.0 | 40.0 | 120.0 | 100 of 1000 | 2.40 | 3.60 |",
     ]
+
+
+def test_a_deadline_passes_after_its_minutes_and_without_minutes_never():
+    deadline = Deadline(0.001)
+    assert not deadline.has_passed
+    time.sleep(0.07)
+    assert deadline.has_passed
+    assert not Deadline().has_passed
