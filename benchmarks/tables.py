@@ -6,12 +6,20 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import flavours, growth, input_pipelines, kfac_jax_mlp, memory, orthogonalisation, workload_steps
+from benchmarks import (
+    flavours,
+    growth,
+    input_pipelines,
+    kfac_jax_mlp,
+    memory,
+    operations,
+    orthogonalisation,
+    workload_steps,
+)
 from benchmarks.timing import Deadline
 from tuning import records
 from tuning.errors import UserError
 from tuning.submission import load
-
 
 # Workload, batch size, micro-batches; the most telling first.
 _GPU_SUITE = [("imagenet_vit", 256, 1), ("ogbg", 512, 1), ("cifar10_wrn", 512, 1), ("imagenet_vit", 1024, 4)]
@@ -53,7 +61,7 @@ def write(name: str, options: Options) -> str:
     if name not in _TABLES:
         raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
     title, table = _TABLES[name]
-    text = "\n".join([*_head(title, options, has_rounds=name != "memory"), "", table(options), ""])
+    text = "\n".join([*_head(title, options, has_rounds=name not in ("memory", "operations")), "", table(options), ""])
     records.write_text(options.out / f"{name}.md", text)
     return text
 
@@ -116,6 +124,16 @@ def _workload_steps(options: Options, workload: str, micro_batches: int, deadlin
     if left_out:
         lines += [f"Not run, as the {options.minutes:g} minutes were over: {', '.join(left_out)}.", ""]
     return "\n".join(lines)
+
+
+def _operations(options: Options) -> str:
+    submissions = [load(f"submissions/{name}") for name in options.submissions]
+    parts = ["Counted by the compiler, for this machine's device; library calls (Cholesky, eigh) count as nothing."]
+    for name in options.workloads:
+        batch_size = options.batch_size or submissions[0].get_batch_size(name)
+        counts = operations.table(name, batch_size, submissions, options.seed)
+        parts += ["", f"## {name}, batch {batch_size}, synthetic data", "", counts]
+    return "\n".join(parts)
 
 
 def _flavours(options: Options) -> str:
@@ -200,6 +218,7 @@ def _inputs(options: Options) -> str:
 
 _TABLES = {
     "steps": ("Seconds of an update step", _steps),
+    "operations": ("Counted work of a training step", _operations),
     "flavours": ("K-FAC-expand against K-FAC-reduce", _flavours),
     "growth": ("How cost grows", _growth),
     "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),

@@ -170,6 +170,9 @@ class _CompiledSteps:
         self._jitted: dict[Hashable, Callable] = {}
 
     def __call__(self, variant: Hashable, *args: Any) -> StepResult:
+        return self._program(variant)(*args)
+
+    def _program(self, variant: Hashable) -> Callable[..., StepResult]:
         if variant not in self._jitted:
             replicated = NamedSharding(self._mesh, PartitionSpec())
             split = NamedSharding(self._mesh, PartitionSpec("batch"))
@@ -179,12 +182,26 @@ class _CompiledSteps:
                 out_shardings=replicated,
                 donate_argnums=(0, 1, 2),
             )
-        return self._jitted[variant](*args)
+        return self._jitted[variant]
 
     def variants(self, hyperparameters: Any, n_steps: int) -> list[Hashable]:
         """Which compiled step each of the first `n_steps` steps takes."""
         h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
         return [self._algorithm.variant(global_step, h) for global_step in range(n_steps)]
+
+    def lower(
+        self,
+        variant: Hashable,
+        hyperparameters: Any,
+        state: PyTree,
+        params: PyTree,
+        model_state: PyTree,
+        batch: Mapping[str, Any],
+        rng: Array,
+    ) -> jax.stages.Lowered:
+        """One compiled step before its compilation, to count what it does; every argument may be a shape alone."""
+        _, numbers = hparams.split(hparams.read(self._algorithm.hyperparameters, hyperparameters))
+        return self._program(variant).lower(state, params, model_state, batch, rng, numbers)
 
     def _step(
         self,
