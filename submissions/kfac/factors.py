@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from .convolution import Convolution, patch_sums, patches
@@ -56,16 +57,17 @@ def input_sums(
 
     Args:
         diagonal: A's diagonal alone.
-        rows_per_width: expand takes one row in so many, from a random first, that about this many remain for each of
-            the factor's own rows; 0 takes all.
-        key: random key for the first row.
+        rows_per_width: expand takes about this many rows for each of the factor's own, drawn by `spread_indices`;
+            0 takes all.
+        key: random key for the draws.
     """
     if sharing is Sharing.EXPAND:
         rows, is_real = _expanded(uses)
         if rows_per_width:
-            stride = max(1, len(rows) // (rows_per_width * (rows.shape[1] + has_bias)))
-            first = jax.random.randint(key, (), 0, stride)
-            rows, is_real = (_every(x, stride, first) for x in (rows, is_real))
+            n_drawn = len(rows) // max(1, len(rows) // (rows_per_width * (rows.shape[1] + has_bias)))
+            if n_drawn < len(rows):
+                drawn = spread_indices(key, len(rows), n_drawn)
+                rows, is_real = rows[drawn], is_real[drawn]
         count = is_real.sum()
     else:
         sums, counts = _reduced(uses)
@@ -79,6 +81,18 @@ def input_sums(
         column = rows.sum(0)[:, None]
         factor = jnp.block([[factor, column], [column.T, count[None, None]]])
     return factor, count
+
+
+def spread_indices(key: Array, n: int, n_drawn: int) -> Array:
+    """`n_drawn` of n indices in ascending order: one uniform draw from each of as many equal intervals.
+
+    Every example gets its share, and each index is as likely as another. Draws of different intervals are independent,
+    so that they follow no period of the rows, such as that of the positions of an example.
+    """
+    # floor((i n + r) / n_drawn) with 0 <= r < n: in integers, as float32 cannot count beyond 2^24, nor int32 up to i n.
+    whole, rest = np.divmod(np.arange(n_drawn, dtype=np.int64) * n, n_drawn)
+    offset = jax.random.randint(key, (n_drawn,), 0, n)
+    return jnp.asarray(whole, jnp.int32) + (jnp.asarray(rest, jnp.int32) + offset) // n_drawn
 
 
 def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array, diagonal: bool = False) -> Array:
@@ -154,12 +168,6 @@ def moving_average(average: Array, estimate: Array, decay: Array, n_estimates: A
     """
     weight = jnp.maximum(1 - decay, 1 / (n_estimates + 1)).astype(average.dtype)
     return average + weight * (estimate - average)
-
-
-def _every(x: Array, stride: int, first: Array) -> Array:
-    """`x[first::stride]` of a traced `first` below `stride`, but for a part of a stride at the end."""
-    whole = x[: len(x) // stride * stride]
-    return jax.lax.dynamic_index_in_dim(whole.reshape(-1, stride, *x.shape[1:]), first, axis=1, keepdims=False)
 
 
 def _expanded(uses: Sequence[Use]) -> tuple[Array, Array]:

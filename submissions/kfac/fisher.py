@@ -1,8 +1,9 @@
 """The output side of the Fisher: the loss's geometry, pseudo-targets drawn from the model, the root of its Hessian.
 
-For the losses here the Fisher equals the generalised Gauss-Newton matrix, whose output part is the Hessian of the loss
-for the model's outputs (logits). Everything is a *cotangent*: the gradient of a summed pseudo-loss for the outputs,
-of the outputs' shape `[examples, *positions, n_outputs]`.
+For softmax, sigmoid and square losses the Fisher equals the generalised Gauss-Newton matrix, whose output part H is the
+Hessian of the loss for the model's outputs (logits). An absolute loss has no Hessian; its Fisher is that of a Laplace
+distribution around the output. Everything is a *cotangent*: the gradient of a summed pseudo-loss for the outputs, of
+the outputs' shape `[examples, *positions, n_outputs]`.
 """
 
 import enum
@@ -17,6 +18,9 @@ from jax import Array
 
 from .layers import at_least_float32
 
+_N_DIRECTIONS = 4
+_N_HALVINGS = 26  # of an interval of 2e4 around the target, down to 3e-4
+
 
 class Fisher(enum.Enum):
     """Where the output gradients of the factors come from."""
@@ -30,47 +34,106 @@ class LossKind(enum.Enum):
     SOFTMAX = "softmax"  # H = diag(p) - p pᵀ
     SIGMOID = "sigmoid"  # H = diag(σ (1 - σ))
     SQUARE = "square"  # H = scale · I
+    ABSOLUTE = "absolute"  # Fisher of a Laplace distribution: scale · I; the Hessian itself is zero
 
 
 class Geometry(NamedTuple):
-    """The Hessian of one position's loss for its outputs; `scale` is for SQUARE (1 for ½‖·‖², 2 for ‖·‖²)."""
+    """The Fisher of one position's loss for its outputs.
+
+    Attributes:
+        scale: for SQUARE the second derivative (1 for ½‖·‖², 2 for ‖·‖²); for ABSOLUTE the square of the slope (1 for
+            ‖·‖₁).
+    """
 
     kind: LossKind
     scale: float = 1.0
 
 
 def probe(position_loss: Callable[[Array], Array], n_outputs: int) -> Geometry:
-    """Find a loss's geometry from its Hessian at two fixed points, rather than trust a label.
+    """Find a loss's geometry from its derivatives at fixed points, rather than trust a label.
+
+    The Hessian is compared with the known forms by its products with random vectors, at two points. It is never built,
+    so that a vocabulary's 50,000 outputs cost a few vectors of that length.
 
     Args:
         position_loss: outputs of one position `[n_outputs]` -> its loss `[]`, for any one valid target.
         n_outputs: number of outputs.
 
     Raises:
-        ValueError: the Hessian is that of none of the known losses.
+        ValueError: the loss does not return one number, or its derivatives are those of none of the known losses.
     """
     # Of different size: a sigmoid loss is even in one output, and near zero its Hessian is nearly constant.
-    points = np.random.default_rng(0).normal(size=(2, n_outputs)).astype(np.float32) * np.float32([[1], [10]])
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2, n_outputs)).astype(np.float32) * np.float32([[1], [10]])
+    directions = rng.normal(size=(_N_DIRECTIONS, n_outputs)).astype(np.float32)
+    shape = jax.eval_shape(position_loss, jax.ShapeDtypeStruct((n_outputs,), jnp.float32)).shape
+    if shape:
+        raise ValueError(f"the loss of one position must be one number; it has the shape {shape}")
     with jax.ensure_compile_time_eval():
-        hessian = jax.jit(jax.hessian(position_loss))
-        found = [np.asarray(hessian(jnp.asarray(point)), np.float64) for point in points]
+        gradient = jax.jit(jax.grad(position_loss))
+        at_points = _hessian_products(gradient, points, directions)
+        slope = None if at_points.any() else _slope(gradient, points)
 
-    def matches(expected: list[np.ndarray]) -> bool:
-        return all(np.allclose(h, e, rtol=1e-3, atol=1e-5) for h, e in zip(found, expected, strict=True))
-
-    scale = float(found[0][0, 0])
-    sigmoid = 1 / (1 + np.exp(-points.astype(np.float64)))
-    softmax = np.exp(points) / np.exp(points).sum(1, keepdims=True)
-    if scale > 0 and matches([scale * np.eye(n_outputs)] * 2):
+    scale = float(at_points[0, 0, 0] / directions[0, 0])
+    if scale > 0 and _matches(at_points, directions, np.full_like(points, scale)):
         return Geometry(LossKind.SQUARE, scale)
-    if matches([np.diag(p * (1 - p)) for p in sigmoid]):
+    if slope is not None:
+        return Geometry(LossKind.ABSOLUTE, slope**2)
+    p = 1 / (1 + np.exp(-points.astype(np.float64)))
+    if _matches(at_points, directions, p * (1 - p)):
         return Geometry(LossKind.SIGMOID)
-    if n_outputs > 1 and matches([np.diag(p) - np.outer(p, p) for p in softmax]):
+    p = np.exp(points - points.max(1, keepdims=True), dtype=np.float64)
+    p /= p.sum(1, keepdims=True)
+    if n_outputs > 1 and _matches(at_points, directions, p, means=directions @ p.T):
         return Geometry(LossKind.SOFTMAX)
     raise ValueError(
-        "the loss's Hessian for the outputs is not that of a softmax, sigmoid or square loss; "
+        "the loss's Hessian for the outputs is not that of a softmax, sigmoid, square or absolute loss; "
         "use the empirical Fisher (fisher='empirical') for this loss"
     )
+
+
+def _hessian_products(gradient: Callable[[Array], Array], points: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """H v at every point for every direction `[n_points, n_directions, n_outputs]` float64."""
+
+    def product(point: Array, direction: Array) -> Array:
+        return jax.jvp(gradient, (point,), (direction,))[1]
+
+    over_directions = jax.vmap(product, in_axes=(None, 0))
+    return np.asarray(jax.vmap(over_directions, in_axes=(0, None))(points, directions), np.float64)
+
+
+def _matches(products: np.ndarray, directions: np.ndarray, diagonals: np.ndarray, means: np.ndarray | None = None):
+    """Whether the products are those of H = diag(d), or with means m = dᵀv of H = diag(d) - d dᵀ.
+
+    Args:
+        products: `[n_points, n_directions, n_outputs]`.
+        directions: v `[n_directions, n_outputs]`.
+        diagonals: d `[n_points, n_outputs]`.
+        means: m `[n_directions, n_points]`.
+    """
+    d, m = diagonals[:, None], 0 if means is None else means.T[:, :, None]
+    expected = d * (directions - m)
+    # Rounding is relative to the terms of a difference; where a sigmoid is near 1, its loss may subtract it from 1.
+    floor = 1e-5 * d.max() if means is None else 1e-6 * d.max(2, keepdims=True)
+    tolerance = 1e-3 * d * (np.abs(directions) + np.abs(m)) + floor
+    return bool((np.abs(products - expected) <= tolerance).all())
+
+
+def _slope(gradient: Callable[[Array], Array], points: np.ndarray) -> float | None:
+    """The slope c of a loss c ‖z - t‖₁; None for another loss.
+
+    A search by halves for t, all outputs at once: the gradient must be ±c everywhere on the way, which ends close
+    enough to t to tell a kink from the bend of a Huber loss.
+    """
+    low, high = -1e4 - np.abs(points[0]), 1e4 + np.abs(points[1])
+    slope = float(gradient(high)[0])
+    for _ in range(_N_HALVINGS):
+        middle = (low + high) / 2
+        at_ends, at_middle = np.stack([-gradient(low), gradient(high)]), np.asarray(gradient(middle))
+        if slope <= 0 or not np.allclose([*at_ends, np.abs(at_middle)], slope, rtol=1e-3, atol=0):
+            return None
+        low, high = np.where(at_middle < 0, middle, low), np.where(at_middle < 0, high, middle)
+    return slope
 
 
 def sample_cotangent(geometry: Geometry, outputs: Array, weights: Array | None, key: Array) -> Array:
@@ -90,6 +153,8 @@ def sample_cotangent(geometry: Geometry, outputs: Array, weights: Array | None, 
     elif geometry.kind is LossKind.SIGMOID:
         p = jax.nn.sigmoid(outputs)
         gradient = p - jax.random.bernoulli(key, p).astype(outputs.dtype)
+    elif geometry.kind is LossKind.ABSOLUTE:  # the sign of a Laplace variable around the output
+        gradient = math.sqrt(geometry.scale) * jax.random.rademacher(key, outputs.shape, outputs.dtype)
     else:
         gradient = math.sqrt(geometry.scale) * jax.random.normal(key, outputs.shape, outputs.dtype)
     return _weighted(gradient, weights)

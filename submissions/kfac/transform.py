@@ -97,7 +97,9 @@ def kfac(
         weight_decay: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average.
-        kl_clip: bound κ on ⟨u, g⟩ of the update u over the preconditioned layers, so ½ lr² κ on a step.
+        kl_clip: bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum. It bounds the
+            Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up directions, to at most
+            1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
         fallback_rate: see `scale_by_kfac`.
         mesh: devices, on one axis, to spread the inversions over.
     """

@@ -1,4 +1,4 @@
-"""Bounds on the length of a step."""
+"""Bounds on the length of a direction."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -8,6 +8,7 @@ def kl_clip(inner_product: Array, bound: Array) -> Array:
     """Factor `[]`, at most 1, that keeps ⟨u, g⟩ of a preconditioned update u = F⁻¹g within `bound`.
 
     A step of -lr·u has a Kullback-Leibler divergence of about ½ lr² uᵀFu = ½ lr² ⟨u, g⟩, so it stays below ½ lr² κ.
+    It bounds the direction u, to which momentum then adds earlier ones, not the step that is taken.
     Bounding ⟨u, g⟩ rather than lr² ⟨u, g⟩, as the source does, lets the learning rate's schedule shrink the region.
 
     Args:

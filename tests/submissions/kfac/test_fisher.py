@@ -16,10 +16,13 @@ LOSSES = {
     LossKind.SIGMOID: lambda z: optax.sigmoid_binary_cross_entropy(z, jnp.ones_like(z)).sum(),
     LossKind.SQUARE: lambda z: optax.l2_loss(z).sum(),
 }
+# Constant, as that of squares: an absolute loss has no Hessian, and the score of a Laplace distribution is a sign.
+LOSSES[LossKind.ABSOLUTE] = LOSSES[LossKind.SQUARE]
 WEIGHTS = {
     LossKind.SOFTMAX: jnp.asarray([1.0, 3.0]),
     LossKind.SIGMOID: LABEL_WEIGHTS,
     LossKind.SQUARE: LABEL_WEIGHTS,
+    LossKind.ABSOLUTE: LABEL_WEIGHTS,
 }
 
 
@@ -94,7 +97,9 @@ def test_probe_finds_square_and_its_scale(loss, scale):
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda z: jnp.abs(z).sum(),
+        lambda z: jnp.abs(z).sum() + jnp.abs(z[0]),
+        lambda z: jnp.maximum(z, 0).sum(),
+        lambda z: -z.sum(),
         lambda z: optax.hinge_loss(z, jnp.ones_like(z)).sum(),
         lambda z: optax.softmax_cross_entropy(2 * z, jax.nn.one_hot(0, 3)),
         lambda z: 3 * optax.sigmoid_binary_cross_entropy(z, jnp.ones(3)).sum(),
@@ -102,7 +107,17 @@ def test_probe_finds_square_and_its_scale(loss, scale):
         lambda z: optax.huber_loss(z).sum(),
         lambda z: optax.l2_loss(z).sum() + optax.l2_loss(z[0]),
     ],
-    ids=["absolute", "hinge", "tempered softmax", "scaled sigmoid", "focal", "huber", "weighted square"],
+    ids=[
+        "weighted absolute",
+        "relu",
+        "linear",
+        "hinge",
+        "tempered softmax",
+        "scaled sigmoid",
+        "focal",
+        "huber",
+        "weighted square",
+    ],
 )
 def test_probe_refuses_another_loss(loss):
     with pytest.raises(ValueError, match="empirical Fisher"):
@@ -113,6 +128,41 @@ def test_probe_refuses_another_loss(loss):
 def test_probe_is_not_fooled_by_one_output_near_zero(loss):
     with pytest.raises(ValueError, match="empirical Fisher"):
         probe(lambda z: loss(z, jnp.zeros(1)).sum(), 1)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.7, -300.0])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_probe_finds_an_absolute_loss_and_its_scale(target, n_outputs):
+    found = probe(lambda z: 3 * jnp.abs(z - target).sum(), n_outputs)
+    assert found.kind is LossKind.ABSOLUTE and found.scale == pytest.approx(9, rel=1e-5)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1.0])
+def test_probe_tells_a_huber_loss_of_a_far_target_from_an_absolute_one(delta):
+    with pytest.raises(ValueError, match="empirical Fisher"):
+        probe(lambda z: optax.huber_loss(z, jnp.full(2, 5.0), delta=delta).sum(), 2)
+
+
+def test_signs_are_drawn_for_an_absolute_loss():
+    draws = sample_cotangent(Geometry(LossKind.ABSOLUTE, 9.0), jnp.zeros((400, 3)), None, jax.random.key(0))
+    assert set(np.unique(draws)) == {-3.0, 3.0}
+
+
+WIDE = 50_257
+
+
+@pytest.mark.parametrize("kind", LossKind)
+def test_probe_of_a_vocabulary(kind):
+    """A dense Hessian would take 10 GB; nor may one output that differs among 50,257 be missed."""
+    loss = {**LOSSES, LossKind.ABSOLUTE: lambda z: jnp.abs(z).sum()}[kind]
+    assert probe(loss, 50_257) == Geometry(kind)
+    with pytest.raises(ValueError, match="empirical Fisher"):
+        probe(lambda z: loss(z.at[1_000].multiply(1.1)), 50_257)
+
+
+def test_probe_needs_one_number():
+    with pytest.raises(ValueError, match="must be one number"):
+        probe(optax.l2_loss, 3)
 
 
 def test_probe_works_while_a_step_is_being_traced():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from submissions.kfac import Fisher, Geometry, LossKind, Sharing, batch_layout, estimate, find_layers, graph_layout
-from submissions.kfac.factors import Use, input_factor, input_sums, output_factor
+from submissions.kfac.factors import Use, input_factor, input_sums, output_factor, spread_indices
 from submissions.kfac.sharing import Rows, expand
 
 RNG = np.random.default_rng(0)
@@ -104,23 +104,51 @@ def test_a_batch_of_padding_gives_zero(sharing):
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_expand_takes_some_rows_all_over_the_batch(has_bias):
-    """One in three of 30 rows of width 3 (4), each as often; padding is neither counted nor taken in."""
+def test_expand_draws_some_rows_and_counts_the_real_ones(has_bias):
+    """Ten of 30 rows of width 3 (4): the sums are those of the rows drawn, without the padding among them."""
     is_example = np.asarray([1, 1, 0, 1, 1, 1.0])
     x = np.where(is_example[:, None, None] > 0, np.asarray(X, np.float64), np.inf)
     rows = np.where(np.isfinite(x), x, 0).reshape(30, 3)
     is_real = np.repeat(is_example, 5)
     if has_bias:
         rows = np.column_stack([rows, is_real])
-    subsets = [(rows[first::3].T @ rows[first::3], is_real[first::3].sum()) for first in range(3)]
-    use, found = [Use(jnp.asarray(x, jnp.float32), Rows(6, None, jnp.asarray(is_example)))], set()
-    for seed in range(20):
-        key = jax.random.key(seed)
-        products, count = input_sums(use, Sharing.EXPAND, has_bias, rows_per_width=2 if has_bias else 3, key=key)
-        matches = [i for i, (p, c) in enumerate(subsets) if np.allclose(products, p, atol=1e-5) and count == c]
-        assert len(matches) == 1
-        found.add(matches[0])
-    assert found == {0, 1, 2}
+    use, key = [Use(jnp.asarray(x, jnp.float32), Rows(6, None, jnp.asarray(is_example)))], jax.random.key(0)
+    products, count = input_sums(use, Sharing.EXPAND, has_bias, rows_per_width=2 if has_bias else 3, key=key)
+    drawn = np.asarray(spread_indices(key, 30, 10))
+    np.testing.assert_allclose(products, rows[drawn].T @ rows[drawn], rtol=1e-5, atol=1e-5)
+    assert count == is_real[drawn].sum() < 10
+
+
+@pytest.mark.parametrize(("n", "n_drawn"), [(30, 10), (31, 12), (7, 7)])
+def test_rows_are_drawn_uniformly_and_spread_over_the_examples(n, n_drawn):
+    keys = jax.random.split(jax.random.key(0), 4_000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: spread_indices(key, n, n_drawn)))(keys))
+    low, high = (np.arange(n_drawn) * n // n_drawn, -(-(np.arange(n_drawn) + 1) * n // n_drawn))
+    assert (drawn >= low).all() and (drawn < high).all()
+    frequency = np.bincount(drawn.ravel(), minlength=n) / len(keys)
+    np.testing.assert_allclose(frequency, n_drawn / n, atol=0.04)
+
+
+def test_no_index_overflows():
+    drawn = np.asarray(spread_indices(jax.random.key(0), 2**30, 5_000), np.int64)
+    assert (drawn // (2**30 / 5_000)).astype(int).tolist() == list(range(5_000))
+
+
+def test_drawn_rows_do_not_alias_with_the_positions():
+    """Inputs that depend on the position alone, as position embeddings do: one row in 16, of 16 positions.
+
+    Each draw of every sixteenth row would see a single position.
+    """
+    position = np.random.default_rng(0).normal(size=(16, 2))
+    use = [Use(jnp.asarray(np.tile(position, (64, 1, 1)), jnp.float32), Rows(64))]
+    whole, n_rows = input_sums(use, Sharing.EXPAND, False)
+    keys = jax.random.split(jax.random.key(1), 400)
+    drawn = jax.vmap(lambda key: jnp.divide(*input_sums(use, Sharing.EXPAND, False, rows_per_width=32, key=key)))(keys)
+    error = np.sqrt(((drawn - whole / n_rows) ** 2).mean((0, 1, 2)))
+    products = np.einsum("pi,pj->pij", position, position)
+    of_64_independent_draws = np.sqrt(products.var(0).mean() / 64)
+    assert error < 1.1 * of_64_independent_draws
+    assert of_64_independent_draws < 0.2 * np.sqrt(products.var(0).mean())  # the error of a single position
 
 
 def test_rows_at_random_need_a_key(params):
