@@ -1,15 +1,42 @@
-"""Whether a folder can be written, and whether an error says that it cannot."""
+"""Whether a folder can be written, whether an error says that it cannot, and what is on disk for good."""
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuning.errors import UserError
 
 _PROBE_BYTES = 2**16
-_CURE = "free some space or choose another --experiment_dir, and run the command again: what is done is kept"
+_AGAIN = "run the command again: what is done is kept"
+_OTHER_PLACE = "give another --experiment_dir or --experiment_name"
+_CURES = {
+    errno.ENAMETOOLONG: "give a shorter --experiment_name",
+    errno.EACCES: _OTHER_PLACE,
+    errno.EPERM: _OTHER_PLACE,
+    errno.ENOTDIR: _OTHER_PLACE,
+    errno.EEXIST: _OTHER_PLACE,
+    errno.EMFILE: f"raise the limit of open files (ulimit -n), and {_AGAIN}",
+    errno.ENFILE: f"raise the limit of open files, and {_AGAIN}",
+    errno.ENOMEM: f"free some memory, and {_AGAIN}",
+}
+_DEFAULT_CURE = f"free some space or choose another --experiment_dir, and {_AGAIN}"
 # Of the machine, not of what was to be written.
-_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+_OF_THE_MACHINE = _OF_THE_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
+
+
+def expanded(path: str, flag: str) -> Path:
+    """The path with `~` as the home folder.
+
+    Raises:
+        UserError: there is no home folder; the message names the flag that makes one unnecessary.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path!r} needs a home folder, and this user has none: give --{flag}, or set HOME") from error
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -19,32 +46,49 @@ def refuse_unwritable(folder: Path) -> None:
         UserError: that did not work.
     """
     probe = folder / f".writable_{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * _PROBE_BYTES)
-    except OSError as error:
-        raise _refusal(folder, os.strerror(error.errno) if error.errno else str(error)) from error
-    finally:
+    with failure_told(folder):
         try:
-            probe.unlink(missing_ok=True)
-        except OSError:
-            pass  # there is none where none could be made
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * _PROBE_BYTES)
+        finally:
+            try:
+                probe.unlink(missing_ok=True)
+            except OSError:
+                pass  # there is none where none could be made
+
+
+@contextmanager
+def failure_told(folder: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which writes into `folder`, into a UserError with the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(folder, error.errno, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
 def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
-    """After `error` while a trial wrote into `folder`: tells a full or failing disk from the trial's own failure.
+    """After `error` while a trial wrote into `folder`: tells a fault of the machine from the trial's own.
 
     Raises:
-        UserError: the disk it was.
+        UserError: the machine it was.
     """
     cause: BaseException | None = error
     while cause is not None:
-        # Orbax writes by a library of its own, whose errors have the system's words but not its number.
-        for number in _ERRNOS:
+        # Libraries in other languages raise errors with the system's words but not its number.
+        for number in _OF_THE_MACHINE:
             if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
-                raise _refusal(folder, os.strerror(number)) from error
+                raise _refusal(folder, number, os.strerror(number)) from error
         cause = cause.__cause__ or cause.__context__
 
 
-def _refusal(folder: Path, cause: str) -> UserError:
-    return UserError(f"cannot write into {folder} ({cause}): {_CURE}")
+def sync_folder(folder: Path) -> None:
+    """Returns once the folder's list of files is on disk: a renamed file is not there after a loss of power before."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(folder: Path, number: int | None, cause: str) -> UserError:
+    return UserError(f"cannot write into {folder} ({cause}): {_CURES.get(number or 0, _DEFAULT_CURE)}")

@@ -1,0 +1,38 @@
+"""Which process this is, so that another one on the same machine can tell whether it still runs."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def own() -> dict[str, Any]:
+    """Host, process id and what tells a reused process id or another machine of the same name; None where unknown."""
+    return {"host": socket.gethostname(), "process_id": os.getpid(), "start": _start(os.getpid()), **_machine()}
+
+
+def has_ended(process: Mapping[str, Any]) -> bool:
+    """Whether the process that `own` described is known to be gone. False for one of another machine."""
+    machine = _machine()
+    if None in machine.values() or any(process.get(name) != value for name, value in machine.items()):
+        return False
+    return _start(process["process_id"]) != process["start"]
+
+
+def _machine() -> dict[str, Any]:
+    """What two processes share if, and only if, one can look the other's process id up."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "id_namespace": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {"boot": None, "id_namespace": None}
+
+
+def _start(process_id: int) -> int | None:
+    """Ticks from the machine's start to the process's; None if there is none, or it has died and is not collected."""
+    try:
+        words = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] in "ZX" else int(words[19])
