@@ -17,7 +17,7 @@ from benchmarks import (
     workload_steps,
 )
 from benchmarks.timing import Deadline
-from tuning import records
+from tuning import machine, records
 from tuning.errors import UserError
 from tuning.submission import load
 
@@ -84,7 +84,7 @@ def write_gpu_suite(options: Options, say: Callable[[str], None]) -> None:
 
 
 def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
-    head = [f"# {title}", "", records.provenance([records.environment()])]
+    head = [f"# {title}", "", machine.provenance([machine.environment()])]
     if has_rounds:
         rounds = f"Medians of at most {options.n_rounds} rounds, what is compared in turn in one process"
         head.append(f"{rounds}; seed {options.seed}.")

@@ -10,7 +10,7 @@ import command
 from absl import flags
 
 from benchmarks import queue_overhead
-from tuning import records
+from tuning import machine, records
 
 flags.DEFINE_list("storages", None, "SQLAlchemy URLs of storages without a study 'overhead'.", required=True)
 flags.DEFINE_integer("points", 1000, "Points to carry out.", lower_bound=1)
@@ -20,7 +20,7 @@ flags.DEFINE_string("out", "results/bench/queue.md", "Where the table goes.")
 
 def main(chosen: dict[str, Any]) -> None:
     table = queue_overhead.table(chosen["storages"], chosen["points"], chosen["workers"])
-    text = "\n".join(["# Overhead of a sweep's queue", "", records.provenance([records.environment()]), "", table, ""])
+    text = "\n".join(["# Overhead of a sweep's queue", "", machine.provenance([machine.environment()]), "", table, ""])
     records.write_text(Path(chosen["out"]), text)
     print(text)
 

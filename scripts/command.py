@@ -14,9 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts 
 
 from tuning import compilation_cache
 from tuning.errors import UserError, one_line
+from tuning.interruption import Interrupted
 
 flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
-flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0)
+flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0, upper_bound=2**64 - 1)
 flags.DEFINE_string("compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none.")
 
 
@@ -40,6 +41,12 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
         logging.debug("where the error came from", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:

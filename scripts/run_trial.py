@@ -10,6 +10,8 @@ import command
 from absl import flags
 
 from tuning import experiment, progress
+from tuning.description import MatmulPrecision
+from tuning.interruption import Interruption
 
 flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
 flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
@@ -20,13 +22,24 @@ flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", 
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
-flags.DEFINE_boolean("resume", False, "Go on with an experiment of this name, from its newest checkpoints.")
+flags.DEFINE_enum(
+    "matmul_precision",
+    str(MatmulPrecision.DEFAULT),
+    [str(precision) for precision in MatmulPrecision],
+    "Of float32 matrix products; default is the device's: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
+)
+flags.DEFINE_boolean("resume", False, "Continue an experiment of this name, from its newest checkpoints.")
 flags.DEFINE_integer("checkpoints_to_keep", 2, "One is made at every evaluation; 0 for none.", lower_bound=0)
+flags.DEFINE_integer(
+    "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
+)
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
 
 
 def main(chosen: dict[str, Any]) -> None:
-    progress.print_outcomes(experiment.run_experiment(experiment.Request(**chosen)))
+    with Interruption() as interruption:
+        outcomes = experiment.run_experiment(experiment.Request(**chosen), interruption)
+    progress.print_outcomes(outcomes)
 
 
 command.run(__name__, main)

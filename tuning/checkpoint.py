@@ -1,111 +1,142 @@
-"""Checkpoints of a running trial, by Orbax: the newest few, each whole or not there.
+"""Checkpoints of a running trial: the newest few, each whole or not there.
 
-A checkpoint holds the trial's arrays (parameters, model state, optimizer state) and its record, plain data: counters,
-the rows of its files, the place in the input queue. Random keys need no saving: they come from (seed, trial, step).
+A checkpoint holds the trial's arrays (parameters, model state, optimizer state), its description and its record, plain
+data: counters, the rows of its files, the place in the input queue. Random keys need no saving: they come from (seed,
+trial, step). It is one file, `STEP.checkpoint`: a line with the SHA-256 of the rest, then Flax's msgpack of the
+content. With one file, a single rename commits it, and a single sync brings it to the disk.
 """
 
+import errno
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import serialization
 
+from tuning.claim import Claim
+from tuning.description import TrialDescription
 from tuning.errors import UserError, one_line
 
 PyTree = Any
+_SUFFIX = ".checkpoint"
 _LOG = logging.getLogger(__name__)
+
+
+class Damaged(ValueError):
+    """A checkpoint's content is not what was written."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint as it was read."""
+
+    arrays: PyTree
+    record: dict[str, Any]
+    changes: dict[str, list[Any]]  # of description and environment, name: [earlier value, own value]
 
 
 class Checkpoints:
     """Of one trial.
 
     Args:
-        folder: where they lie; made when the first is saved.
-        identity: what must be equal for a checkpoint to be this trial's: workload, submission, search point, seed.
+        claim: of the trial's folder; they lie in `checkpoints` there.
+        description: what a checkpoint must agree with to be this trial's.
+        environment: versions and hardware, which may differ from an earlier process's.
         keep: how many of the newest to keep.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep: int = 2):
-        self._folder, self._identity, self._keep = folder.absolute(), dict(identity), keep
-        self._open: Any = None  # Orbax's manager, once it is needed: importing Orbax takes seconds
+    def __init__(self, claim: Claim, description: TrialDescription, environment: Mapping[str, Any], *, keep: int = 2):
+        self._claim, self._description, self._environment, self._keep = claim, description, environment, keep
+        self._folder = claim.folder / "checkpoints"
 
     def save(self, step: int, arrays: PyTree, record: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`; it is on disk when this returns."""
-        import orbax.checkpoint as ocp
+        about = {
+            "description": self._description.to_json(),
+            "environment": dict(self._environment),
+            "arrays": _layout(arrays),
+            "record": dict(record),
+        }
+        leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
+        content = serialization.msgpack_serialize({"about": json.dumps(about), "leaves": leaves})
+        head = hashlib.sha256(content).hexdigest().encode() + b"\n"
+        self._claim.write(self._folder / f"{step}{_SUFFIX}", head + content)
+        for old in self._steps()[self._keep :]:
+            self._claim.discard(self._folder / f"{old}{_SUFFIX}")
 
-        content = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave(
-                {"identity": self._identity, "arrays": _description(arrays), "record": dict(record)}
-            ),
-        )
-        self._manager.save(step, args=content)
-        self._manager.wait_until_finished()
+    def newest(self, like: PyTree) -> Found | None:
+        """The newest that can be read, its arrays in the structure of `like`; None if there is none.
 
-    def newest(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """(arrays in the structure of `like`, record) of the newest that can be read; None if there is none.
-
-        One that cannot be read is said so, deleted, and the one before it taken.
+        One that cannot be read is said so, removed, and the one before it taken.
 
         Raises:
-            UserError: a checkpoint is of another workload, submission, search point or seed, or its arrays are others,
-                as those of another version of the submission.
+            UserError: a checkpoint is of another trial, or its arrays are others, as those of another version of the
+                submission, or the project's version that wrote it was another.
         """
-        if not self._folder.is_dir():
-            return None
-        import orbax.checkpoint as ocp
-
-        on_host = jax.tree.map(np.asarray, like)  # arrays come back on no device in particular, as a fresh start's
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        self._refuse_other_formats()
+        for step in self._steps():
+            file = self._folder / f"{step}{_SUFFIX}"
             try:
-                found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-                self._refuse_another(found["identity"])
-                self._refuse_other_arrays(found.get("arrays"), _description(like))
-                restore = ocp.args.Composite(arrays=ocp.args.StandardRestore(on_host))
-                return self._manager.restore(step, args=restore)["arrays"], found["record"]
-            except UserError:
-                raise
-            except Exception as error:  # whatever a damaged file leads to
-                cause = one_line(error)[:200]
-                _LOG.warning("checkpoint %d in %s is damaged and left out: %s", step, self._folder, cause)
-                self._manager.delete(step)
+                about, leaves = _read(file)
+            except Damaged as error:
+                _LOG.warning("checkpoint %d in %s is damaged and left out: %s", step, self._folder, one_line(error))
+                self._claim.discard(file)
+                continue
+            changes = self._description.changes_from(about["description"], f"the checkpoint {str(file)!r}")
+            self._refuse_other_arrays(about["arrays"], _layout(like))
+            changes |= self._changed_environment(about["environment"])
+            return Found(jax.tree.unflatten(jax.tree.structure(like), leaves), about["record"], changes)
         return None
 
-    def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+    def _steps(self) -> list[int]:
+        """Newest first."""
+        names = [path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
-    @property
-    def _manager(self) -> Any:
-        if self._open is None:
-            import orbax.checkpoint as ocp
+    def _changed_environment(self, earlier: Mapping[str, Any]) -> dict[str, list[Any]]:
+        names = [name for name, own in self._environment.items() if earlier.get(name) != own]
+        for name in names:
+            _LOG.warning("going on with another %s: %s, it was %s", name, self._environment[name], earlier.get(name))
+        return {f"environment.{name}": [earlier.get(name), self._environment[name]] for name in names}
 
-            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
-            self._open = ocp.CheckpointManager(self._folder, options=options)
-        return self._open
+    def _refuse_other_formats(self) -> None:
+        others = [path.name for path in self._folder.glob("*") if path.suffix != _SUFFIX]
+        if others:
+            raise UserError(
+                f"{str(self._folder)!r} holds {others[0]!r}, which this version of the project cannot read: "
+                "give --overwrite or another --experiment_name"
+            )
 
-    def _refuse_other_arrays(self, saved: list[str] | None, own: list[str]) -> None:
+    def _refuse_other_arrays(self, saved: list[str], own: list[str]) -> None:
         if saved != own:
-            others = sorted(set(saved or ()) ^ set(own))
+            others = sorted(set(saved) ^ set(own))
             raise UserError(
                 f"the checkpoint in {self._folder} holds other arrays than this version of the submission has "
                 f"({len(others)} differ, as {others[0] if others else 'their order'}): resume it with the version that "
                 "made it, or give --overwrite or another --experiment_name"
             )
 
-    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
-        for key, own in self._identity.items():
-            if identity.get(key) != own:
-                raise UserError(
-                    f"the checkpoint in {self._folder} has {key} {identity.get(key)!r}, not {own!r}: "
-                    "resume what it belongs to, or give --overwrite or another --experiment_name"
-                )
+
+def _read(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    try:
+        head, _, content = file.read_bytes().partition(b"\n")
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Damaged("the disk cannot read it") from error
+    if hashlib.sha256(content).hexdigest().encode() != head:
+        raise Damaged("its checksum does not fit its content")
+    found = serialization.msgpack_restore(content)
+    return json.loads(found["about"]), [found["leaves"][str(i)] for i in range(len(found["leaves"]))]
 
 
-def _description(arrays: PyTree) -> list[str]:
+def _layout(arrays: PyTree) -> list[str]:
     """Path, shape and dtype of every array."""
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     return [f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {leaf.dtype}" for path, leaf in leaves]

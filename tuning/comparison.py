@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import records, search_space, submission
+from tuning import machine, search_space, submission
+from tuning.claim import Claim
+from tuning.description import TrialDescription
+from tuning.description import describe as describe_trial
 from tuning.errors import UserError
 from tuning.outcome import Outcome
 from tuning.trial import finished_outcome, run_trial
@@ -116,28 +119,31 @@ class _Contender:
 
     def _trial(self, index: int, seed: int, place: str) -> Outcome:
         point, folder = self._points[index], self._folder / place
-        outcome = finished_outcome(folder, self._workload, self._submission, point, seed)
-        if outcome is None:
-            if place.startswith("repeat") and not self._is_warm:
-                # A process's first trial takes longer than compilation explains; the search came before, elsewhere.
-                with tempfile.TemporaryDirectory() as nowhere:
-                    self._run(point, self._protocol.search_seed, Path(nowhere) / "t")
-            outcome, self._is_warm = self._run(point, seed, folder), True
+        with Claim.take(folder) as claim:
+            outcome = finished_outcome(self._describe(point, seed), folder)
+            if outcome is None:
+                if place.startswith("repeat") and not self._is_warm:
+                    # A process's first trial takes longer than compilation explains; the search came before, elsewhere.
+                    with tempfile.TemporaryDirectory() as nowhere, Claim.take(Path(nowhere)) as own:
+                        self._run(point, self._protocol.search_seed, own)
+                outcome, self._is_warm = self._run(point, seed, claim), True
         self._say(f"{self._workload_name} {self._submission.name} {place}: {describe(outcome)}")
         return outcome
 
-    def _run(self, point: tuple, seed: int, folder: Path) -> Outcome:
-        return run_trial(
+    def _describe(self, point: tuple, seed: int) -> TrialDescription:
+        return describe_trial(
+            self._workload_name,
             self._workload,
             self._submission,
             point,
-            workload_name=self._workload_name,
             rng_seed=seed,
             trial_index=1,
-            trial_dir=folder,
             data_dir=self._protocol.data_dir,
             stop_at_target=self._protocol.stop_at_target,
         )
+
+    def _run(self, point: tuple, seed: int, claim: Claim) -> Outcome:
+        return run_trial(self._describe(point, seed), self._workload, self._submission, claim)
 
 
 def repetition_place(trial: int, seed: int) -> str:
@@ -168,7 +174,7 @@ def report(workload_name: str, results: Sequence[Result], references: Sequence[s
     lines = [
         f"# {workload_name}: steps and seconds to {metric}",
         "",
-        records.provenance(environments),
+        machine.provenance(environments),
         f"Budget {first.step_budget} steps, evaluated every {workload.eval_period_steps}. Each submission: random",
         f"points of its search space on seed {first.rng_seed}, the best one repeated on other seeds. Means over the",
         "repetitions, in which the submissions take turns; a miss counts as the whole budget. Seconds are the",

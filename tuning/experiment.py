@@ -1,21 +1,24 @@
 """Several trials of one submission on one workload, in one process, so that they share what is compiled."""
 
 import logging
-import shutil
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuning import search_space, submission
+from tuning import disk, machine, search_space, submission
+from tuning.claim import Claim
+from tuning.description import MatmulPrecision, describe
 from tuning.errors import UserError, setup_phase
+from tuning.interruption import Interruption
 from tuning.outcome import Outcome
 from tuning.progress import ProgressLine
-from tuning.trial import finished_outcome, run_trial
+from tuning.trial import Checkpointing, finished_outcome, run_trial
 from workloads import registry
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run, under the names of AlgoPerf's flags; flags_0.json of each trial records it."""
+    """What to run, under the names of AlgoPerf's flags."""
 
     workload: str
     submission_path: str
@@ -27,23 +30,42 @@ class Request:
     max_global_steps: int | None = None
     batch_size: int | None = None  # None is the submission's own
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
+    matmul_precision: str = MatmulPrecision.DEFAULT
     data_dir: str = "~/data"
     overwrite: bool = False  # remove an earlier experiment of this name; without it that is an error
-    resume: bool = False  # go on with an earlier experiment of this name, from its newest checkpoints
+    resume: bool = False  # continue an earlier experiment of this name, from its newest checkpoints
     checkpoints_to_keep: int = 2  # of each trial
+    checkpoint_period_s: int = 0  # between two evaluations; 0 makes none there
 
     @property
     def folder(self) -> Path:
-        return Path(self.experiment_dir).expanduser() / self.experiment_name / f"{self.workload}_jax"
+        return experiment_folder(self.experiment_dir, self.experiment_name) / f"{self.workload}_jax"
 
 
-def run_experiment(request: Request) -> list[Outcome]:
+def experiment_folder(experiment_dir: str, experiment_name: str) -> Path:
+    """The folder of one experiment: always directly in the folder of all, and of exactly its name.
+
+    Raises:
+        UserError: the name is no name of one folder.
+    """
+    name = experiment_name.rstrip("/")
+    if not name or "/" in name or name in (".", "..") or not name.isprintable():
+        raise UserError(f"--experiment_name={experiment_name!r} is no name of a folder; give one without '/'")
+    return disk.expanded(experiment_dir, "experiment_dir") / name
+
+
+def run_experiment(request: Request, interruption: Interruption | None = None) -> list[Outcome]:
     """Runs the trials, each in `trial_N` of the request's folder, N from 1.
 
     Raises:
         UserError: the request cannot be carried out as it stands; the message says what to change. The folder
             is untouched unless all but the hyperparameters' values and the data were right.
+        Interrupted: a signal ended it; it can be resumed.
     """
+    if request.overwrite and request.resume:
+        raise UserError("--overwrite removes what --resume would go on with; give one of them")
+    folder = request.folder
+    machine.refuse_without_devices()
     with setup_phase():
         workload = registry.load(request.workload)
     chosen = submission.load(request.submission_path).with_batch_sizes(request.batch_size, request.eval_batch_size)
@@ -51,42 +73,56 @@ def run_experiment(request: Request) -> list[Outcome]:
     points = search_space.points(space, request.num_tuning_trials, request.rng_seed)
     if len(points) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(points))
-    _clear(request)
-    outcomes = []
-    for trial_index, point in enumerate(points, start=1):
-        title = f"{request.workload} {chosen.name} trial {trial_index}/{len(points)}"
-        trial_dir = request.folder / f"trial_{trial_index}"
-        done = finished_outcome(trial_dir, workload, chosen, point, request.rng_seed) if request.resume else None
-        if done is not None:
-            outcomes.append(done)
-            continue
-        with ProgressLine(title, workload.validation_target_value) as report:
-            outcome = run_trial(
-                workload,
-                chosen,
-                point,
-                workload_name=request.workload,
-                rng_seed=request.rng_seed,
-                trial_index=trial_index,
-                trial_dir=trial_dir,
-                data_dir=request.data_dir,
-                max_global_steps=request.max_global_steps,
-                report=report,
-                checkpoints_to_keep=request.checkpoints_to_keep,
-                resume=request.resume,
-                flags=asdict(request),
-            )
-        outcomes.append(outcome)
+    descriptions = [
+        describe(
+            request.workload,
+            workload,
+            chosen,
+            point,
+            rng_seed=request.rng_seed,
+            trial_index=trial_index,
+            data_dir=request.data_dir,
+            max_global_steps=request.max_global_steps,
+            matmul_precision=request.matmul_precision,
+        )
+        for trial_index, point in enumerate(points, start=1)
+    ]
+    with Claim.take(folder) as claim:
+        _clear(request, claim)
+        outcomes = []
+        for description in descriptions:
+            with Claim.take(folder / f"trial_{description.trial_index}") as trial_claim:
+                done = finished_outcome(description, trial_claim.folder) if request.resume else None
+                if done is None:
+                    title = f"{request.workload} {chosen.name} trial {description.trial_index}/{len(descriptions)}"
+                    with ProgressLine(title, workload.validation_target_value) as report:
+                        done = run_trial(
+                            description,
+                            workload,
+                            chosen,
+                            trial_claim,
+                            report=report,
+                            checkpointing=Checkpointing(
+                                request.checkpoints_to_keep, request.checkpoint_period_s or None
+                            ),
+                            resume=request.resume,
+                            interruption=interruption,
+                        )
+                outcomes.append(done)
     return outcomes
 
 
-def _clear(request: Request) -> None:
-    if request.overwrite and request.resume:
-        raise UserError("--overwrite removes what --resume would go on with; give one of them")
-    if request.resume or not request.folder.exists():
+def _clear(request: Request, claim: Claim) -> None:
+    """Removes an earlier experiment where that was asked for; every trial folder is claimed for it first."""
+    own = [path for path in claim.folder.iterdir() if not path.name.startswith(".claim")]
+    if request.resume or not own:
         return
     if not request.overwrite:
-        taken = f"experiment {str(request.folder)!r} exists"
+        taken = f"experiment {str(claim.folder)!r} exists"
         raise UserError(f"{taken}; give --resume, --overwrite or another --experiment_name")
-    with setup_phase():
-        shutil.rmtree(request.folder)
+    with ExitStack() as claims, disk.failure_told(claim.folder):
+        for trial_dir in sorted(claim.folder.glob("trial_*")):
+            if trial_dir.is_dir():
+                claims.enter_context(Claim.take(trial_dir))
+        for path in own:
+            claim.discard(path)

@@ -1,8 +1,11 @@
-"""What one trial came to, and how far a running one has got."""
+"""The result of one trial, and how far a running one has got."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
+
+from tuning.description import TrialDescription
 
 
 class Miss(StrEnum):
@@ -14,46 +17,56 @@ class Miss(StrEnum):
     CRASHED = "crashed"  # an error in the submission or the workload
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One trial. What is missing is None.
+@dataclass(frozen=True, kw_only=True)
+class Outcome(TrialDescription):
+    """The description of one trial and its result; outcome.json. What is missing is None.
 
-    Seconds are the submission's (AlgoPerf's score): compilation, data selection and prepare_for_eval are in
-    them, set-up and evaluation are not.
+    Submission seconds are AlgoPerf's: compilation, data selection and prepare_for_eval are in them, set-up and
+    evaluation are not. Training seconds are submission seconds without compilation.
     """
 
-    workload: str
-    submission: str
-    hyperparameters: dict[str, Any]
-    rng_seed: int
-    trial_index: int
-    target_metric: str
-    target_value: float | None  # None when the workload has no target yet
     steps_to_target: int | None
-    seconds_to_target: float | None  # compilation included
-    compile_seconds_to_target: float | None
+    seconds_to_target: float | None  # submission seconds
+    compile_seconds_to_target: float | None  # of seconds_to_target
     reason: Miss | None  # why steps_to_target is None
     error: str | None  # of a crash, one line
     global_step: int  # steps done in all
-    step_budget: int
     submission_seconds: float  # over the whole trial
     compile_seconds: float  # of submission_seconds
     n_compiles: int
-    n_cache_hits: int  # of n_compiles, fetched from the persistent cache
-    mean_step_seconds: float | None  # submission seconds without compilation, per step
+    n_cache_hits: int  # programs of n_compiles that the persistent cache held
+    mean_step_seconds: float | None  # training seconds per step
     best_validation_metric: float | None
     best_validation_step: int | None
-    environment: dict[str, Any]
+    resumptions: list[dict[str, Any]]  # the step at which each began, and what had changed: [earlier value, new value]
+    environment: dict[str, Any]  # of the last process
+
+    @property
+    def training_seconds(self) -> float:
+        return self.submission_seconds - self.compile_seconds
 
     @property
     def training_seconds_to_target(self) -> float | None:
-        """`seconds_to_target` without compilation."""
         if self.seconds_to_target is None or self.compile_seconds_to_target is None:
             return None
         return self.seconds_to_target - self.compile_seconds_to_target
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        training = ("training_seconds", "training_seconds_to_target")
+        return asdict(self) | {name: getattr(self, name) for name in training}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Outcome":
+        """Raises KeyError, with its name, if a field is missing."""
+        return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+    @property
+    def is_final(self) -> bool:
+        """Whether more steps or seconds would change nothing: it diverged, or the submission ended its training."""
+        if self.reason == Miss.DIVERGED:
+            return True
+        is_out_of_time = self.time_budget_s is not None and self.submission_seconds >= self.time_budget_s
+        return self.reason == Miss.BUDGET and self.global_step < self.step_budget and not is_out_of_time
 
 
 @dataclass(frozen=True)

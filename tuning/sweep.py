@@ -11,16 +11,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, pruning, records, search_space, submission
+from tuning import disk, machine, pruning, records, search_space, submission
+from tuning.claim import Claim as FolderClaim
+from tuning.description import TrialDescription, describe
 from tuning.errors import UserError, one_line, setup_phase
 from tuning.outcome import Miss, Outcome
 from tuning.point_queue import Claim, PointQueue
 from tuning.point_status import PointStatus, study_name
-from tuning.trial import finished_outcome, run_trial
+from tuning.trial import Checkpointing, finished_outcome, run_trial
 from workloads import registry
 
 _IDLE_S = 1.0  # between looks at a queue from which nothing is to be had
@@ -127,8 +129,10 @@ class Sweep:
                 if claim.n_deaths > self.request.max_retries:
                     outcome = _given_up(claim, trial_dir)
                 else:
-                    outcome = finished_outcome(trial_dir, self.workload, self.submission, point, seed)
-                    outcome = outcome or self._run(study, claim, point, seed, trial_dir)
+                    description = self._describe(claim.index, point, seed)
+                    with FolderClaim.take(trial_dir) as folder_claim:
+                        outcome = finished_outcome(description, trial_dir)
+                        outcome = outcome or self._run(study, claim, description, folder_claim)
         except BaseException as error:
             queue.release(claim)
             disk.refuse_if_unwritable(error, trial_dir)
@@ -139,7 +143,22 @@ class Sweep:
             return
         say(f"trial {claim.index}: {summary['reason'] or 'target at step ' + str(summary['steps_to_target'])}")
 
-    def _run(self, study: int, claim: Claim, point: tuple, seed: int, trial_dir: Path) -> Mapping[str, Any]:
+    def _describe(self, index: int, point: tuple, seed: int) -> TrialDescription:
+        return describe(
+            self.request.workload,
+            self.workload,
+            self.submission,
+            point,
+            rng_seed=seed,
+            trial_index=index,
+            data_dir=self.request.data_dir,
+            max_global_steps=self.request.max_global_steps,
+            pruning=self.request.prune,
+        )
+
+    def _run(
+        self, study: int, claim: Claim, description: TrialDescription, folder_claim: FolderClaim
+    ) -> Mapping[str, Any]:
         """The trial's outcome; what it raises in training is its own failure, and the next trial is none the worse.
 
         Raises:
@@ -148,24 +167,17 @@ class Sweep:
         cannot_win = pruning.rule(pruning.Pruning(self.request.prune), self.queues[study - 1], claim, self.workload)
         try:
             return run_trial(
+                description,
                 self.workload,
                 self.submission,
-                point,
-                workload_name=self.request.workload,
-                rng_seed=seed,
-                trial_index=claim.index,
-                trial_dir=trial_dir,
-                data_dir=self.request.data_dir,
-                max_global_steps=self.request.max_global_steps,
+                folder_claim,
                 cannot_win=cannot_win,
-                checkpoints_to_keep=self.request.checkpoints_to_keep,
+                checkpointing=Checkpointing(self.request.checkpoints_to_keep),
                 resume=True,
-                flags=asdict(self.request),
             )
         except UserError:
             raise
         except Exception as error:
-            disk.refuse_if_unwritable(error, trial_dir)
             traceback.print_exc()
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
@@ -181,7 +193,7 @@ class Sweep:
             "number of steps": self.request.max_global_steps,
             "batch size": self.request.batch_size,
             "pruning": self.request.prune,
-            "code version": records.code_version(),
+            "code version": machine.code_version(),
         }
 
 

@@ -1,145 +1,207 @@
 """One trial: a submission trains on a workload, and its files and its outcome are written."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from tuning import records
+import jax
+
+from tuning import disk, machine, records
 from tuning.checkpoint import Checkpoints
+from tuning.claim import Claim
+from tuning.description import FIELDS, TrialDescription
 from tuning.errors import UserError, one_line
+from tuning.interruption import Interruption
+from tuning.metrics_logger import MetricsLogger
 from tuning.outcome import Miss, Outcome, Progress
-from tuning.randomness import Keys
 from tuning.submission import Submission
 from tuning.training import Training
 
+_WRITTEN = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """When checkpoints are made. Each evaluation makes one.
+
+    Attributes:
+        keep: how many of the newest stay; 0 makes none.
+        period_s: wall seconds after which one is made between two evaluations too; None makes none there.
+    """
+
+    keep: int = 2
+    period_s: float | None = None
+
 
 def run_trial(
+    description: TrialDescription,
     workload: Any,
     submission: Submission,
-    hyperparameters: tuple,
+    claim: Claim,
     *,
-    workload_name: str,
-    rng_seed: int,
-    trial_index: int,
-    trial_dir: str | Path,
-    data_dir: str | Path,
-    max_global_steps: int | None = None,
-    stop_at_target: bool = True,
     report: Callable[[Progress], None] | None = None,
     cannot_win: Callable[[Progress], bool] = lambda progress: False,
-    checkpoints_to_keep: int = 0,
+    checkpointing: Checkpointing = Checkpointing(keep=0),
     resume: bool = False,
-    flags: Mapping[str, Any] = MappingProxyType({}),
+    interruption: Interruption | None = None,
 ) -> Outcome:
-    """Runs one trial and writes its files under `trial_dir`, which is made once the set-up has succeeded.
+    """Runs one trial and writes its files into the claimed folder, once the set-up has succeeded.
 
     Args:
-        hyperparameters: a namedtuple, one point of the search space.
-        workload_name: what `get_batch_size` is asked about.
-        trial_index: N of trial_N, from 1; with `rng_seed` it decides every random key.
-        max_global_steps: lowers the budget, `workload.step_hint` steps; it never raises it.
-        stop_at_target: False trains on to the budget after the target is reached.
-        cannot_win: asked after every evaluation; True ends the trial as pruned.
-        checkpoints_to_keep: how many of the newest checkpoints to keep, one made at every evaluation; 0 makes none.
-        resume: go on from the newest checkpoint, if there is one.
+        workload, submission: those that the description was made of.
+        claim: of the trial's folder; every write needs it still to be this process's.
         report: called after every step and evaluation.
-        flags: what flags_0.json records.
+        cannot_win: asked after every evaluation; True ends the trial as pruned.
+        resume: continue from the newest checkpoint, if there is one.
+        interruption: signals that end the trial with a checkpoint.
 
     Raises:
-        UserError: the set-up failed for a reason the user can cure; nothing is written.
+        UserError: the set-up failed for a reason the user can cure, and nothing is written; or the machine failed, or
+            the claim was lost, during training.
+        Interrupted: a signal ended the trial, which can be resumed.
         Exception: whatever the submission or the workload raised; outcome.json says "crashed" by then.
     """
-    trial_dir = Path(trial_dir)
-    step_budget = min(workload.step_hint, max_global_steps or workload.step_hint)
-    logger = records.MetricsLogger(trial_dir)
-    identity = {
-        "workload": workload_name,
-        "submission": submission.name,
-        "hyperparameters": hyperparameters._asdict(),
-        "rng_seed": rng_seed,
-        "trial_index": trial_index,
-    }
-    described = identity | {"environment": records.environment()}
+    environment = machine.environment()
     checkpoints = None
-    if checkpoints_to_keep or resume:
-        checkpoints = Checkpoints(trial_dir / "checkpoints", identity, keep=checkpoints_to_keep or 2)
-    keys = Keys(rng_seed, trial_index)
-    training = Training(workload, submission, hyperparameters, keys, logger, step_budget, stop_at_target, checkpoints)
+    if checkpointing.keep or resume:
+        checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
+    training = Training(
+        description,
+        workload,
+        submission,
+        MetricsLogger(claim.folder, claim.write),
+        interruption or Interruption(),
+        checkpoints,
+        checkpointing.period_s,
+    )
     try:
-        training.set_up(workload_name, str(Path(data_dir).expanduser()))
-        if resume:
-            training.resume()
-        _write_start(trial_dir, workload, described, flags)
-        miss = training.run(report or (lambda progress: None), cannot_win)
+        with jax.default_matmul_precision(description.matmul_precision):
+            training.set_up()
+            if not (resume and training.resume()):
+                _clear(claim)
+            _write_start(claim, workload, description, environment, training.counters.preemption_count)
+            miss = training.run(report or (lambda progress: None), cannot_win)
+        outcome = _outcome(training, environment, miss, error=None)
+        records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
+        return outcome
     except UserError:
         raise
     except Exception as error:
-        crash = _outcome(training, described, Miss.CRASHED, f"{type(error).__name__}: {one_line(error)}")
-        records.write_json(trial_dir / "outcome.json", crash.to_json())
-        logger.flush()
+        disk.refuse_if_unwritable(error, claim.folder)
+        crash = _outcome(training, environment, Miss.CRASHED, f"{type(error).__name__}: {one_line(error)}")
+        with disk.failure_told(claim.folder):
+            records.write_json(claim.folder / "outcome.json", crash.to_json(), claim.write)
+            training.logger.flush()
         raise
-    finally:
-        if checkpoints:
-            checkpoints.close()
-    outcome = _outcome(training, described, miss, error=None)
-    records.write_json(trial_dir / "outcome.json", outcome.to_json())
-    return outcome
 
 
-def finished_outcome(
-    trial_dir: Path, workload: Any, submission: Submission, hyperparameters: tuple, rng_seed: int
-) -> Outcome | None:
-    """The outcome in `trial_dir` of a trial that came to its end; None if there is none, or it crashed.
+def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:
+    """The outcome in `trial_dir` of the described trial, if that came to its end.
+
+    None if there is none, it crashed, or its budget was smaller than the description's and did not suffice.
 
     Raises:
-        UserError: the folder holds another trial.
+        UserError: the folder holds another trial, or outcome.json cannot be read.
     """
     file = trial_dir / "outcome.json"
-    if not file.exists():
+    content = _read_outcome(file)
+    if content is None or (content.get("reason") == Miss.CRASHED and not FIELDS.keys() <= content.keys()):
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
+    changes = description.changes_from(content, repr(str(file)))
     if content["reason"] == Miss.CRASHED:
         return None
-    outcome = Outcome(**content)
-    target = workload.validation_target_value if math.isfinite(workload.validation_target_value) else None
-    found = outcome.submission, outcome.hyperparameters, outcome.rng_seed, outcome.target_value
-    if found != (submission.name, hyperparameters._asdict(), rng_seed, target):
-        problem = f"{str(trial_dir)!r} holds a trial of another submission, search space, seed or target"
-        raise UserError(f"{problem}; choose another folder")
-    return outcome
+    try:
+        outcome = Outcome.from_json(content)
+    except KeyError as error:
+        raise UserError(
+            f"{str(file)!r} was written by another version of this project (it has no {error.args[0]}); "
+            "give --overwrite or another --experiment_name"
+        ) from error
+    if outcome.global_step > description.step_budget:
+        problem = f"{str(file)!r} has done {outcome.global_step} steps, more than the budget of"
+        raise UserError(f"{problem} {description.step_budget}: give at least {outcome.global_step}")
+    if outcome.is_final:
+        return outcome
+    if outcome.reason == Miss.PRUNED:
+        return None if "pruning" in changes else outcome
+    if outcome.reason is None and (description.stop_at_target or not outcome.stop_at_target):
+        return outcome
+    is_out_of_steps = outcome.global_step >= description.step_budget
+    is_out_of_time = description.time_budget_s is not None and outcome.submission_seconds >= description.time_budget_s
+    return outcome if is_out_of_steps or is_out_of_time else None
 
 
-def _write_start(trial_dir: Path, workload: Any, described: dict[str, Any], flags: Mapping[str, Any]) -> None:
-    records.write_json(trial_dir / "hparams.json", described["hyperparameters"])
-    meta_data = records.workload_properties(workload) | described["environment"]
-    records.write_json(trial_dir / "meta_data_0.json", meta_data | {"rng_seed": described["rng_seed"]})
-    records.write_json(trial_dir / "flags_0.json", flags)
+def _read_outcome(file: Path) -> dict[str, Any] | None:
+    cure = "remove it to run the trial again, or give --overwrite or another --experiment_name"
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r} ({error.strerror}): {cure}") from error
+    except ValueError as error:
+        raise UserError(f"{str(file)!r} is damaged or no outcome of a trial ({one_line(error)}): {cure}") from error
+    if not isinstance(content, dict) or "reason" not in content:
+        raise UserError(f"{str(file)!r} is no outcome of a trial: {cure}")
+    return content
 
 
-def _outcome(training: Training, described: dict[str, Any], miss: Miss | None, error: str | None) -> Outcome:
-    step, seconds, compile_seconds = training.reached or (None, None, None)
-    best_step, best_metric = training.best or (None, None)
-    target = float(training.workload.validation_target_value)
-    stepping_s = training.clock.seconds - training.compiles.seconds
+def _clear(claim: Claim) -> None:
+    """Removes what an earlier start of the trial left that made no checkpoint."""
+    for pattern in _WRITTEN:
+        for file in claim.folder.glob(pattern):
+            claim.discard(file)
+
+
+def _write_start(
+    claim: Claim, workload: Any, description: TrialDescription, environment: Mapping[str, Any], preemption_count: int
+) -> None:
+    """The files that say what is run; each resumption adds its own, as AlgoPerf's does."""
+    folder, write = claim.folder, claim.write
+    records.write_json(folder / "hparams.json", description.hyperparameters, write)
+    meta_data = _workload_properties(workload) | environment | {"rng_seed": description.rng_seed}
+    records.write_json(folder / f"meta_data_{preemption_count}.json", meta_data, write)
+    records.write_json(folder / f"flags_{preemption_count}.json", description.to_json(), write)
+
+
+def _workload_properties(workload: Any) -> dict[str, Any]:
+    """The workload's fixed numbers, under the names AlgoPerf's meta data gives them."""
+    return {
+        "workload.target_metric_name": workload.target_metric_name,
+        "workload.validation_target_value": workload.validation_target_value,
+        "workload.test_target_value": workload.test_target_value,
+        "workload.num_train_examples": workload.num_train_examples,
+        "workload.num_eval_train_examples": workload.num_eval_train_examples,
+        "workload.num_validation_examples": workload.num_validation_examples,
+        "workload.num_test_examples": workload.num_test_examples,
+        "workload.eval_batch_size": workload.eval_batch_size,
+        "workload.max_allowed_runtime_sec": workload.max_allowed_runtime_sec,
+        "workload.eval_period_time_sec": workload.eval_period_time_sec,
+        "workload.eval_period_steps": workload.eval_period_steps,
+        "workload.step_hint": workload.step_hint,
+    }
+
+
+def _outcome(training: Training, environment: Mapping[str, Any], miss: Miss | None, error: str | None) -> Outcome:
+    counters, compiles, seconds = training.counters, training.compiles.counts, training.clock.seconds
+    reached, best, steps = counters.reached, counters.best, counters.global_step
     return Outcome(
-        **described,
-        target_metric=training.workload.target_metric_name,
-        target_value=target if math.isfinite(target) else None,
-        steps_to_target=step,
-        seconds_to_target=seconds,
-        compile_seconds_to_target=compile_seconds,
+        **training.description.to_json(),
+        steps_to_target=reached.step if reached else None,
+        seconds_to_target=reached.submission_seconds if reached else None,
+        compile_seconds_to_target=reached.compile_seconds if reached else None,
         reason=miss,
         error=error,
-        global_step=training.global_step,
-        step_budget=training.step_budget,
-        submission_seconds=training.clock.seconds,
-        compile_seconds=training.compiles.seconds,
-        n_compiles=training.compiles.n_compiles,
-        n_cache_hits=training.compiles.n_cache_hits,
-        mean_step_seconds=stepping_s / training.global_step if training.global_step else None,
-        best_validation_metric=best_metric,
-        best_validation_step=best_step,
+        global_step=steps,
+        submission_seconds=seconds,
+        compile_seconds=compiles.seconds,
+        n_compiles=compiles.n_compiles,
+        n_cache_hits=compiles.n_cache_hits,
+        mean_step_seconds=(seconds - compiles.seconds) / steps if steps else None,
+        best_validation_metric=best.metric if best else None,
+        best_validation_step=best.step if best else None,
+        resumptions=counters.resumptions,
+        environment=dict(environment),
     )

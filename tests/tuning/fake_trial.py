@@ -11,7 +11,10 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 
+from tuning.claim import Claim
+from tuning.description import describe
 from tuning.submission import Submission
+from tuning.trial import run_trial
 from workloads.spec import Direction, Target
 
 Point = namedtuple("Hyperparameters", ["learning_rate"])
@@ -119,19 +122,20 @@ def log_loss(call):
     call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
 
 
+DESCRIBED = ("rng_seed", "trial_index", "max_global_steps", "stop_at_target", "pruning", "matmul_precision")
+
+
+def run_fake_trial(trial_dir, workload, submission, point=None, **options):
+    """run_trial, on a folder that it claims; options are those of `describe` and of `run_trial`."""
+    described = {"rng_seed": 0, "trial_index": 1}
+    described |= {name: options.pop(name) for name in DESCRIBED if name in options}
+    description = describe("fake", workload, submission, point or Point(0.1), data_dir=str(trial_dir), **described)
+    with Claim.take(trial_dir) as claim:
+        return run_trial(description, workload, submission, claim, **options)
+
+
 def run_for_ever(trial_dir):
     """For a process that is to be killed: logs at every step and evaluates after every second one."""
-    from tuning.trial import run_trial
-
     workload = FakeWorkload(step_hint=10**9)
     workload.eval_period_steps, workload.max_allowed_runtime_sec = 2, math.inf
-    run_trial(
-        workload,
-        fake_submission(log_loss),
-        Point(0.1),
-        workload_name="fake",
-        rng_seed=0,
-        trial_index=1,
-        trial_dir=trial_dir,
-        data_dir=trial_dir,
-    )
+    run_fake_trial(Path(trial_dir), workload, fake_submission(log_loss))

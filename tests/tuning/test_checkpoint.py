@@ -3,70 +3,105 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_trial import FakeWorkload, Point, fake_submission
 
 from tuning.checkpoint import Checkpoints
+from tuning.claim import Claim
+from tuning.description import describe
 from tuning.errors import UserError
 
-IDENTITY = {"workload": "b3db", "submission": "nadamw", "hyperparameters": {"learning_rate": 0.1}, "rng_seed": 0}
+ENVIRONMENT = {"n_devices": 1, "n_cpu_cores": 2}
 
 
 def _arrays(value):
     return {"w": jnp.full((3, 2), value)}, None, (jnp.int32(value), {"m": jnp.full(4, value, jnp.bfloat16)})
 
 
-def _saved(folder, steps, keep=2):
-    checkpoints = Checkpoints(folder, IDENTITY, keep=keep)
+def _description(folder):
+    own = dict(rng_seed=0, trial_index=1, data_dir=str(folder))
+    return describe("fake", FakeWorkload(), fake_submission(), Point(0.1), **own)
+
+
+@pytest.fixture
+def claim(tmp_path):
+    with Claim.take(tmp_path / "t") as claim:
+        yield claim
+
+
+@pytest.fixture
+def checkpoints(claim):
+    return lambda keep=2, environment=ENVIRONMENT: Checkpoints(
+        claim, _description(claim.folder), environment, keep=keep
+    )
+
+
+def _save(checkpoints, *steps):
     for step in steps:
         checkpoints.save(step, _arrays(step), {"global_step": step, "rows": [{"loss": 0.5}]})
-    checkpoints.close()
 
 
-def test_the_newest_comes_back_as_it_was_and_old_ones_go(tmp_path):
-    _saved(tmp_path / "c", [10, 20, 30])
-    arrays, record = Checkpoints(tmp_path / "c", IDENTITY).newest(_arrays(0))
-    assert record == {"global_step": 30, "rows": [{"loss": 0.5}]}
-    (params, model_state, (count, moments)), like = arrays, _arrays(30)
-    assert model_state is None and count == 30 and count.dtype == np.int32
+def test_the_newest_comes_back_as_it_was_and_old_ones_go(checkpoints, claim):
+    _save(checkpoints(), 10, 20, 100)
+    found = checkpoints().newest(_arrays(0))
+    assert (found.record, found.changes) == ({"global_step": 100, "rows": [{"loss": 0.5}]}, {})
+    (params, model_state, (count, moments)), like = found.arrays, _arrays(100)
+    assert model_state is None and count == 100 and count.dtype == np.int32 and count.shape == ()
     np.testing.assert_array_equal(params["w"], like[0]["w"])
-    assert moments["m"].dtype == jnp.bfloat16 and float(moments["m"][0]) == 30
-    assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()) == ["20", "30"]
+    assert moments["m"].dtype == jnp.bfloat16 and float(moments["m"][0]) == 100
+    names = sorted(path.name for path in (claim.folder / "checkpoints").iterdir())
+    assert names == ["100.checkpoint", "20.checkpoint"]
 
 
-def test_without_checkpoints_there_is_none(tmp_path):
-    assert Checkpoints(tmp_path / "c", IDENTITY).newest(_arrays(0)) is None
-    assert not (tmp_path / "c").exists()
+def test_without_checkpoints_there_is_none(checkpoints, claim):
+    assert checkpoints().newest(_arrays(0)) is None
+    assert not (claim.folder / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("part", ["arrays", "record"])
-def test_one_cut_short_falls_back_to_the_one_before_and_says_so(tmp_path, caplog, part):
-    _saved(tmp_path / "c", [10, 20])
-    for file in (tmp_path / "c" / "20" / part).rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with caplog.at_level(logging.WARNING):
-        _, record = Checkpoints(tmp_path / "c", IDENTITY).newest(_arrays(0))
-    assert record["global_step"] == 10 and "checkpoint 20" in caplog.text and "left out" in caplog.text
+def test_every_flipped_bit_is_found_and_the_one_before_taken(checkpoints, claim, caplog):
+    """One bit in each of many bytes, over head, description, record and arrays."""
+    newest = claim.folder / "checkpoints" / "20.checkpoint"
+    _save(checkpoints(), 10, 20)
+    content = newest.read_bytes()
+    for place in range(0, len(content), 41):
+        newest.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert checkpoints().newest(_arrays(0)).record["global_step"] == 10, place
+        (line,) = caplog.messages
+        assert line.startswith("checkpoint 20 in") and "left out" in line and not newest.exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("workload", "mnist_vit"), ("submission", "soap"), ("hyperparameters", {"learning_rate": 0.2})]
-)
-def test_another_trials_checkpoint_is_refused(tmp_path, key, value):
-    _saved(tmp_path / "c", [10])
-    with pytest.raises(UserError, match=f"has {key} .*, not ") as error:
-        Checkpoints(tmp_path / "c", IDENTITY | {key: value}).newest(_arrays(0))
-    assert "\n" not in str(error.value) and "--overwrite" in str(error.value)
+@pytest.mark.parametrize("left", [0, 1, 64, 65, 300])
+def test_one_cut_short_falls_back_to_the_one_before(checkpoints, claim, left):
+    newest = claim.folder / "checkpoints" / "20.checkpoint"
+    _save(checkpoints(), 10, 20)
+    newest.write_bytes(newest.read_bytes()[:left])
+    assert checkpoints().newest(_arrays(0)).record["global_step"] == 10
 
 
-def test_arrays_of_another_version_are_refused_and_kept(tmp_path):
+def test_arrays_of_another_version_are_refused_and_kept(checkpoints):
     """As damage they would be deleted."""
-    _saved(tmp_path / "c", [10, 20])
+    _save(checkpoints(), 10, 20)
     params, model_state, (count, moments) = _arrays(0)
     for other in (
         (params, model_state, (count, {"n": moments["m"]})),
         (params, model_state, (count, {"m": jnp.zeros(5, jnp.bfloat16)})),
     ):
         with pytest.raises(UserError, match="holds other arrays .* differ, as .*--overwrite") as error:
-            Checkpoints(tmp_path / "c", IDENTITY).newest(other)
+            checkpoints().newest(other)
         assert "\n" not in str(error.value)
-    assert Checkpoints(tmp_path / "c", IDENTITY).newest(_arrays(0))[1]["global_step"] == 20
+    assert checkpoints().newest(_arrays(0)).record["global_step"] == 20
+
+
+def test_files_of_another_format_are_refused(checkpoints, claim):
+    (claim.folder / "checkpoints" / "30").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds '30', which this version .* cannot read"):
+        checkpoints().newest(_arrays(0))
+
+
+def test_another_number_of_devices_or_cores_is_said_and_returned(checkpoints, caplog):
+    _save(checkpoints(), 10)
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints(environment={"n_devices": 4, "n_cpu_cores": 2}).newest(_arrays(0))
+    assert found.changes == {"environment.n_devices": [1, 4]}
+    assert caplog.messages == ["going on with another n_devices: 4, it was 1"]

@@ -1,3 +1,4 @@
+import math
 import time
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from fake_trial import FakeTime
 
-from tuning.clock import CompileTimer, SubmissionClock, union_s
+from tuning.clock import CompileCounts, CompileTimer, SubmissionClock, union_s
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
@@ -53,12 +54,37 @@ def test_union_counts_nested_and_overlapping_time_once():
     assert union_s([(5, 6), (0, 4), (1, 2), (3, 4.5)]) == 5.5
 
 
-def test_nested_events_count_once_and_only_backend_events_are_compiles():
-    timer = CompileTimer()
-    timer.add(TRACE, 2.0, 3.0)
-    timer.add(TRACE, 1.0, 4.0)
-    timer.add(BACKEND, 4.0, 9.0)
-    assert (timer.seconds, timer.n_compiles) == (8.0, 1)
+def test_nested_parts_count_once_and_the_wait_before_them_is_no_compilation():
+    now, n_waits = FakeTime(), []
+
+    def run_dry():
+        n_waits.append(now.now)
+        now.advance(7.0)
+
+    timer = CompileTimer(now, run_dry)
+    with timer:
+        timer.begin()
+        now.advance(1.0)
+        timer.begin()
+        now.advance(2.0)
+        timer.end(TRACE, math.nan)
+        timer.end(TRACE, math.nan)
+        now.advance(50.0)
+        timer.begin()
+        now.advance(4.0)
+        timer.end(BACKEND, math.nan)
+    assert (timer.counts.seconds, timer.counts.n_compiles, len(n_waits)) == (3.0 + 4.0, 1, 2)
+
+
+def test_a_version_of_jax_that_tells_the_end_alone_is_timed_by_what_it_tells():
+    now = FakeTime()
+    timer = CompileTimer(now, lambda: None)
+    with timer:
+        now.advance(5.0)
+        timer.end(BACKEND, 3.0)
+        now.advance(1.0)
+        timer.end(BACKEND, 60.0)  # it began before the timer was entered
+    assert (timer.counts.seconds, timer.counts.n_compiles) == (6.0, 2)
 
 
 def test_a_real_compilation_is_counted_once_and_a_second_call_not_at_all():
@@ -70,10 +96,34 @@ def test_a_real_compilation_is_counted_once_and_a_second_call_not_at_all():
     with timer:
         outer(x)
     elapsed = time.perf_counter() - began
-    assert timer.n_compiles == 1
-    assert 0 < timer.seconds <= elapsed
-    counted = timer.seconds
+    counted = timer.counts
+    assert counted.n_compiles == 1
+    assert 0 < counted.seconds <= elapsed
     with timer:
         outer(x)
-    assert (timer.seconds, timer.n_compiles) == (counted, 1)
-    assert (outside.seconds, outside.n_compiles) == (0.0, 0)
+    assert timer.counts == counted
+    assert outside.counts == CompileCounts()
+
+
+def test_known_device_work_is_training_also_while_the_next_program_compiles():
+    """A program of 0.6 s is dispatched, and then one is compiled that runs for 0.2 s: 0.8 s of training."""
+
+    def sleeps(seconds):
+        def sleep(x):
+            time.sleep(seconds)
+            return x
+
+        return lambda x: jax.pure_callback(sleep, jax.ShapeDtypeStruct((), jnp.float32), x)
+
+    def slow_to_trace(x):
+        time.sleep(0.5)  # compilation: tracing is host work
+        return sleeps(0.2)(x + 1)
+
+    first, second = jax.jit(sleeps(0.6)), jax.jit(slow_to_trace)
+    x = first(jnp.float32(0)).block_until_ready()
+    clock, timer = SubmissionClock(), CompileTimer()
+    with timer, clock.timed() as wait_for:
+        pending = first(x)
+        wait_for((pending, second(x)))
+    assert timer.counts.n_compiles == 1 and timer.counts.seconds >= 0.5
+    assert 0.8 <= clock.seconds - timer.counts.seconds < 1.0

@@ -6,29 +6,19 @@ import math
 from pathlib import Path
 
 import pytest
-from fake_trial import FakeWorkload, Point, fake_submission
+from fake_trial import FakeWorkload, Point, fake_submission, run_fake_trial
 
 from tuning import comparison, target
 from tuning.comparison import Protocol, Result, fewest_steps, search_and_repeat
 from tuning.errors import UserError
 from tuning.outcome import Miss
-from tuning.trial import run_trial
 from workloads import registry
 
 
 @pytest.fixture
 def outcome(tmp_path):
     """(**changes) -> a finished trial's outcome with these fields changed."""
-    made = run_trial(
-        FakeWorkload(target=0.1),
-        fake_submission(),
-        Point(1.0),
-        workload_name="fake",
-        rng_seed=1,
-        trial_index=1,
-        trial_dir=tmp_path / "made",
-        data_dir=tmp_path,
-    )
+    made = run_fake_trial(tmp_path / "made", FakeWorkload(target=0.1), fake_submission(), Point(1.0), rng_seed=1)
     return lambda **changes: dataclasses.replace(made, **changes)
 
 
@@ -91,7 +81,7 @@ def test_a_comparison_continues_runs_crashed_trials_again_and_refuses_others(wor
     changes = {"submission": "other", "hyperparameters": {"learning_rate": 5.0}, "rng_seed": 7, "target_value": 0.3}
     for change in ({name: value} for name, value in changes.items()):
         file.write_text(json.dumps({**content, **change}))
-        with pytest.raises(UserError, match="another submission, search space, seed or target; choose another folder"):
+        with pytest.raises(UserError, match=f"outcome.json' has {next(iter(change))} .*, not "):
             go(protocol)
 
 

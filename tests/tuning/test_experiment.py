@@ -42,7 +42,7 @@ def test_a_diverging_trial_does_not_stop_the_others(request_for, tmp_path):
     folders = sorted((tmp_path / "e" / "fake_jax").iterdir())
     assert [folder.name for folder in folders] == ["trial_1", "trial_2", "trial_3"]
     assert [json.loads((f / "hparams.json").read_text())["learning_rate"] for f in folders] == [1, 9, 2]
-    assert json.loads((folders[0] / "flags_0.json").read_text())["num_tuning_trials"] == 5
+    assert json.loads((folders[0] / "flags_0.json").read_text())["hyperparameters"] == {"learning_rate": 1}
 
 
 def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path):

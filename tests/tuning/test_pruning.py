@@ -6,11 +6,10 @@ pytest.importorskip("optuna")
 
 import optuna
 
-from tests.tuning.fake_trial import FakeWorkload, Point, fake_submission
+from tests.tuning.fake_trial import FakeWorkload, fake_submission, run_fake_trial
 from tuning.outcome import Progress
 from tuning.point_queue import PointQueue
 from tuning.pruning import Pruning, rule
-from tuning.trial import run_trial
 from workloads.spec import Direction
 
 N_POINTS = 9
@@ -101,15 +100,11 @@ def test_real_trials_are_pruned_marked_so_and_no_misses_of_the_budget(queue, tmp
     def carry_out(metric):
         claim, workload = queue.claim(), FakeWorkload(step_hint=40, target=7.5)
         workload.evaluate = lambda step: metric
-        outcome = run_trial(
+        outcome = run_fake_trial(
+            tmp_path / f"trial_{claim.index}",
             workload,
             fake_submission(),
-            Point(0.1),
-            workload_name="fake",
-            rng_seed=0,
             trial_index=claim.index,
-            trial_dir=tmp_path / f"trial_{claim.index}",
-            data_dir=tmp_path,
             cannot_win=rule(Pruning.MEDIAN, queue, claim, workload),
         )
         queue.finish(claim, {"reason": outcome.reason, "steps_to_target": outcome.steps_to_target}, 40.0)

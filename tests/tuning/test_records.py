@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tuning import records
+from tuning import machine, records
+from tuning.metrics_logger import EVAL_COLUMNS, MetricsLogger
 
 
 def read(path):
@@ -40,7 +41,7 @@ def test_json_is_strict(tmp_path):
 
 
 def test_measurements_hold_what_was_logged(tmp_path):
-    logger = records.MetricsLogger(tmp_path)
+    logger = MetricsLogger(tmp_path)
     logger.append_scalar_metrics({"loss": jnp.float32(0.5), "grad_norm": np.float64(2.0)}, global_step=0)
     logger.append_scalar_metrics({"loss": 0.25, "note": "warm, up"}, global_step=7)
     assert not list(tmp_path.iterdir())
@@ -53,9 +54,9 @@ def test_measurements_hold_what_was_logged(tmp_path):
 
 
 def test_eval_measurements_have_algoperfs_columns_in_order(tmp_path):
-    logger = records.MetricsLogger(tmp_path)
+    logger = MetricsLogger(tmp_path)
     metrics = {"test/loss": 3.0, "validation/acc": 0.5, "train/loss": 1.0, "validation/loss": 2.0}
-    times = dict.fromkeys(records.EVAL_COLUMNS[3:], 1.0)
+    times = dict.fromkeys(EVAL_COLUMNS[3:], 1.0)
     logger.append_scalar_metrics(metrics | {"score": 9.0} | times, 10, preemption_count=0, is_eval=True)
     logger.flush()
     with open(tmp_path / "eval_measurements.csv", newline="") as file:
@@ -81,7 +82,7 @@ def test_eval_measurements_have_algoperfs_columns_in_order(tmp_path):
 @pytest.mark.parametrize("flushes", [False, True])
 def test_two_losses_in_a_row_that_are_not_finite_are_remembered(tmp_path, loss, flushes):
     """One alone may be a bad batch's, which the next steps get over."""
-    logger = records.MetricsLogger(tmp_path)
+    logger = MetricsLogger(tmp_path)
     for step, value in enumerate([1.0, loss, 1.0, loss]):
         logger.append_scalar_metrics({"loss": value, "grad_norm": math.nan}, step)
         if flushes:
@@ -96,32 +97,32 @@ def test_two_losses_in_a_row_that_are_not_finite_are_remembered(tmp_path, loss, 
 
 
 def test_a_loss_lost_before_a_resumption_counts(tmp_path):
-    first, second = records.MetricsLogger(tmp_path), records.MetricsLogger(tmp_path)
+    first, second = MetricsLogger(tmp_path), MetricsLogger(tmp_path)
     first.append_scalar_metrics({"loss": math.nan}, 0)
     first.append_scalar_metrics({"score": 1.0}, 1, is_eval=True)
     first.flush()
-    second.take_up(first.rows())
+    second.restore(first.rows())
     assert not second.has_diverged
     second.append_scalar_metrics({"loss": math.nan}, 2)
     assert second.has_diverged
 
 
 def test_environment_tells_versions_and_hardware():
-    found = records.environment()
+    found = machine.environment()
     assert found["numpy"] == np.__version__
     assert found["n_devices"] >= 1 and found["n_cpu_cores"] >= 1
     assert (found["git_commit"] is None) == (found["git_dirty"] is None)
 
 
 def test_another_repository_around_the_code_is_not_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_PROJECT", tmp_path)
-    found = records.environment()
+    monkeypatch.setattr(machine, "_PROJECT", tmp_path)
+    found = machine.environment()
     assert (found["git_commit"], found["git_dirty"]) == (None, None)
 
 
 def test_provenance_shows_every_commit_that_took_part():
-    here = records.environment() | {"git_commit": "a" * 40, "git_dirty": False}
+    here = machine.environment() | {"git_commit": "a" * 40, "git_dirty": False}
     other = here | {"git_commit": "b" * 40, "git_dirty": True}
-    line = records.provenance([here, here, other])
+    line = machine.provenance([here, here, other])
     assert line.endswith("Commit: aaaaaaaaaa / bbbbbbbbbb with uncommitted changes.")
     assert line.count("Machine: ") == 1 and f"jax {here['jax']}" in line

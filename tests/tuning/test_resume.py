@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tuning import submission
-from tuning.trial import run_trial
+from tuning.claim import Claim
+from tuning.description import describe
+from tuning.trial import Checkpointing, run_trial
 from workloads import registry
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +31,8 @@ def contents(trial_dir):
         with open(trial_dir / name, newline="") as file:
             found[name] = [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
     outcome = json.loads((trial_dir / "outcome.json").read_text())
-    found["outcome"] = {
-        k: v for k, v in outcome.items() if "seconds" not in k and "compiles" not in k and "hits" not in k
-    }
+    left_out = ("seconds", "compiles", "hits", "resumptions")
+    found["outcome"] = {k: v for k, v in outcome.items() if not any(word in k for word in left_out)}
     return found
 
 
@@ -56,20 +57,20 @@ def run(tmp_path):
             if progress.global_step == cut_at:
                 raise Cut
 
-        return run_trial(
+        description = describe(
+            "mnist_vit",
             workload,
             chosen,
             point,
-            workload_name="mnist_vit",
             rng_seed=0,
             trial_index=1,
-            trial_dir=tmp_path / name,
-            data_dir=tmp_path,
+            data_dir=str(tmp_path),
             max_global_steps=50,
-            checkpoints_to_keep=2,
-            report=report,
-            **options,
         )
+        with Claim.take(tmp_path / name) as claim:
+            return run_trial(
+                description, workload, chosen, claim, report=report, checkpointing=Checkpointing(keep=2), **options
+            )
 
     return start
 
@@ -84,6 +85,7 @@ def test_a_resumed_trial_equals_one_that_never_stopped(run, tmp_path):
     assert preemptions(tmp_path / "whole") == [0] * 5
     # A checkpoint knows of the interruptions before it: the third start and the fourth both went on from step 30's.
     assert preemptions(tmp_path / "cut") == [0, 1, 1, 2, 2]
+    assert [each["global_step"] for each in resumed.resumptions] == [10, 30]
     # The clock has every second once: that of the steps after a checkpoint, lost with a cut, is not in it.
     assert resumed.global_step == whole.global_step == 50
     with open(tmp_path / "cut" / "eval_measurements.csv", newline="") as file:
@@ -114,7 +116,7 @@ def test_a_killed_process_is_resumed_by_the_script(tmp_path):
     trial = tmp_path / "cut" / "b3db_jax" / "trial_1"
     for n_checkpoints in (1, 3):
         process = start("cut", "--resume")
-        while not (trial / "checkpoints" / f"{10 * n_checkpoints}").exists():
+        while not (trial / "checkpoints" / f"{10 * n_checkpoints}.checkpoint").exists():
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)

@@ -77,7 +77,7 @@ def test_a_job_that_slurm_is_about_to_end_is_queued_again_and_goes_on(cluster, t
     flags = ["--num_tuning_trials=1", "--max_global_steps=300", "--launcher=slurm", "--workers=1", "--max_retries=0"]
     sweep = start(tmp_path, "sweep", *flags, env=cluster)
     trial_dir = tmp_path / "sweep" / "b3db_jax" / "trial_1"
-    while not any(place.name.isdigit() for place in trial_dir.glob("checkpoints/*")):
+    while not any(trial_dir.glob("checkpoints/*.checkpoint")):
         assert sweep.poll() is None, sweep.communicate()[0]
         time.sleep(0.1)
     (job,) = ask(cluster, "squeue", "--noheader", "--format=%A").split()

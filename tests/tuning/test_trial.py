@@ -12,14 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fake_trial import FakeTime, FakeWorkload, Point, fake_submission, log_loss
+from fake_trial import FakeTime, FakeWorkload, fake_submission, log_loss, run_fake_trial
 
 from tuning import training
 from tuning.clock import SubmissionClock
 from tuning.errors import UserError
+from tuning.metrics_logger import EVAL_COLUMNS
 from tuning.randomness import Keys, Stream
-from tuning.records import EVAL_COLUMNS
-from tuning.trial import run_trial
 from workloads.spec import Direction
 
 
@@ -34,8 +33,7 @@ def run(tmp_path, monkeypatch):
 
     def run(workload, submission, **options):
         monkeypatch.setattr(training, "SubmissionClock", functools.partial(SubmissionClock, workload.time))
-        given = dict(workload_name="fake", rng_seed=5, trial_index=1, trial_dir=tmp_path, data_dir=tmp_path)
-        return run_trial(workload, submission, Point(0.1), **(given | options))
+        return run_fake_trial(tmp_path, workload, submission, **({"rng_seed": 5} | options))
 
     return run
 
@@ -54,7 +52,7 @@ def test_reaching_the_target_scores_steps_and_submission_seconds(run, tmp_path):
 
 
 def test_measurements_on_disk(run, tmp_path):
-    run(FakeWorkload(target=0.2), fake_submission(log_loss), flags={"rng_seed": 5})
+    run(FakeWorkload(target=0.2), fake_submission(log_loss))
     evaluations = rows(tmp_path / "eval_measurements.csv")
     assert list(evaluations[0]) == [
         *EVAL_COLUMNS,
@@ -69,7 +67,8 @@ def test_measurements_on_disk(run, tmp_path):
     measured = rows(tmp_path / "measurements.csv")
     assert [int(row["global_step"]) for row in measured] == [*range(10), 10, *range(10, 20), 20]
     assert [float(row["loss"]) for row in measured if row["loss"]] == [1 / (1 + step) for step in range(20)]
-    assert json.loads((tmp_path / "flags_0.json").read_text()) == {"rng_seed": 5}
+    flags = json.loads((tmp_path / "flags_0.json").read_text())
+    assert (flags["rng_seed"], flags["batch_size"], flags["step_budget"]) == (5, 8, 40)
 
 
 def test_out_of_steps(run):

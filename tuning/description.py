@@ -1,0 +1,171 @@
+"""The description of one trial: everything that decides its result, made once and passed on.
+
+Its checkpoints, outcome.json and flags_N.json all hold it, so that a later process can tell whether they belong to the
+trial that it was asked for. Each field states what happens when a resumed trial's value differs.
+"""
+
+import functools
+import json
+import logging
+import math
+from collections import namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from tuning import disk, submission_version
+from tuning.errors import UserError, setup_phase
+from tuning.submission import Submission
+
+_LOG = logging.getLogger(__name__)
+_LARGEST_SEED = 2**64 - 1
+
+
+class OnResume(StrEnum):
+    """What happens to a resumed trial whose value of a field differs from the earlier one."""
+
+    MUST_MATCH = "must match"  # refused, and both values named
+    MAY_CHANGE = "may change"  # goes on; the change is recorded
+    WARN = "warn"  # goes on with a warning; the change is recorded
+
+
+class MatmulPrecision(StrEnum):
+    """How matrix products of float32 arrays are computed where nothing else is asked for."""
+
+    DEFAULT = "default"  # the device's: TF32 on NVIDIA GPUs since Ampere, float32 on older ones and on CPUs
+    TENSORFLOAT32 = "tensorfloat32"
+    FLOAT32 = "float32"
+
+
+def _field(on_resume: OnResume) -> Any:
+    return field(metadata={"on_resume": on_resume})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialDescription:
+    """One trial. Values are plain data, as JSON holds them."""
+
+    workload: str = _field(OnResume.MUST_MATCH)
+    submission: str = _field(OnResume.MUST_MATCH)
+    submission_path: str = _field(OnResume.MAY_CHANGE)
+    submission_version: str = _field(OnResume.WARN)  # hash of the submission's files and of the code it imports
+    hyperparameters: dict[str, Any] = _field(OnResume.MUST_MATCH)
+    rng_seed: int = _field(OnResume.MUST_MATCH)
+    trial_index: int = _field(OnResume.MUST_MATCH)  # N of trial_N, from 1; with the seed it decides every random key
+    batch_size: int = _field(OnResume.MUST_MATCH)
+    eval_batch_size: int = _field(OnResume.MUST_MATCH)
+    target_metric: str = _field(OnResume.MUST_MATCH)
+    target_value: float | None = _field(OnResume.MUST_MATCH)  # None while the workload has no target
+    matmul_precision: str = _field(OnResume.MUST_MATCH)
+    step_budget: int = _field(OnResume.MAY_CHANGE)
+    time_budget_s: float | None = _field(OnResume.MAY_CHANGE)  # None is unlimited
+    stop_at_target: bool = _field(OnResume.MAY_CHANGE)
+    pruning: str = _field(OnResume.MAY_CHANGE)  # the rule that may end the trial before its budget
+    data_dir: str = _field(OnResume.MAY_CHANGE)
+
+    @property
+    def point(self) -> tuple:
+        """The hyperparameters as the namedtuple that the submission receives."""
+        return _point_class(tuple(self.hyperparameters))(**self.hyperparameters)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def changes_from(self, earlier: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
+        """{field: [earlier value, own value]} of what differs; warns of what its field says to warn of.
+
+        Args:
+            earlier: another description's JSON.
+            place: what holds it, for the message.
+
+        Raises:
+            UserError: a field that must match differs, or is not there.
+        """
+        own, changes = json.loads(json.dumps(self.to_json())), {}
+        for name, on_resume in FIELDS.items():
+            if name not in earlier:
+                raise UserError(
+                    f"{place} was written by another version of this project (it has no {name}); "
+                    "give --overwrite or another --experiment_name"
+                )
+            if earlier[name] == own[name]:
+                continue
+            if on_resume is OnResume.MUST_MATCH:
+                raise UserError(
+                    f"{place} has {name} {_short(earlier[name])}, not {_short(own[name])}: "
+                    "resume what it belongs to, or give --overwrite or another --experiment_name"
+                )
+            if on_resume is OnResume.WARN:
+                _LOG.warning("%s has %s %s, now it is %s", place, name, _short(earlier[name]), _short(own[name]))
+            changes[name] = [earlier[name], own[name]]
+        return changes
+
+
+FIELDS: dict[str, OnResume] = {f.name: f.metadata["on_resume"] for f in fields(TrialDescription)}
+
+
+def describe(
+    workload_name: str,
+    workload: Any,
+    submission: Submission,
+    point: tuple,
+    *,
+    rng_seed: int,
+    trial_index: int,
+    data_dir: str,
+    max_global_steps: int | None = None,
+    stop_at_target: bool = True,
+    pruning: str = "none",
+    matmul_precision: str = MatmulPrecision.DEFAULT,
+) -> TrialDescription:
+    """The description of a trial of `submission` at `point`, a namedtuple of the search space.
+
+    Args:
+        max_global_steps: lowers the budget, `workload.step_hint` steps; it never raises it.
+        stop_at_target: False trains on to the budget after the target is reached.
+
+    Raises:
+        UserError: the seed is out of range, or the submission has no batch size for this workload.
+    """
+    if not 0 <= rng_seed <= _LARGEST_SEED:
+        raise UserError(f"seed {rng_seed} is out of range; give one from 0 to {_LARGEST_SEED}")
+    with setup_phase():
+        batch_size = submission.get_batch_size(workload_name)
+        own_eval_size = submission.get_eval_batch_size
+        eval_batch_size = own_eval_size(workload_name) if own_eval_size else workload.eval_batch_size
+        version = submission_version.of(submission.file)
+    return TrialDescription(
+        workload=workload_name,
+        submission=submission.name,
+        submission_path=str(submission.file),
+        submission_version=version,
+        hyperparameters=point._asdict(),
+        rng_seed=rng_seed,
+        trial_index=trial_index,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        target_metric=workload.target_metric_name,
+        target_value=_finite(workload.validation_target_value),
+        matmul_precision=str(matmul_precision),
+        step_budget=min(workload.step_hint, max_global_steps or workload.step_hint),
+        time_budget_s=_finite(workload.max_allowed_runtime_sec),
+        stop_at_target=stop_at_target,
+        pruning=pruning,
+        data_dir=str(disk.expanded(str(data_dir), "data_dir")),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@functools.cache
+def _point_class(names: tuple[str, ...]) -> type:
+    """One class for all points of a space: another one would compile a submission's steps again."""
+    return namedtuple("Hyperparameters", names)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:77]}…"

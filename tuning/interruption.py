@@ -1,0 +1,73 @@
+"""Signals that ask a trial to end: it saves its state first, if there is any."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# Exit codes by signal; 75 asks a scheduler to start the job again (EX_TEMPFAIL).
+_EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130, "SIGHUP": 129}
+
+
+class Interrupted(BaseException):
+    """A signal ended the trial. Not an Exception: a submission's own handlers must not keep it."""
+
+    def __init__(self, signal_name: str, saved_step: int | None = None):
+        super().__init__(signal_name)
+        self.signal_name, self.saved_step = signal_name, saved_step
+
+    @property
+    def exit_code(self) -> int:
+        return _EXIT_CODES[self.signal_name]
+
+    def __str__(self) -> str:
+        """One line: what is saved, and how to go on."""
+        if self.saved_step is None:
+            return f"stopped by {self.signal_name}: no new checkpoint; run the same command with --resume to go on"
+        saved = f"the checkpoint of step {self.saved_step} is saved"
+        return f"stopped by {self.signal_name}: {saved}; run the same command with --resume to go on"
+
+
+class Interruption:
+    """`with Interruption() as interruption:` notes the signals SIGTERM, SIGUSR1, SIGINT and SIGHUP.
+
+    The code inside looks at `signal_name` where it can stop, and marks blocks that a signal may end at once. A second
+    SIGINT is a KeyboardInterrupt. Signals that the process was started to ignore stay ignored. For the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._ends_at_once = False
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for name in _EXIT_CODES:
+                number = getattr(signal, name)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, earlier in self._earlier.items():
+            signal.signal(number, earlier)
+
+    @contextmanager
+    def ends_at_once(self) -> Iterator[None]:
+        """In this block a signal raises Interrupted; one noted before does so at its start."""
+        self._ends_at_once = True
+        try:
+            if self.signal_name:
+                raise Interrupted(self.signal_name)
+            yield
+        finally:
+            self._ends_at_once = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+        if self._ends_at_once:
+            raise Interrupted(self.signal_name)

@@ -1,0 +1,113 @@
+"""The machine and the code that a number comes from."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tuning.errors import UserError, one_line
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_PROJECT = Path(__file__).resolve().parents[1]
+
+
+def refuse_without_devices() -> None:
+    """Touches the devices.
+
+    Raises:
+        UserError: there are none that JAX can use.
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        cure = "look at JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and the driver"
+        raise UserError(f"JAX finds no device to compute on ({one_line(error)}): {cure}") from error
+
+
+def code_version() -> str | None:
+    """The commit of this checkout; None outside one. Touches no device, as `environment` does."""
+    return _git_state()[0]
+
+
+def environment() -> dict[str, Any]:
+    """Commit, package versions and hardware; `git_commit` and `git_dirty` are None outside a checkout."""
+    commit, dirty = _git_state()
+    devices = jax.devices()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": devices[0].platform,
+        "device_kind": devices[0].device_kind,
+        "n_devices": len(devices),
+        "cpu_model": _cpu_model(),
+        "n_cpu_cores": _n_cpu_cores(),
+        "memory_gib": _memory_gib(),
+    }
+
+
+def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
+    """Machines, versions and commits of one or more environments as a line of a report; differing ones all shown."""
+
+    def machine(e: Mapping[str, Any]) -> str:
+        cpu = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
+        return f"{cpu}; {e['n_devices']} × {e['device_kind']} ({e['platform']})"
+
+    def versions(e: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {e[name]}" for name in ("python", *_PACKAGES))
+
+    def commit(e: Mapping[str, Any]) -> str:
+        return f"{(e['git_commit'] or 'unknown')[:10]}{' with uncommitted changes' if e['git_dirty'] else ''}"
+
+    parts = (("Machine", machine), ("Versions", versions), ("Commit", commit))
+    return " ".join(f"{name}: {' / '.join(sorted(set(map(show, environments))))}." for name, show in parts)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(_PROJECT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    # An installed copy may lie inside somebody else's repository, whose commit says nothing about this code.
+    top = _git("rev-parse", "--show-toplevel")
+    commit = _git("rev-parse", "HEAD") if top is not None and Path(top).resolve() == _PROJECT else None
+    return (None, None) if commit is None else (commit, bool(_git("status", "--porcelain")))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _n_cpu_cores() -> int:
+    """Cores this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,116 @@
+"""measurements.csv and eval_measurements.csv of a trial."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tuning import records
+
+# AlgoPerf's columns, before the metrics of the splits.
+EVAL_COLUMNS = (
+    "global_step",
+    "preemption_count",
+    "score",
+    "total_duration",
+    "accumulated_submission_time",
+    "accumulated_eval_time",
+    "accumulated_logging_time",
+)
+_SPLITS = ("train", "validation", "test")
+
+
+class MetricsLogger:
+    """measurements.csv and eval_measurements.csv of a trial, and whether its training loss is still finite.
+
+    Submissions call `workload.metrics_logger.append_scalar_metrics({"loss": ..., ...}, global_step)`. Rows
+    are kept in memory until `flush`, called off the submission clock; device values are fetched only then.
+
+    Args:
+        trial_dir: where both files go.
+        write: puts a file in its place.
+    """
+
+    def __init__(self, trial_dir: Path, write: records.Write = records.write_bytes):
+        self._trial_dir, self._write = trial_dir, write
+        self._rows: list[dict[str, Any]] = []
+        self._eval_rows: list[dict[str, Any]] = []
+        self._n_fetched = 0
+        self._unread_losses: list[Any] = []
+        self._n_lost = 0  # losses that were not finite since one that was
+
+    def append_scalar_metrics(
+        self,
+        metrics: Mapping[str, Any],
+        global_step: int,
+        preemption_count: int | None = None,
+        is_eval: bool = False,
+    ) -> None:
+        """Adds one row; name and arguments are AlgoPerf's. An evaluation goes to both files."""
+        row = {"global_step": global_step}
+        if preemption_count is not None:
+            row["preemption_count"] = preemption_count
+        row.update({name: value for name, value in metrics.items() if name not in row})
+        self._rows.append(row)
+        if is_eval:
+            self._eval_rows.append(_in_eval_order(row))
+        if "loss" in metrics:
+            self._unread_losses.append(metrics["loss"])
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """What both files hold after a `flush`, for `restore`."""
+        return {"rows": self._rows, "eval_rows": self._eval_rows}
+
+    def restore(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Continues from the rows of an earlier logger, in place of any of its own."""
+        self._rows, self._eval_rows = list(rows["rows"]), list(rows["eval_rows"])
+        self._n_fetched = len(self._rows)
+        self._n_lost, self._unread_losses = 0, [row["loss"] for row in self._rows if "loss" in row][-1:]
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether two successive logged losses are known not to be finite. A single one may be a bad batch's.
+
+        Does not wait for one that is still being computed.
+        """
+        while self._unread_losses and _is_ready(self._unread_losses[0]):
+            self._read_loss()
+        return self._n_lost >= 2
+
+    def _read_loss(self) -> None:
+        is_finite = math.isfinite(float(self._unread_losses.pop(0)))
+        if self._n_lost < 2:
+            self._n_lost = 0 if is_finite else self._n_lost + 1
+
+    def flush(self) -> None:
+        """Writes both files as they stand; a file without rows is not made."""
+        for row in self._rows[self._n_fetched :]:
+            row.update({name: _plain_number(value) for name, value in row.items()})
+        self._n_fetched = len(self._rows)
+        while self._unread_losses:
+            self._read_loss()
+        if self._rows:
+            records.write_csv(self._trial_dir / "measurements.csv", self._rows, self._write)
+        if self._eval_rows:
+            records.write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows, self._write)
+
+
+def _is_ready(value: Any) -> bool:
+    return not isinstance(value, jax.Array) or value.is_ready()
+
+
+def _in_eval_order(row: dict[str, Any]) -> dict[str, Any]:
+    def place(name: str) -> int:
+        if name in EVAL_COLUMNS:
+            return EVAL_COLUMNS.index(name)
+        split = name.split("/")[0]
+        return len(EVAL_COLUMNS) + (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS))
+
+    return {name: row[name] for name in sorted(row, key=place)}
+
+
+def _plain_number(value: Any) -> int | float | str:
+    """A device or NumPy scalar to a Python number; Python's own stay as they are."""
+    return value if isinstance(value, (int, float, str)) else float(value)

@@ -1,0 +1,101 @@
+"""A submission's version: a hash of its folder and of the project code that it imports.
+
+A commit would not do: a submission may lie outside any repository, or be edited without a commit.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+_LENGTH = 16  # hexadecimal digits
+
+
+@functools.cache
+def of(file: Path) -> str:
+    """Hash of the submission `file`, of the other files in its folder and of all modules that these import.
+
+    Installed libraries are left out: the records name their versions.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_sources(file)):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:_LENGTH]
+
+
+def _sources(file: Path) -> set[Path]:
+    in_package = (file.parent / "__init__.py").exists()
+    waiting = list(file.parent.rglob("*.py")) if file.stem == "submission" else [file]
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        waiting += _imported(path, None if in_package else file.parent)
+    return found
+
+
+def _imported(path: Path, extra_root: Path | None) -> Iterator[Path]:
+    """Files of the project's own modules that the source `path` imports, packages' `__init__.py` included."""
+    for name in _module_names(path):
+        parts = name.split(".")
+        top = _top_folder(parts[0], extra_root)
+        if top is None:
+            continue
+        for length in range(1, len(parts) + 1):
+            base = top.joinpath(*parts[:length])
+            yield from (found for found in (base / "__init__.py", base.with_suffix(".py")) if found.is_file())
+
+
+def _module_names(path: Path) -> Iterator[str]:
+    """Absolute names of what a source imports; `from a import b` gives `a` and `a.b`, for b may be a module."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # nothing can import it
+    package = _package_of(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from filter(None, [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)])
+
+
+def _package_of(path: Path) -> list[str]:
+    parts, folder = [], path.parent
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return parts
+
+
+def _top_folder(name: str, extra_root: Path | None) -> Path | None:
+    """The folder that holds the top-level module `name`; None for built-in and installed ones."""
+    if extra_root is not None and ((extra_root / name).is_dir() or (extra_root / f"{name}.py").is_file()):
+        return extra_root
+    if name in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    place = Path(places[0]) if places else Path(spec.origin) if spec and spec.origin else None
+    if place is None or any(place.is_relative_to(folder) for folder in _library_folders()):
+        return None
+    return place.parent
+
+
+@functools.cache
+def _library_folders() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    return tuple(Path(p) for p in {paths["purelib"], paths["platlib"], paths["stdlib"], *site.getsitepackages()})
