@@ -16,6 +16,7 @@ from flax.core import tracers
 from jax import Array
 
 from .convolution import Convolution
+from .devices import vary
 from .layers import Layer
 
 PyTree = Any
@@ -67,7 +68,7 @@ def capture(forward: Forward, params: PyTree, layers: Sequence[Layer], output_gr
         (outputs, aux), inputs = plan.run(forward, p, perturbations)
         return outputs, (aux, inputs)
 
-    outputs, vjp, (aux, inputs) = jax.vjp(perturbed, params, zeros, has_aux=True)
+    outputs, vjp, (aux, inputs) = jax.vjp(perturbed, params, vary(zeros), has_aux=True)
 
     def pullback(cotangent: Array) -> tuple[PyTree, dict[str, list[Array]]]:
         gradient, at_outputs = vjp(cotangent.astype(outputs.dtype))

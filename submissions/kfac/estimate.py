@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .capture import Captured, Forward, capture
+from .devices import AxisNames, own_key, sum_over, vary
 from .eigenbasis import Bases
 from .factors import Use, fisher_diagonal, input_sums, output_factor
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
@@ -99,6 +100,7 @@ def estimate_sums(
     rows_per_width: int = 0,
     key: Array | None = None,
     bases: Mapping[str, Bases] | None = None,
+    axis_name: AxisNames | None = None,
 ) -> tuple[Sums, PyTree, dict[str, str]]:
     """Summed loss, its gradients, and the products that the factors of `layers` are made of.
 
@@ -116,6 +118,8 @@ def estimate_sums(
         rows_per_width: see `factors.input_sums`.
         key: random key for the pseudo-targets, and for which rows are taken.
         bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
+        axis_name: name of the axis (or names) of `shard_map`, `pmap` or `vmap` along which the batch is split: the sums
+            are then those of the whole batch, the auxiliary values each device's own. None gives each device's own.
 
     Returns:
         The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
@@ -131,6 +135,7 @@ def estimate_sums(
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
     if layers and rows_per_width and key is None:
         raise ValueError("rows_per_width draws the rows at random: give a key")
+    params, key = vary(params), own_key(key, axis_name)
     captured = capture(forward, params, layers, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
@@ -160,7 +165,7 @@ def estimate_sums(
             for name, layer in by_name.items()
         }
     sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)
-    return sums, captured.aux, captured.uncaptured
+    return sum_over(sums, axis_name), captured.aux, captured.uncaptured
 
 
 def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:
@@ -191,4 +196,4 @@ def _summed_over_columns(captured: Captured, column: Callable, second_order: Cal
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(captured.outputs))
-    return jax.lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(k)), None), zeros, indices)[0]
+    return jax.lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(k)), None), vary(zeros), indices)[0]
