@@ -3,11 +3,12 @@ VENV := .venv
 PYTEST := $(VENV)/bin/pytest
 INSTALLED := $(VENV)/.installed
 CAN_PREPARE := $(VENV)/.can_prepare
+CAN_DOCUMENT := $(VENV)/.can_document
 # 64-bit JAX is a setting of the whole process, so these tests get a process of their own.
 X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-prepare demo test test-slow lint clean
+.PHONY: help setup setup-prepare setup-docs demo test test-slow docs lint clean
 
 # An inherited module path would hide what the virtual environment lacks.
 unexport PYTHONPATH PYTHONHOME
@@ -35,6 +36,12 @@ $(CAN_PREPARE): $(INSTALLED) requirements-prepare.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-prepare.txt
 	@touch $@
 
+setup-docs: $(CAN_DOCUMENT) ## add MkDocs to it, to build the documentation
+
+$(CAN_DOCUMENT): $(INSTALLED) requirements-docs.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-docs.txt
+	@touch $@
+
 demo: setup ## train one model on molecules with K-FAC-reduce; results under experiments/demo
 	$(VENV)/bin/python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
 	  --experiment_dir=experiments --experiment_name=demo --overwrite
@@ -44,14 +51,17 @@ test: setup ## run the tests, without the slow ones
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q tests/x64)
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
-test-slow: setup-prepare ## run the slow tests, for which TensorFlow is added
+test-slow: setup-prepare setup-docs ## run the slow tests, for which TensorFlow and MkDocs are added
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/x64 || [ $$? -eq 5 ])
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m slow || [ $$? -eq 5 ]
+
+docs: setup-docs ## build the documentation into site/, and check its links
+	$(VENV)/bin/mkdocs build --strict --quiet
 
 lint: setup ## check the code's style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean: ## remove .venv, build outputs and caches; experiments/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
