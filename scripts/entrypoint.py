@@ -1,7 +1,7 @@
 """The container image's commands: `VERB [flags]`, or flags alone for a trial.
 
-    docker run IMAGE --workload=ogbg --submission_path=submissions/kfac_reduce
-    docker run IMAGE sweep --workload=ogbg --submission_path=submissions/kfac_reduce --num_tuning_trials=20
+docker run IMAGE --workload=ogbg --submission_path=submissions/kfac_reduce
+docker run IMAGE sweep --workload=ogbg --submission_path=submissions/kfac_reduce --num_tuning_trials=20
 """
 
 import os
@@ -39,7 +39,10 @@ def command(words: list[str], folders: dict[str, str]) -> list[str]:
 
 
 def _folders() -> dict[str, str]:
-    places = {"data_dir": os.environ.get("ALGOPERF_KFAC_DATA"), "experiment_dir": os.environ.get("ALGOPERF_KFAC_EXPERIMENTS")}
+    places = {
+        "data_dir": os.environ.get("ALGOPERF_KFAC_DATA"),
+        "experiment_dir": os.environ.get("ALGOPERF_KFAC_EXPERIMENTS"),
+    }
     found = {name: place for name, place in places.items() if place}
     return found | ({"experiment_name": "experiment"} if "experiment_dir" in found else {})
 

@@ -13,6 +13,7 @@ import jax
 from tuning.errors import UserError, one_line
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_COMMIT_VARIABLE = "ALGOPERF_KFAC_COMMIT"
 _PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -35,7 +36,7 @@ def code_version() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Commit, package versions and hardware; `git_commit` and `git_dirty` are None outside a checkout."""
+    """Commit, package versions and hardware; `git_dirty` is None outside a checkout."""
     commit, dirty = _git_state()
     devices = jax.devices()
     return {
@@ -82,7 +83,9 @@ def _git_state() -> tuple[str | None, bool | None]:
     # An installed copy may lie inside somebody else's repository, whose commit says nothing about this code.
     top = _git("rev-parse", "--show-toplevel")
     commit = _git("rev-parse", "HEAD") if top is not None and Path(top).resolve() == _PROJECT else None
-    return (None, None) if commit is None else (commit, bool(_git("status", "--porcelain")))
+    if commit is None:  # an image of the code, or an installed copy, has no repository but may know its commit
+        return os.environ.get(_COMMIT_VARIABLE) or None, None
+    return commit, bool(_git("status", "--porcelain"))
 
 
 def _version(package: str) -> str | None:

@@ -118,7 +118,12 @@ def test_bad_flags_end_with_2(run):
 
 def test_an_unknown_accelerator_is_refused(buildah, plain):
     done = buildah(
-        "build", "--isolation=chroot", f"--build-arg=BASE={plain}", "--build-arg=ACCELERATOR=tpu", str(ROOT), check=False
+        "build",
+        "--isolation=chroot",
+        f"--build-arg=BASE={plain}",
+        "--build-arg=ACCELERATOR=tpu",
+        str(ROOT),
+        check=False,
     )
     assert done.returncode != 0
     assert "ACCELERATOR is tpu; it takes cpu or cuda" in done.stdout + done.stderr

@@ -48,7 +48,9 @@ def test_libraries_are_installed_before_the_code_is_copied(parsed):
     """So that a change of the code leaves the layers of the libraries as they are."""
     steps = [(item["instruction"], item["value"]) for item in parsed.structure]
     installs = [i for i, (name, value) in enumerate(steps) if name == "RUN" and "pip install" in value]
-    code = [i for i, (name, value) in enumerate(steps) if name == "COPY" and value.startswith(("submissions", "tuning"))]
+    code = [
+        i for i, (name, value) in enumerate(steps) if name == "COPY" and value.startswith(("submissions", "tuning"))
+    ]
     assert max(installs) < min(code)
 
 
