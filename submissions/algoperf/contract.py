@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import hyperparameters as hparams
 from .batch_sizes import batch_size
 from .problem import Problem
-from .restoration import without_device_axis
+from .restoration import as_returned_by_a_step
 
 PyTree = Any
 
@@ -75,9 +75,7 @@ class Submission:
         h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
         static, _ = hparams.split(h)
         steps = _compiled_steps(workload, self._algorithm, static)
-        state = self._algorithm.init(model_params, h)
-        steps.expect(state, model_params, model_state)
-        return state, steps
+        return steps.start(self._algorithm.init(model_params, h), model_params, model_state), steps
 
     def update_params(
         self,
@@ -170,13 +168,14 @@ class _CompiledSteps:
         self._jitted: dict[Hashable, Callable] = {}
         self._shapes: tuple[PyTree, ...] = ()
 
-    def expect(self, *trees: PyTree) -> None:
-        """Note the shapes of the state, the parameters and the model's state, to know restored arrays by theirs."""
-        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
+    def start(self, state: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
+        """The state on all devices. The trees' shapes are noted, to know restored arrays by them."""
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params, model_state))
+        return jax.device_put(state, self._replicated)
 
     def __call__(self, variant: Hashable, state: PyTree, params: PyTree, model_state: PyTree, *rest: Any) -> StepResult:
         trees = zip((state, params, model_state), self._shapes, strict=True)
-        carried = (without_device_axis(tree, shapes, self._replicated) for tree, shapes in trees)
+        carried = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
         return self._program(variant)(*carried, *rest)
 
     def _program(self, variant: Hashable) -> Callable[..., StepResult]:

@@ -1,4 +1,4 @@
-"""Arrays as they come back from a checkpoint of the official runner."""
+"""Arrays brought to one form, however they come: made before the first step, returned by a step, or restored."""
 
 from typing import Any
 
@@ -9,17 +9,22 @@ from jax.sharding import Sharding
 PyTree = Any
 
 
-def without_device_axis(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
-    """A tree in the shapes that its arrays had when they were made.
+def as_returned_by_a_step(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
+    """The tree as a compiled step returns it, so that no step compiles anew for arrays of another form.
 
-    The official runner restores each array once per device, on a new leading axis. The copies are equal.
+    Arrays that were made elsewhere, or read from a file, are put under `sharding`. The official runner restores each
+    array once per device, on a new leading axis; of these equal copies one is taken. The first array tells for all.
 
     Args:
-        tree: the arrays, restored or not.
-        shapes: the same tree of `jax.ShapeDtypeStruct`.
-        sharding: where restored arrays are put.
+        tree: the arrays.
+        shapes: the same tree of `jax.ShapeDtypeStruct`, as they were made.
+        sharding: the steps' own.
     """
     leaves, expected = jax.tree.leaves(tree), jax.tree.leaves(shapes)
-    if not leaves or len(leaves) != len(expected) or np.ndim(leaves[0]) != len(expected[0].shape) + 1:
+    if not leaves or len(leaves) != len(expected):
         return tree
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x[0]), sharding), tree)
+    if np.ndim(leaves[0]) == len(expected[0].shape) + 1:
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x[0]), sharding), tree)
+    if isinstance(leaves[0], jax.Array) and leaves[0].sharding == sharding:
+        return tree
+    return jax.device_put(tree, sharding)
