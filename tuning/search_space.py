@@ -13,6 +13,7 @@ import enum
 import json
 import keyword
 import math
+import unicodedata
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from tuning.errors import UserError
+from tuning.errors import UserError, one_line
 
+_DEEPEST, _LONGEST_NAME = 32, 100
 _RANGE_KEYS = {"min", "max", "scaling"}
 _RANGE_CURE = 'write {"min": a, "max": b, "scaling": "log" or "linear"} or {"feasible_points": [...]}'
 
@@ -49,6 +51,8 @@ def read(path: str | Path) -> dict | list:
         place = f"line {error.lineno} column {error.colno}"
         problem = f"search space {str(path)!r} is not valid JSON: {error.msg}"
         raise SearchSpaceError(f"{problem}; look at {place}") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise SearchSpaceError(f"search space {str(path)!r} cannot be read: {one_line(error)}; simplify it") from error
     check(space)
     return space
 
@@ -152,14 +156,16 @@ def _check_choices(name: str, choices: Any) -> None:
 
 def _check_range(name: str, min: Any, max: Any, scaling: Any) -> None:  # the names are the file's
     for end, value in (("min", min), ("max", max)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise SearchSpaceError(f"{name!r}: {end!r} is {value!r}; give a finite number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+            raise SearchSpaceError(f"{name!r}: {end!r} is {_short(value)}; give a finite number")
     if not isinstance(scaling, str) or scaling not in _SCALINGS:
         raise SearchSpaceError(f"{name!r}: 'scaling' is {scaling!r}; give 'log' or 'linear'")
     if min > max:
         raise SearchSpaceError(f"{name!r}: 'min' {min} is above 'max' {max}; swap them")
     if scaling == "log" and min <= 0:
         raise SearchSpaceError(f"{name!r}: 'min' {min} has no logarithm; make it positive or scale 'linear'")
+    if not math.isfinite(float(max) / float(min) if scaling == "log" else float(max) - float(min)):
+        raise SearchSpaceError(f"{name!r}: from {min} to {max} is more than a float can span; narrow it")
 
 
 def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
@@ -170,13 +176,46 @@ def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
 
 def _check_names(mapping: dict) -> None:
     for name in mapping:
-        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-            raise SearchSpaceError(f"{name!r} cannot name a hyperparameter; use a Python name, no leading _")
+        # Python reads "µ" (micro) as "μ" (mu): the submission would look for another name than the file has.
+        is_as_read = unicodedata.normalize("NFKC", name) == name and len(name) <= _LONGEST_NAME
+        if not name.isidentifier() or not is_as_read or keyword.iskeyword(name) or name.startswith("_"):
+            cure = "use a Python name without a leading _"
+            if unicodedata.normalize("NFKC", name).isidentifier() and not is_as_read:
+                cure = f"write {_short(unicodedata.normalize('NFKC', name)[:_LONGEST_NAME])}, as Python reads it"
+            raise SearchSpaceError(f"{_short(name)} cannot name a hyperparameter; {cure}")
 
 
-def _check_value(name: str, value: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SearchSpaceError(f"{name!r} has the value {value}; give a finite number")
+def _check_value(name: str, value: Any, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise SearchSpaceError(f"{name!r} has a value that is nested more than {_DEEPEST} deep; flatten it")
+    if isinstance(value, (int, float)) and not _is_finite(value):
+        raise SearchSpaceError(f"{name!r} has the value {_short(value)}; give a finite number")
+    if isinstance(value, str) and not _is_text(value):
+        raise SearchSpaceError(f"{name!r} has the value {_short(value)}, which is no Unicode text; write another")
+    if isinstance(value, dict):
+        for key in value:
+            _check_value(name, key, depth + 1)
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            _check_value(name, entry, depth + 1)
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether a float can hold the number; an integer may be too large for one."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

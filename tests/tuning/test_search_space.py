@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 
@@ -70,6 +71,19 @@ BAD = [
     ([{"lr": 1}, {"beta": 1}], "point 1 and point 0 differ in key 'beta'"),
     ([{"lr": 1}, {}], "point 1 is no object"),
     ([{"lr": math.inf}], "'lr' has the value inf"),
+    ({"lr": {"min": 1, "max": 10**400, "scaling": "linear"}}, "'lr': 'max' is 1000"),
+    ({"lr": {"min": -1.7e308, "max": 1.7e308, "scaling": "linear"}}, "'lr': from -1.7e+308 to 1.7e+308 is more"),
+    ({"lr": {"min": 1e-300, "max": 1e300, "scaling": "log"}}, "'lr': from 1e-300 to 1e+300 is more than a float"),
+    ({"lr": {"feasible_points": [1, 10**400]}}, "'lr' has the value 1000"),
+    ({"lr": {"feasible_points": [1, [math.nan]]}}, "'lr' has the value nan"),
+    ([{"lr": {"a": [{"b": math.inf}]}}], "'lr' has the value inf"),
+    ({"µ": {"feasible_points": [1]}}, "'\\xb5' cannot name a hyperparameter; write '\\u03bc'"),
+    ({"l" * 101: {"feasible_points": [1]}}, "cannot name a hyperparameter"),
+    ({"lr": {"feasible_points": ["\ud800"]}}, "'lr' has the value '\\ud800', which is no Unicode text"),
+    (
+        {"lr": {"feasible_points": [functools.reduce(lambda inner, _: [inner], range(40), 1)]}},
+        "'lr' has a value that is",
+    ),
 ]
 
 
@@ -79,7 +93,7 @@ def test_a_malformed_space_is_refused_in_one_line_with_the_key(tmp_path, space, 
     path.write_text(json.dumps(space))
     with pytest.raises(SearchSpaceError) as caught:
         search_space.read(path)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 250
     assert isinstance(caught.value, ValueError)
 
 
@@ -89,6 +103,12 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
     (tmp_path / "bad.json").write_text('{"lr": }')
     with pytest.raises(SearchSpaceError, match=r"bad.json.*line 1 column 8"):
         search_space.read(tmp_path / "bad.json")
+    (tmp_path / "deep.json").write_text('{"lr": {"feasible_points": ' + "[" * 10**5 + "]" * 10**5 + "}}")
+    with pytest.raises(SearchSpaceError, match=r"deep.json.*simplify it"):
+        search_space.read(tmp_path / "deep.json")
+    (tmp_path / "long.json").write_text('{"lr": {"min": 1, "scaling": "log", "max": 1' + "0" * 5000 + "}}")
+    with pytest.raises(SearchSpaceError, match=r"long.json.*simplify it"):
+        search_space.read(tmp_path / "long.json")
     (tmp_path / "twice.json").write_text('{"lr": {"feasible_points": [1]}, "lr": {"feasible_points": [2]}}')
     with pytest.raises(SearchSpaceError, match="'lr' is given twice"):
         search_space.read(tmp_path / "twice.json")
