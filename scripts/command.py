@@ -1,4 +1,4 @@
-"""How a script starts: flags parsed, expected errors shown as one line with exit code 2."""
+"""How a script starts: flags parsed, expected errors shown as one line, and an exit code for each kind of them."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from absl import app, flags, logging
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
-from tuning import compilation_cache
+from tuning import compilation_cache, plain_output
 from tuning.errors import UserError, one_line
 from tuning.interruption import Interrupted
 
@@ -35,12 +35,13 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
 
     if script != "__main__":
         return
+    plain_output.use()
     try:
         app.run(start, flags_parser=_parse if not takes_words else _parse_flags)
     except UserError as error:
         logging.debug("where the error came from", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)

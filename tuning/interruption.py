@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 # Exit codes by signal; 75 asks a scheduler to start the job again (EX_TEMPFAIL).
-_EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130, "SIGHUP": 129}
+_EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGUSR2": 75, "SIGINT": 130, "SIGHUP": 129}
 
 
 class Interrupted(BaseException):
@@ -31,7 +31,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """`with Interruption() as interruption:` notes the signals SIGTERM, SIGUSR1, SIGINT and SIGHUP.
+    """`with Interruption() as interruption:` notes the signals SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP.
 
     The code inside looks at `signal_name` where it can stop, and marks blocks that a signal may end at once. A second
     SIGINT is a KeyboardInterrupt. Signals that the process was started to ignore stay ignored. For the main thread.

@@ -1,0 +1,99 @@
+"""Whether the machine works, and whether an error was the machine's fault rather than the trial's.
+
+A fault of the machine is one that the same trial need not meet elsewhere or later. Three kinds of error count:
+
+- an OSError, unless its number says that the program asked for something senseless (a file that is not there, a bad
+  argument): it ran out of something, was not permitted, or a device or a connection failed;
+- a MemoryError;
+- an error of JAX's runtime whose status blames the runtime or the device.
+"""
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuning.errors import MachineFault, causes, one_line
+
+_ANSWER_S = 120.0  # a device that needs longer for a small sum is taken to hang
+# What a program asked for could not be done anywhere.
+_OF_THE_PROGRAM = {
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EBADF, errno.EFAULT,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ESPIPE, errno.E2BIG, errno.ENOEXEC, errno.ECHILD, errno.EXDEV, errno.EDOM,
+    errno.ERANGE, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP,
+}  # fmt: skip
+# Libraries in other languages raise errors with the system's words but without its number.
+_TOLD_IN_WORDS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EACCES,
+)  # fmt: skip
+_STATUS_OF_THE_MACHINE = re.compile(
+    r"\s*(RESOURCE_EXHAUSTED|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|DATA_LOSS|CANCELLED|UNKNOWN)\b"
+)
+
+
+def fault_in(error: BaseException) -> str | None:
+    """The machine's fault behind `error`, in a line; None if `error` is the program's own."""
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno is not None:
+            is_fault = cause.errno not in _OF_THE_PROGRAM
+        elif isinstance(cause, jax.errors.JaxRuntimeError):
+            is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
+        else:
+            is_fault = isinstance(cause, (MachineFault, MemoryError))
+        if is_fault or any(os.strerror(number) in str(cause) for number in _TOLD_IN_WORDS):
+            return f"{type(cause).__name__}: {one_line(cause)[:300]}"
+    return None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk had no space left, which no other worker on the same folder has either."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return any(
+        getattr(cause, "errno", None) in numbers or any(os.strerror(number) in str(cause) for number in numbers)
+        for cause in causes(error)
+    )
+
+
+def probe_devices() -> None:
+    """Lets every device of this process add a few numbers.
+
+    Raises:
+        MachineFault: there is no device, or one fails, gives a wrong sum or does not answer.
+    """
+    problem = _answer_of(_wrong_device, _ANSWER_S)
+    if problem is not None:
+        raise MachineFault(f"{problem}; check the devices, CUDA_VISIBLE_DEVICES and JAX_PLATFORMS of this machine")
+
+
+def _wrong_device() -> str | None:
+    try:
+        devices = jax.local_devices()
+    except Exception as error:  # RuntimeError by JAX; a plugin raises its own
+        return f"JAX finds no device to compute on ({one_line(error)[:300]})"
+    for device in devices:
+        try:
+            total = float(_sum(jax.device_put(_NUMBERS, device)))
+        except Exception as error:
+            return f"device {device} fails ({one_line(error)[:300]})"
+        if total != _TOTAL:
+            return f"device {device} computes wrongly ({total} in place of {_TOTAL})"
+    return None
+
+
+_NUMBERS = np.arange(64, dtype=np.float32)
+_TOTAL = float(_NUMBERS @ _NUMBERS)  # below 2^24, so exact in any order of summation
+_sum = jax.jit(lambda numbers: jnp.sum(numbers * numbers))
+
+
+def _answer_of(ask: Callable[[], str | None], limit_s: float) -> str | None:
+    answers: list[str | None] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()), name="device probe", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return answers[0] if answers else f"the devices do not answer within {limit_s:g} s"
