@@ -13,7 +13,7 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import launch, point_status, pruning, slurm, sweep, sweep_view
+from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
 
 flags.DEFINE_string("workload", None, "Name of the workload.")
@@ -29,7 +29,7 @@ flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budge
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)
-flags.DEFINE_integer("max_retries", 3, "Deaths of its worker that a trial survives.", lower_bound=0)
+flags.DEFINE_integer("max_retries", 3, "Deaths of workers and faults of machines that a trial survives.", lower_bound=0)
 flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
 flags.DEFINE_enum(
     "prune",
@@ -44,6 +44,7 @@ flags.DEFINE_enum("launcher", "processes", ["processes", "slurm"], "Where the wo
 flags.DEFINE_multi_string(
     "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."
 )
+flags.DEFINE_bool("retry_crashed", False, "Carry out again the trials that crashed, from their last checkpoints.")
 flags.DEFINE_bool("show", False, "Only print the ranking.")
 flags.DEFINE_bool("json", False, "As JSON: the ranking, or while the sweep runs an object on a line now and then.")
 flags.DEFINE_bool("worker", False, "Be one worker of a sweep, with no supervision: for launchers of one's own.")
@@ -53,14 +54,16 @@ def main(chosen: dict[str, Any]) -> None:
     names = {flag.name for flag in _REQUEST} | {"data_dir", "rng_seed"}
     request = sweep.Request(**{name: chosen[name] for name in names})
     if chosen["show"]:
-        stored = point_status.stored(request.url, request.experiment_name)
+        stored = point_status.stored(request.place, request.folder.name)
         return sweep_view.show(stored, as_json=chosen["json"])
     for name in ("workload", "submission_path"):
         if not chosen[name]:
             raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
     of_sweep = sweep.Sweep(request)
     if chosen["worker"]:
-        return of_sweep.work()
+        return worker.Worker(of_sweep).work()
+    if chosen["retry_crashed"]:
+        print(f"{of_sweep.retry_crashed()} crashed trials are carried out again", flush=True)
     start = launch.supervise
     if chosen["launcher"] == "slurm":
         start = functools.partial(slurm.submit, options=_options(chosen["slurm_option"]))

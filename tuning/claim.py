@@ -97,9 +97,7 @@ class Claim:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                if not path.parent.exists():
-                    path.parent.mkdir(exist_ok=True)
-                    disk.sync_folder(path.parent.parent)
+                path.parent.mkdir(exist_ok=True)
                 os.replace(temporary, path)
                 disk.sync_folder(path.parent)
             finally:
@@ -273,8 +271,6 @@ def _make(folder: Path) -> list[Path]:
     """Makes the folder and the missing ones above it; those made, outermost first."""
     missing = [place for place in [folder, *folder.parents] if not place.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        disk.sync_folder(place.parent)
     return missing
 
 

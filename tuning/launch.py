@@ -1,18 +1,54 @@
 """Workers of a sweep as processes on this machine, kept alive until the sweep is done."""
 
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import disk
-from tuning.errors import UserError
+from tuning.errors import MachineFault, UserError
+from tuning.interruption import Interrupted, Interruption
 from tuning.sweep import Sweep
+from tuning.sweep_view import counts
 
-_REFUSED = 2  # how a script ends after a UserError
+_MOST_UNFIT = 3  # starts of a worker in a row, of those whose machine or devices do not work
+_PAUSE_S = 5.0  # before the next of these
+_SAVE_S = 60.0  # for workers to save their state when the sweep is stopped
+_LOG = logging.getLogger(__name__)
+
+
+class Stopped(Interrupted):
+    """A signal ended a sweep."""
+
+    def __init__(self, signal_name: str, sweep: Sweep):
+        super().__init__(signal_name)
+        self._told = counts(sweep.status())
+
+    def __str__(self) -> str:
+        saved = "the running trials' checkpoints are kept"
+        return f"stopped by {self.signal_name}: {self._told}; {saved}; run the same command again to go on"
+
+
+@dataclass
+class _Slot:
+    """A place for a worker, with devices or cores of its own."""
+
+    devices: str | None
+    cores: list[int] | None
+    log: Path
+    process: subprocess.Popen | None = None
+    n_unfit: int = 0  # workers in a row that found the machine unfit
+    starts_at: float = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
 
 def supervise(
@@ -30,35 +66,115 @@ def supervise(
         show: called now and then with the sweep and the number of living workers.
 
     Raises:
-        UserError: there are too few devices, a worker met what the user must cure, the disk is full, or workers die
-            at once, again and again.
+        UserError: there are too few devices, a worker met what the user must cure, no worker's machine or device works,
+            the disk is full, or workers die again and again while no trial ends.
+        Interrupted: a signal came; the workers have saved their state and ended.
     """
-    shares = device_shares(n_workers, devices_per_worker)
-    logs = sweep.request.folder / "logs"
-    disk.refuse_unwritable(logs)
-    workers: dict[int, tuple[subprocess.Popen, float]] = {}
-    quick_deaths = 0
-    try:
-        while not sweep.is_done():
-            for slot, devices in enumerate(shares):
-                process, started = workers.get(slot, (None, 0.0))
-                if process is not None and process.poll() is None:
-                    continue
-                if process is not None and process.returncode != 0:
-                    _look_into_death(process.returncode, sweep.request.folder, _log(logs, slot))
-                    quick_deaths = quick_deaths + 1 if time.monotonic() - started < 5 * period_s else 0
-                if quick_deaths > 3 * n_workers:
-                    raise UserError(f"workers die as soon as they start: see {_log(logs, slot)}")
-                cores = _own_cores(slot, n_workers) if devices is None else None
-                workers[slot] = _start_worker(command, devices, cores, _log(logs, slot)), time.monotonic()
-            show(sweep, sum(process.poll() is None for process, _ in workers.values()))
-            time.sleep(period_s)
-    finally:
-        for process, _ in workers.values():
+    _Supervisor(command, sweep, device_shares(n_workers, devices_per_worker), show, period_s).run()
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        command: Sequence[str],
+        sweep: Sweep,
+        shares: Sequence[str | None],
+        show: Callable[[Sweep, int], None],
+        period_s: float,
+    ):
+        self._command, self._sweep, self._show, self._period_s = command, sweep, show, period_s
+        self._logs = sweep.request.folder / "logs"
+        disk.refuse_unwritable(self._logs)
+        self._slots = [
+            _Slot(devices, _own_cores(i, len(shares)) if devices is None else None, self._log(i))
+            for i, devices in enumerate(shares)
+        ]
+        # A point survives `max_retries` deaths and ends with the next; more deaths than that are no point's.
+        self._most_deaths = len(shares) * (sweep.request.max_retries + 1)
+        self._n_ended = self._n_deaths = 0
+
+    def run(self) -> None:
+        interruption, recovered_at = Interruption(), float("-inf")
+        with interruption:
+            try:
+                while True:
+                    with interruption.ends_at_once():  # the storage may let one wait
+                        if time.monotonic() - recovered_at > self._sweep.request.heartbeat_s:
+                            recovered_at = time.monotonic()
+                            self._sweep.recover()
+                        if self._sweep.is_done():
+                            break
+                    for slot in self._slots:
+                        self._tend(slot)
+                    with interruption.ends_at_once():
+                        self._show(self._sweep, sum(slot.is_alive for slot in self._slots))
+                        time.sleep(self._period_s)
+            except Interrupted as stop:
+                self._end_workers()
+                raise Stopped(stop.signal_name, self._sweep) from None
+            finally:
+                self._end_workers()
+        self._show(self._sweep, 0)
+
+    def _tend(self, slot: _Slot) -> None:
+        if slot.is_alive:
+            return
+        if slot.process is not None:
+            returncode, slot.process = slot.process.returncode, None
+            if returncode != 0:
+                self._look_into_death(slot, returncode)
+        if slot.n_unfit < _MOST_UNFIT and time.monotonic() >= slot.starts_at:
+            slot.process = _start_worker(self._command, slot)
+
+    def _look_into_death(self, slot: _Slot, returncode: int) -> None:
+        """Raises UserError where another worker would die of the same."""
+        disk.refuse_unwritable(self._sweep.request.folder)
+        if returncode == UserError.exit_code:
+            raise UserError(f"a worker refused: {last_line(slot.log)}")
+        if returncode == MachineFault.exit_code:
+            self._give_up_where_unfit(slot)
+            return
+        slot.n_unfit = 0
+        n_ended = sum(_is_an_end(point.result) for _, point in self._sweep.status())
+        self._n_deaths = 1 if n_ended > self._n_ended else self._n_deaths + 1
+        self._n_ended = n_ended
+        if self._n_deaths > self._most_deaths:
+            raise UserError(
+                f"workers died {self._n_deaths} times and no trial ended meanwhile, the last one "
+                f"{_how(returncode, slot.log)}; see {slot.log}, mend it and run the command again: what is done is kept"
+            )
+
+    def _give_up_where_unfit(self, slot: _Slot) -> None:
+        slot.n_unfit += 1
+        slot.starts_at = time.monotonic() + _PAUSE_S
+        if slot.n_unfit < _MOST_UNFIT:
+            return
+        if all(other.n_unfit >= _MOST_UNFIT for other in self._slots):
+            raise MachineFault(f"no worker can run here: {last_line(slot.log)}; no point was lost")
+        _LOG.warning("one worker less, as its device does not work: %s", last_line(slot.log))
+
+    def _end_workers(self) -> None:
+        """Lets them save their state, and kills those that take too long."""
+        workers = [slot.process for slot in self._slots if slot.is_alive]
+        for process in workers:
             process.terminate()
-        for process, _ in workers.values():
-            process.wait()
-    show(sweep, 0)
+        deadline = time.monotonic() + _SAVE_S
+        try:
+            for process in workers:
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # at once after a second Ctrl-C
+            left = [process for process in workers if process.poll() is None]
+            for process in left:
+                process.kill()
+                process.wait()
+            if left:
+                self._sweep.give_back([process.pid for process in left])
+
+    def _log(self, slot: int) -> Path:
+        # Other machines, and other supervisors on this one, write into the same folder.
+        return self._logs / f"worker_{socket.gethostname()}_{os.getpid()}_{slot}.log"
 
 
 def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
@@ -86,28 +202,25 @@ def _own_cores(slot: int, n_workers: int) -> list[int]:
     return cores[slot % len(cores) :: min(n_workers, len(cores))]
 
 
-def _start_worker(
-    command: Sequence[str], devices: str | None, cores: list[int] | None, log_file: Path
-) -> subprocess.Popen:
-    environment = os.environ | ({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})
-    with open(log_file, "ab") as log:
+def _start_worker(command: Sequence[str], slot: _Slot) -> subprocess.Popen:
+    environment = os.environ | ({} if slot.devices is None else {"CUDA_VISIBLE_DEVICES": slot.devices})
+    with open(slot.log, "ab") as log:
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
-    if cores:
-        os.sched_setaffinity(process.pid, cores)  # JAX counts its cores later, when it first computes
+    if slot.cores:
+        os.sched_setaffinity(process.pid, slot.cores)  # JAX counts its cores later, when it first computes
     return process
 
 
-def _look_into_death(returncode: int, folder: Path, log: Path) -> None:
-    """Raises UserError where another worker would die of the same."""
-    disk.refuse_unwritable(folder)
-    if returncode == _REFUSED:
-        raise UserError(f"a worker refused: {last_line(log)}")
+def _is_an_end(result: dict | None) -> bool:
+    return result is not None and not result.get("is_machine_fault")
+
+
+def _how(returncode: int, log: Path) -> str:
+    if returncode < 0:
+        return f"by {signal.Signals(-returncode).name}"
+    return f"saying {last_line(log)!r}"
 
 
 def last_line(log: Path) -> str:
     """Of a worker's output, where its refusal is."""
     return (log.read_text(errors="replace").splitlines() or [""])[-1].removeprefix("error: ")
-
-
-def _log(logs: Path, slot: int) -> Path:
-    return logs / f"worker_{socket.gethostname()}_{slot}.log"  # other machines write into the same folder

@@ -1,78 +1,100 @@
 """The points of a sweep in an Optuna storage: enqueued once, each carried out once, whoever dies meanwhile.
 
-A study's trial number N is point N + 1, enqueued in order; a worker that dies leaves its trial to be enqueued again,
-with a higher number and the same point. Optuna's heartbeat tells the dead from the living by the storage's clock, so
-the workers' clocks need not agree. What Optuna leaves open is closed here: a worker that dies before its first
-heartbeat, one that dies between failing another's trial and enqueuing it again, and two that enqueue the same one.
+A point that was not carried out to its end is enqueued again, as another trial of the study. A trial is taken by one
+conditional update and ended by another, so that the storage decides who holds a point, and a worker whose trial was
+ended by others can put down no result. A worker raises a counter (`beat`) while it lives; it counts as dead if its
+process is gone from this machine, or if the counter stood still for three beats. No clocks are compared (`silence`).
 """
 
-import dataclasses
-import datetime
+import functools
+import itertools
 import json
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning import study_storage
+from tuning import process_identity, study_storage
 from tuning.errors import UserError
 from tuning.outcome import Miss
-from tuning.point_status import OPEN, PointStatus, is_superseded, point_statuses, result_of
+from tuning.point_status import PointStatus, histories, is_superseded, point_statuses, points_only
+from tuning.silence import Silence
+from tuning.trial_rows import TrialRows
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A point that this worker carries out; it ends with `finish` or `release` of the queue, or the worker's death."""
+@dataclass(frozen=True)
+class Lease:
+    """The right to carry out a point, until `finish` or `release` of the queue, or the worker's death."""
 
     index: int  # N of trial_N, from 1
     point: dict[str, Any]
-    n_deaths: int  # of workers that had it before
     trial_id: int
-    log: str | None = None  # of the last of those workers
+    n_deaths: int = 0  # of workers that had it before
+    faults: tuple[dict[str, Any], ...] = ()  # of the machines that gave it back
+    log: str | None = None  # of the last worker that died with it
+    lost: threading.Event = field(default_factory=threading.Event, compare=False)  # another holds the point now
+
+
+def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Repeats the method while the storage is away, and tells its failure in one line."""
+
+    @functools.wraps(method)
+    def repeated(self: "PointQueue", *args: Any, **options: Any) -> Any:
+        with study_storage.failure_told(self._place):
+            return study_storage.patiently(self._place, lambda: method(self, *args, **options))
+
+    return repeated
 
 
 class PointQueue:
     """One study.
 
     Args:
-        url: an SQLAlchemy URL, `sqlite:///file.db` or `postgresql://…`.
+        place: a storage that `study_storage.place_of` gave, or its URL.
         name: of the study.
         identity: what must be equal for a later worker to join: workload, submission, search space, seed, code.
         points: all of them, in order.
         heartbeat_s: seconds between signs of life; three without one mean death.
         log: where this worker's output goes, for whoever has to say how it died.
+        machine: what a point that a machine's fault gave back should avoid, as host and devices.
+        clock: seconds that only grow.
 
     Raises:
         UserError: the storage cannot be reached or written, or holds a study of this name with another identity.
-            Any method: the storage failed meanwhile.
+            Any method: the storage failed meanwhile, and waiting did not help.
     """
 
     def __init__(
         self,
-        url: str,
+        place: study_storage.Place,
         name: str,
         identity: Mapping[str, Any],
         points: Sequence[Mapping[str, Any]],
         heartbeat_s: int = 20,
         log: str | None = None,
+        machine: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._points = [dict(point) for point in points]
-        self._url, self._log, self._heartbeat_s, self._grace_s = url, log, heartbeat_s, 3 * heartbeat_s
+        self._points = [json.loads(json.dumps(dict(point))) for point in points]
+        self._place = study_storage.place_of(place) if isinstance(place, str) else place
+        self._owner = process_identity.own() | {"token": uuid.uuid4().hex, "log": log, "machine": machine}
+        self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
         self._next = 0  # the first trial number that this worker has not tried
-        self._silent_since: dict[int, float] = {}  # running trial without a heartbeat -> when this worker saw it first
+        self._holding: set[int] = set()  # trials that this worker took and knows of
+        self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with study_storage.told(url, "use"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._storage = study_storage.open_shared(url, heartbeat_s, self._grace_s)
-            self._join(name, json.loads(json.dumps(dict(identity))))
+        with study_storage.told(self._place, "use"):
+            self._storage = study_storage.open_shared(self._place)
+            self._rows = TrialRows(self._storage)
+            joined = functools.partial(self._join, name, json.loads(json.dumps(dict(identity))))
+            study_storage.patiently(self._place, joined, study_storage.is_locked)
 
     def _join(self, name: str, identity: Mapping[str, Any]) -> None:
         try:  # also where the study is known to be there: who may not write is refused here, not in the first trial
@@ -86,33 +108,31 @@ class PointQueue:
             if "identity" not in self._storage.get_study_user_attrs(self._id):
                 self._storage.set_study_user_attr(self._id, "identity", identity)  # its maker died at once
             self._refuse_another(name, identity)
-            self._wait_for_the_maker(lambda: self._storage.get_n_trials(self._id) >= len(self._points))
-        self._enqueue_missing()
+            self._wait_for_the_maker(lambda: not self._missing())
+        if missing := self._missing():
+            self._enqueue(missing)
 
-    def claim(self) -> Claim | None:
+    @_patiently
+    def claim(self) -> Lease | None:
         """A point to carry out; None if there is none to be had now, though others may be at work on some."""
-        with study_storage.failure_told(self._url):
-            while self._next < len(self._points):
-                number, self._next = self._next, self._next + 1
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-                if self._take(trial_id):
-                    return Claim(number + 1, self._points[number], 0, trial_id)
-            self._recover()
-            for trial in self._trials():
-                if trial.state is not TrialState.WAITING or not self._take(_id(trial)):
-                    continue
-                if is_superseded(trial, self._trials()):
-                    self._storage.set_trial_state_values(_id(trial), TrialState.FAIL)
-                    continue
-                index, found = trial.user_attrs["index"], trial.user_attrs
-                return Claim(index, self._points[index - 1], found["n_deaths"], _id(trial), found.get("earlier_log"))
+        while self._next < len(self._points):
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, self._next)
+            index = self._rows.take(trial_id, self._owner)
+            self._next += 1
+            if index == self._next:  # not so where two processes enqueued the points at once
+                return self._held(Lease(index, self._points[index - 1], trial_id))
+            if index is not None and (lease := self._leased(trial_id)) is not None:
+                return lease
+        for trial_id in self._to_be_had(self.recover()):
+            if self._rows.take(trial_id, self._owner) is not None and (lease := self._leased(trial_id)) is not None:
+                return lease
         return None
 
     @contextmanager
-    def alive(self, claim: Claim) -> Iterator[None]:
-        """`with queue.alive(claim):` gives signs of life from a thread of its own."""
+    def alive(self, lease: Lease) -> Iterator[None]:
+        """`with queue.alive(lease):` gives signs of life from a thread of its own, and sets `lease.lost`."""
         is_over = threading.Event()
-        thread = threading.Thread(target=self._give_signs, args=(claim.trial_id, is_over), daemon=True)
+        thread = threading.Thread(target=self._give_signs, args=(lease, is_over), daemon=True)
         thread.start()
         try:
             yield
@@ -120,8 +140,9 @@ class PointQueue:
             is_over.set()
             thread.join()
 
-    def finish(self, claim: Claim, result: Mapping[str, Any], value: float | None = None) -> bool:
-        """The point is done. False if another took it, as this one seemed dead.
+    @_patiently
+    def finish(self, lease: Lease, result: Mapping[str, Any], value: float | None = None) -> bool:
+        """The point is done. False if another took it, as this worker seemed dead.
 
         Args:
             result: `reason` in it tells a pruned or crashed trial, whose state in the storage is then that.
@@ -129,100 +150,145 @@ class PointQueue:
         """
         states = {Miss.PRUNED: TrialState.PRUNED, Miss.CRASHED: TrialState.FAIL}
         state = states.get(result.get("reason"), TrialState.COMPLETE)
-        values = [value or 0.0] if state is TrialState.COMPLETE else None
         name = "crash" if state is TrialState.FAIL else "result"
-        with study_storage.failure_told(self._url):
-            try:
-                self._storage.set_trial_user_attr(claim.trial_id, name, dict(result))
-                return self._storage.set_trial_state_values(claim.trial_id, state, values)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                return False
+        value = (value or 0.0) if state is TrialState.COMPLETE else None
+        # Asked again, it may have been done already; nobody but the holder puts down a result.
+        return self._rows.end(lease.trial_id, state, name, dict(result), value) or self._rows.has(lease.trial_id, name)
 
-    def release(self, claim: Claim) -> None:
-        """Gives the point back undone, with no death counted; if the storage fails too, it is as after a death."""
+    def release(self, lease: Lease, fault: str | None = None) -> None:
+        """Gives the point back undone, with no death counted; if the storage fails too, it is as after a death.
+
+        Args:
+            fault: of this machine, for which another one is to carry the point out.
+        """
+        reason = fault and {"error": fault, "machine": self._owner["machine"], "log": self._owner["log"]}
         try:
-            self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._enqueue(claim.index, claim.n_deaths, self._storage.get_trial(claim.trial_id))
-        except (optuna.exceptions.UpdateFinishedTrialError, *study_storage.FAILURES):
+            if self._rows.end(lease.trial_id, TrialState.FAIL, "returned", reason):
+                self._enqueue([lease.index], self._storage.get_trial(lease.trial_id).intermediate_values)
+        except study_storage.FAILURES:
             pass
 
-    def report(self, claim: Claim, step: int, value: float) -> bool:
+    def report(self, lease: Lease, step: int, value: float) -> bool:
         """Keeps an intermediate value, for pruners; False if another took the point, as this worker seemed dead."""
-        with study_storage.failure_told(self._url):
-            try:
-                self._storage.set_trial_intermediate_value(claim.trial_id, step, value)
-                return True
-            except optuna.exceptions.UpdateFinishedTrialError:
-                return False
+        try:
+            self._report(lease, step, value)
+            return True
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
 
-    def should_prune(self, claim: Claim, pruner: optuna.pruners.BasePruner) -> bool:
+    @_patiently
+    def _report(self, lease: Lease, step: int, value: float) -> None:
+        self._storage.set_trial_intermediate_value(lease.trial_id, step, value)
+
+    @_patiently
+    def should_prune(self, lease: Lease, pruner: optuna.pruners.BasePruner) -> bool:
         """What the pruner says of the values that `report` kept."""
-        with study_storage.failure_told(self._url):
-            return pruner.prune(self._study, self._storage.get_trial(claim.trial_id))
+        return pruner.prune(self._study, self._storage.get_trial(lease.trial_id))
 
+    @_patiently
     def status(self) -> list[PointStatus]:
         """Every point, in order."""
-        with study_storage.failure_told(self._url):
-            return point_statuses(self._trials(), self._points)
+        return point_statuses(self._trials())
 
     def is_done(self) -> bool:
         return all(point.state == "done" for point in self.status())
 
+    @_patiently
+    def recover(self) -> list[FrozenTrial]:
+        """Ends the trials of the dead, and enqueues every point that has no open or finished trial; all trials then.
+
+        To be called again and again: whether others live shows by what changed between the calls.
+        """
+        trials = self._trials()
+        running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
+        silent_s = self._silent.look({trial_id: found.get("beat") for trial_id, found in running.items()})
+        ended = [trial_id for trial_id in running if self._end_if_dead(trial_id, running[trial_id], silent_s[trial_id])]
+        trials = self._trials() if ended else trials
+        points = histories(trials)
+        lost = [index for index, history in points.items() if not history.is_open and history.result is None]
+        for index in lost:
+            self._enqueue([index], points[index].trials[-1].intermediate_values)
+        return self._trials() if lost else trials
+
+    def _end_if_dead(self, trial_id: int, found: Mapping[str, Any], silent_s: float) -> bool:
+        if process_identity.has_ended(found.get("owner") or {}):
+            return self._rows.end(trial_id, TrialState.FAIL)
+        if silent_s > self._grace_s:
+            return self._rows.end(trial_id, TrialState.FAIL, unless_beat_changed_from=found.get("beat"))
+        return False
+
+    @_patiently
+    def give_back(self, process_ids: Collection[int]) -> None:
+        """Gives back what processes of this machine held that were ended on purpose; no death is counted."""
+        for trial in self._trials():
+            owner = trial.user_attrs.get("owner") or {}
+            is_theirs = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
+            if is_theirs and trial.state is TrialState.RUNNING:
+                self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
+
+    @_patiently
+    def retry_crashed(self) -> int:
+        """Enqueues every crashed point again, whose earlier faults and deaths count no more; how many."""
+        crashed = [trial for trial in self._trials() if "crash" in trial.user_attrs]
+        marked = [trial for trial in crashed if self._rows.add(trial._trial_id, "retried", True)]
+        self.recover()
+        return len(marked)
+
     def _trials(self) -> list[FrozenTrial]:
-        return [t for t in self._storage.get_all_trials(self._id, deepcopy=False) if "index" in t.user_attrs]
+        return points_only(self._storage.get_all_trials(self._id, deepcopy=False))
 
-    def _take(self, trial_id: int) -> bool:
-        """Whether the waiting trial is this worker's now: one conditional update, as Optuna's own is none on SQLite."""
-        table = models.TrialModel.__table__
-        is_waiting = (table.c.trial_id == trial_id) & (table.c.state == TrialState.WAITING)
-        values = {"state": TrialState.RUNNING, "datetime_start": datetime.datetime.now()}
-        with self._storage.engine.begin() as connection:
-            is_taken = connection.execute(table.update().where(is_waiting).values(values)).rowcount == 1
-        if is_taken:
-            self._storage.record_heartbeat(trial_id)
-            if self._log:
-                self._storage.set_trial_user_attr(trial_id, "log", self._log)
-        return is_taken
+    def _missing(self) -> list[int]:
+        present = {trial.user_attrs["index"] for trial in self._trials()}
+        return [index for index in range(1, len(self._points) + 1) if index not in present]
 
-    def _give_signs(self, trial_id: int, is_over: threading.Event) -> None:
-        while not is_over.is_set():
+    def _to_be_had(self, trials: Sequence[FrozenTrial]) -> list[int]:
+        """Waiting trials by number; those that this machine's own fault gave back only after others had their time.
+
+        Among them those that an update took of which the storage could not say whether it was made.
+        """
+        waiting = [
+            trial
+            for trial in trials
+            if trial.state is TrialState.WAITING
+            or (trial.state is TrialState.RUNNING and trial.user_attrs.get("owner") == self._owner)
+            and trial._trial_id not in self._holding
+        ]
+        waiting_s = self._waiting.look({trial._trial_id: None for trial in waiting})
+        points = histories(trials)
+
+        def is_for_others(trial: FrozenTrial) -> bool:
+            failed_on = {fault["machine"] for fault in points[trial.user_attrs["index"]].faults}
+            return self._owner["machine"] in failed_on and waiting_s[trial._trial_id] <= self._grace_s
+
+        return [trial._trial_id for trial in waiting if not is_for_others(trial)]
+
+    def _leased(self, trial_id: int) -> Lease | None:
+        """The lease of a trial that was taken; None if the point has another trial already."""
+        trials = self._trials()
+        (own,) = (trial for trial in trials if trial._trial_id == trial_id)
+        if is_superseded(own, trials):
+            self._rows.end(trial_id, TrialState.FAIL, "superseded", True)
+            return None
+        index = own.user_attrs["index"]
+        history = histories(trials)[index]
+        logs = [trial.user_attrs.get("owner", {}).get("log") for trial in history.deaths]
+        n_deaths, faults = len(history.deaths), tuple(history.faults)
+        return self._held(Lease(index, self._points[index - 1], trial_id, n_deaths, faults, logs[-1] if logs else None))
+
+    def _held(self, lease: Lease) -> Lease:
+        self._holding.add(lease.trial_id)
+        return lease
+
+    def _give_signs(self, lease: Lease, is_over: threading.Event) -> None:
+        for count in itertools.count(1):
             try:
-                self._storage.record_heartbeat(trial_id)
+                if not self._rows.beat(lease.trial_id, count):
+                    lease.lost.set()
+                    return
             except study_storage.FAILURES:
                 pass  # the storage may be back in time for the next
-            is_over.wait(self._heartbeat_s)
-
-    def _recover(self) -> None:
-        """Fails the trials of the dead, and enqueues again every point that has no open or finished trial."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self._study)
-        trials = self._trials()
-        self._fail_silent(trials)
-        by_index: dict[int, list[FrozenTrial]] = {}
-        for trial in trials:
-            by_index.setdefault(trial.user_attrs["index"], []).append(trial)
-        for index, own in by_index.items():
-            if not any(trial.state in OPEN or result_of(trial) is not None for trial in own):
-                last = max(own, key=lambda trial: trial.number)
-                self._enqueue(index, 1 + max(trial.user_attrs["n_deaths"] for trial in own), last)
-
-    def _fail_silent(self, trials: Sequence[FrozenTrial]) -> None:
-        """Fails running trials that had no heartbeat at all for the whole grace, by this worker's own clock."""
-        now = time.monotonic()
-        running = {_id(trial) for trial in trials if trial.state is TrialState.RUNNING}
-        silent = running - self._with_heartbeat()
-        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in silent}
-        for trial_id, since in self._silent_since.items():
-            if now - since > self._grace_s:
-                try:
-                    self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    pass
-
-    def _with_heartbeat(self) -> set[int]:
-        with self._storage.scoped_session() as session:
-            return {row[0] for row in session.query(models.TrialHeartbeatModel.trial_id).all()}
+            if is_over.wait(self._heartbeat_s):
+                return
 
     def _wait_for_the_maker(self, is_ready: Callable[[], bool]) -> None:
         """Waits while the worker that made the study is still filling it, unless it has stopped doing so."""
@@ -242,27 +308,21 @@ class PointQueue:
                     "give another --experiment_name, or run what it was made with"
                 )
 
-    def _enqueue_missing(self) -> None:
-        for index in range(self._storage.get_n_trials(self._id) + 1, len(self._points) + 1):
-            self._enqueue(index, 0)
-
-    def _enqueue(self, index: int, n_deaths: int, earlier: FrozenTrial | None = None) -> None:
-        point = self._points[index - 1]
-        distributions = {name: _distribution([other[name] for other in self._points]) for name in point}
-        log = earlier.user_attrs.get("log") if earlier else None
-        self._study.add_trial(
+    def _enqueue(self, indices: Sequence[int], intermediate_values: Mapping[int, float] | None = None) -> None:
+        """All of the points, or none of them."""
+        spread = {name: [point[name] for point in self._points] for name in self._points[0]}
+        distributions = {name: _distribution(values) for name, values in spread.items()}
+        trials = [
             optuna.trial.create_trial(
                 state=TrialState.WAITING,
-                params={name: _plain(value) for name, value in point.items()},
+                params={name: _plain(value) for name, value in self._points[index - 1].items()},
                 distributions=distributions,
-                user_attrs={"index": index, "n_deaths": n_deaths} | ({"earlier_log": log} if log else {}),
-                intermediate_values=earlier.intermediate_values if earlier else None,
+                user_attrs={"index": index, "point": self._points[index - 1]},
+                intermediate_values=intermediate_values,
             )
-        )
-
-
-def _id(trial: FrozenTrial) -> int:
-    return trial._trial_id
+            for index in indices
+        ]
+        self._rows.add_trials(self._id, trials)
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:

@@ -1,7 +1,12 @@
-"""Where the points of a sweep stand, read off the trials of its studies in an Optuna storage."""
+"""Where the points of a sweep stand, read off the trials of its studies in an Optuna storage.
+
+A point has one trial in the storage for each time that it was enqueued; the attribute `index` is the point's. The
+attributes of an ended trial say how it ended: `result` or `crash` is the point's result, `returned` means that the
+worker gave the point back, `superseded` that the point had another trial already. Without any, its worker died.
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -19,8 +24,42 @@ class PointStatus:
     index: int
     point: dict[str, Any]
     state: str
-    n_deaths: int
+    n_deaths: int  # of workers that had it
     result: dict[str, Any] | None
+    faults: tuple[str, ...] = ()  # of the machines that gave it back
+
+
+class History:
+    """The trials of one point, in the order in which they were enqueued."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]):
+        self.trials = sorted(trials, key=lambda trial: trial.number)
+        retried = [number for number, trial in enumerate(self.trials) if "retried" in trial.user_attrs]
+        self._since_retry = self.trials[retried[-1] + 1 if retried else 0 :]
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        return next((result for trial in self.trials if (result := result_of(trial)) is not None), None)
+
+    @property
+    def is_open(self) -> bool:
+        return any(trial.state in OPEN for trial in self.trials)
+
+    @property
+    def is_running(self) -> bool:
+        return any(trial.state is TrialState.RUNNING for trial in self.trials)
+
+    @property
+    def deaths(self) -> list[FrozenTrial]:
+        ended = ("crash", "returned", "superseded")
+        failed = [trial for trial in self._since_retry if trial.state is TrialState.FAIL]
+        return [trial for trial in failed if not any(name in trial.user_attrs for name in ended)]
+
+    @property
+    def faults(self) -> list[dict[str, Any]]:
+        """Each with `error`, `machine` and `log`, of the workers that gave the point back for a fault of theirs."""
+        returned = [trial.user_attrs.get("returned") for trial in self._since_retry]
+        return [reason for reason in returned if reason]
 
 
 def study_name(experiment_name: str, study: int) -> str:
@@ -28,47 +67,56 @@ def study_name(experiment_name: str, study: int) -> str:
     return f"{experiment_name}/study_{study}"
 
 
-def stored(url: str, experiment_name: str) -> list[tuple[int, PointStatus]]:
+def stored(place: study_storage.Place, experiment_name: str) -> list[tuple[int, PointStatus]]:
     """(study, point) of every point of an experiment, of which only the name is known; nothing is written.
 
     Raises:
         UserError: the storage cannot be read, or holds no such experiment.
     """
-    storage = study_storage.open_to_read(url)
-    with study_storage.told(url, "read"):
+    with study_storage.opened_to_read(place) as storage:
         studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
         found, number = [], 1
         while (study_id := studies.get(study_name(experiment_name, number))) is not None:
-            trials = [t for t in storage.get_all_trials(study_id, deepcopy=False) if "index" in t.user_attrs]
-            points = {trial.user_attrs["index"]: trial.params for trial in trials}
-            found += [(number, point) for point in point_statuses(trials, [points[i] for i in sorted(points)])]
+            trials = points_only(storage.get_all_trials(study_id, deepcopy=False))
+            found += [(number, status) for status in point_statuses(trials)]
             number += 1
     if not found:
         raise UserError(f"the storage has no sweep {experiment_name!r}: check --experiment_name and --storage")
     return found
 
 
-def point_statuses(trials: Sequence[FrozenTrial], points: Sequence[Mapping[str, Any]]) -> list[PointStatus]:
-    """Where each point stands, by a study's trials."""
+def points_only(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Without those that others put into the study."""
+    return [trial for trial in trials if "index" in trial.user_attrs and "point" in trial.user_attrs]
+
+
+def histories(trials: Sequence[FrozenTrial]) -> dict[int, History]:
+    """The trials of each point that has some, by its index."""
     by_index: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
         by_index.setdefault(trial.user_attrs["index"], []).append(trial)
+    return {index: History(by_index[index]) for index in sorted(by_index)}
+
+
+def point_statuses(trials: Sequence[FrozenTrial]) -> list[PointStatus]:
+    """Where each point stands, by a study's trials."""
     found = []
-    for index, point in enumerate(points, start=1):
-        own = by_index.get(index, [])
-        results = [result for trial in own if (result := result_of(trial)) is not None]
-        is_running = any(trial.state is TrialState.RUNNING for trial in own)
-        state = "done" if results else "running" if is_running else "waiting"
-        n_deaths = max((trial.user_attrs["n_deaths"] for trial in own), default=0)
-        found.append(PointStatus(index, dict(point), state, n_deaths, results[0] if results else None))
+    for index, history in histories(trials).items():
+        result = history.result
+        state = "done" if result is not None else "running" if history.is_running else "waiting"
+        faults = tuple(fault["error"] for fault in history.faults)
+        point = history.trials[0].user_attrs["point"]
+        found.append(PointStatus(index, point, state, len(history.deaths), result, faults))
     return found
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """What `PointQueue.finish` was given; None if the trial is not at its end, or failed as its worker died."""
+    """What `PointQueue.finish` was given; None if the trial did not end, died, or is to be carried out again."""
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return trial.user_attrs["result"]
-    return trial.user_attrs.get("crash") if trial.state is TrialState.FAIL else None
+    if trial.state is TrialState.FAIL and "retried" not in trial.user_attrs:
+        return trial.user_attrs.get("crash")
+    return None
 
 
 def is_superseded(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from tuning.outcome import Progress
-from tuning.point_queue import Claim, PointQueue
+from tuning.point_queue import Lease, PointQueue
 from workloads.spec import Direction
 
 
@@ -20,8 +20,8 @@ class Pruning(enum.StrEnum):
     MEDIAN = "median"  # stops when its best metric is behind the median of finished trials' at the same evaluation
 
 
-def rule(pruning: Pruning, queue: PointQueue, claim: Claim, workload: Any) -> Callable[[Progress], bool]:
-    """Whether the trial of `claim` is to be stopped, to be asked after every evaluation.
+def rule(pruning: Pruning, queue: PointQueue, lease: Lease, workload: Any) -> Callable[[Progress], bool]:
+    """Whether the trial of `lease` is to be stopped, to be asked after every evaluation.
 
     `MEDIAN` is Optuna's MedianPruner with its defaults: nothing is stopped before five trials of the study have
     finished, and trials that were stopped themselves, or crashed, do not count.
@@ -30,19 +30,19 @@ def rule(pruning: Pruning, queue: PointQueue, claim: Claim, workload: Any) -> Ca
         return lambda progress: progress.global_step >= _steps_of_the_best(queue)
     if pruning is Pruning.MEDIAN:
         pruner = optuna.pruners.MedianPruner()
-        return lambda progress: _is_behind(queue, claim, pruner, workload, progress)
+        return lambda progress: _is_behind(queue, lease, pruner, workload, progress)
     return lambda progress: False
 
 
 def _steps_of_the_best(queue: PointQueue) -> float:
     """Steps to target of the study's best trial so far; infinite while none has reached it."""
-    results = [point.result for point in queue.status() if point.result]
-    return min((result["steps_to_target"] for result in results if result["steps_to_target"]), default=math.inf)
+    steps = [point.result.get("steps_to_target") for point in queue.status() if point.result]
+    return min((own for own in steps if own is not None), default=math.inf)
 
 
-def _is_behind(queue: PointQueue, claim: Claim, pruner: Any, workload: Any, progress: Progress) -> bool:
+def _is_behind(queue: PointQueue, lease: Lease, pruner: Any, workload: Any, progress: Progress) -> bool:
     # Evaluations that come by the clock fall on other steps in each trial: those of one number are compared then.
     place = progress.global_step if workload.eval_period_steps else progress.n_evaluations
     # The study minimises, its value being the steps to target, and a pruner goes by the study's direction.
     sign = -1 if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else 1
-    return queue.report(claim, place, sign * progress.metric) and queue.should_prune(claim, pruner)
+    return queue.report(lease, place, sign * progress.metric) and queue.should_prune(lease, pruner)

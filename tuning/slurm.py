@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tuning.errors import UserError, one_line
-from tuning.launch import last_line
+from tuning.interruption import Interrupted, Interruption
+from tuning.launch import Stopped, last_line
 from tuning.sweep import Sweep
 
 
@@ -36,6 +37,7 @@ def submit(
     Raises:
         UserError: there is no Slurm here, submitit is not installed, Slurm refuses the jobs, or all of them ended
             before the sweep did.
+        Interrupted: a signal came; the jobs are cancelled, for which they save their state.
     """
     executor = _executor(sweep, devices_per_worker, options)
     try:
@@ -44,16 +46,22 @@ def submit(
     except Exception as error:  # submitit passes on what sbatch said
         raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
     array = jobs[0].job_id.split("_")[0]
-    try:
-        while not sweep.is_done():
-            n_alive = _n_alive(array, n_workers)
-            show(sweep, n_alive)
-            if n_alive == 0 and not sweep.is_done():
-                said = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
-                raise UserError(f"all workers ended before the sweep did, saying {' / '.join(said)!r}; run it again")
-            time.sleep(period_s)
-    finally:
-        subprocess.run(["scancel", array], capture_output=True)
+    interruption = Interruption()
+    with interruption:
+        try:
+            with interruption.ends_at_once():
+                while not sweep.is_done():
+                    n_alive = _n_alive(array, n_workers)
+                    show(sweep, n_alive)
+                    if n_alive == 0 and not sweep.is_done():
+                        said = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
+                        ended = f"all workers ended before the sweep did, saying {' / '.join(said)!r}"
+                        raise UserError(f"{ended}; mend it and run the command again: what is done is kept")
+                    time.sleep(period_s)
+        except Interrupted as stop:
+            raise Stopped(stop.signal_name, sweep) from None
+        finally:
+            subprocess.run(["scancel", array], capture_output=True)
     show(sweep, 0)
 
 

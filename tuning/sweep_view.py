@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tuning.outcome import Miss
 from tuning.point_status import PointStatus
@@ -19,7 +20,7 @@ from tuning.sweep import Sweep
 
 Status = Sequence[tuple[int, PointStatus]]
 _PLAIN_PERIOD_S = 10.0
-_MERITS = ("steps_to_target", "best_validation_metric")
+_METRIC = "best_validation_metric"
 _MISSES = tuple(str(miss) for miss in Miss)
 
 
@@ -32,7 +33,9 @@ def ranking(status: Status) -> list[dict[str, Any]]:
     ]
 
     def rank(row: dict[str, Any]) -> tuple[float, float]:
-        return row.get("steps_to_target") or math.inf, -(row.get("best_validation_metric") or 0)
+        steps, metric = row.get("steps_to_target"), row.get(_METRIC)
+        sign = -1 if row.get("higher_is_better", True) else 1
+        return math.inf if steps is None else steps, math.inf if metric is None else sign * metric
 
     return sorted(rows, key=rank)
 
@@ -50,7 +53,7 @@ def summary(status: Status) -> dict[str, Any]:
         "waiting": states.count("waiting"),
         "hit": reasons.count(None),
         **{reason: reasons.count(reason) for reason in _MISSES},
-        "best": ranked[0] if ranked and any(ranked[0].get(name) for name in _MERITS) else None,
+        "best": ranked[0] if ranked and ranked[0].get(_METRIC) is not None else None,
         "mean_trial_seconds": statistics.mean(seconds) if seconds else None,
     }
 
@@ -60,16 +63,17 @@ def table(status: Status) -> Table:
     for row in ranking(status):
         values = row["hyperparameters"].items()
         point = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
-        seconds, metric = row.get("seconds_to_target"), row.get("best_validation_metric")
-        shown.add_row(
+        steps, seconds, metric = (row.get(name) for name in ("steps_to_target", "seconds_to_target", _METRIC))
+        cells = (
             str(row["study"]),
             str(row["trial"]),
             row.get("reason") or "target",
-            str(row.get("steps_to_target") or "–"),
-            f"{seconds:.2f}" if seconds else "–",
-            f"{metric:.4f}" if metric is not None else "–",
+            "–" if steps is None else str(steps),
+            "–" if seconds is None else f"{seconds:.2f}",
+            "–" if metric is None else f"{metric:.4f}",
             point,
         )
+        shown.add_row(*map(Text, cells))  # a hyperparameter's value may look like rich's markup
     return shown
 
 
@@ -79,7 +83,7 @@ def show(status: Status, *, as_json: bool = False) -> None:
         print(json.dumps({"summary": summary(status), "ranking": ranking(status)}))
     else:
         Console().print(table(status))
-        Console().print(counts(status), highlight=False)
+        Console().print(counts(status), highlight=False, markup=False)
 
 
 def counts(status: Status) -> str:
@@ -89,7 +93,7 @@ def counts(status: Status) -> str:
     line, best = f"{s['done']}/{s['points']} done, {', '.join(named)}", s["best"]
     if best is None:
         return line
-    merit = f"{best['steps_to_target']} steps" if best["steps_to_target"] else f"{best['best_validation_metric']:.4f}"
+    merit = f"{best[_METRIC]:.4f}" if best["steps_to_target"] is None else f"{best['steps_to_target']} steps"
     return f"{line}; best {merit} (trial {best['trial']})"
 
 
@@ -135,9 +139,9 @@ class View:
         if self._as_json:
             print(json.dumps(seen), flush=True)
         elif self._live:
-            self._live.update("\n".join(_lines(seen)), refresh=True)
+            self._live.update(Text("\n".join(_lines(seen))), refresh=True)
         else:
-            self._console.print("\n".join(_lines(seen)), highlight=False)
+            self._console.print("\n".join(_lines(seen)), highlight=False, markup=False)
 
     def _seen(self, sweep: Sweep, status: Status, n_alive: int) -> dict[str, Any]:
         metric = f"validation/{sweep.workload.target_metric_name}"

@@ -1,10 +1,17 @@
+import os
+import sqlite3
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.tuning.fake_trial import FakeTime
+from tuning import point_queue, process_identity, study_storage
 from tuning.errors import UserError
 from tuning.point_queue import PointQueue
+from tuning.point_status import stored
 
 pytest.importorskip("optuna")
 POINTS = [{"learning_rate": 0.1 * (i + 1), "kind": "ab"[i % 2]} for i in range(5)]
@@ -12,76 +19,140 @@ IDENTITY = {"workload": "b3db", "seed": 0}
 
 
 @pytest.fixture
-def join(tmp_path):
-    def start(identity=IDENTITY, points=POINTS, name="study", heartbeat_s=1):
-        return PointQueue(f"sqlite:///{tmp_path}/s.db", name, identity, points, heartbeat_s)
+def clock():
+    return FakeTime()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """In memory where there is such a place: every change is synced to the disk, which is slow where others write."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as place:
+        yield Path(place)
+
+
+@pytest.fixture
+def join(folder, clock):
+    def start(identity=IDENTITY, points=POINTS, name="study", **options):
+        options = {"heartbeat_s": 1, "clock": clock} | options
+        return PointQueue(folder / "s.db", name, identity, points, **options)
 
     return start
 
 
 def _drain(queue):
     done = []
-    while (claim := queue.claim()) is not None:
-        queue.finish(claim, {"steps": claim.index}, claim.index)
-        done.append(claim.index)
+    while (lease := queue.claim()) is not None:
+        queue.finish(lease, {"steps": lease.index}, lease.index)
+        done.append(lease.index)
     return done
+
+
+def _watch(queue, clock, seconds):
+    """Looks of one second each, as an idle worker's."""
+    for _ in range(seconds):
+        clock.advance(1.0)
+        queue.recover()
 
 
 def test_points_are_taken_in_order_once_by_whoever_asks(join):
     first, second = join(), join()
     a, b = first.claim(), second.claim()
     assert (a.index, b.index) == (1, 2) and a.point == POINTS[0]
-    for queue, claim in ((first, a), (second, b)):
-        queue.finish(claim, {}, 1.0)
+    for queue, lease in ((first, a), (second, b)):
+        assert queue.finish(lease, {}, 1.0)
     assert sorted(_drain(first) + _drain(second)) == [3, 4, 5]
     assert first.is_done() and join().claim() is None
     assert [(point.state, point.n_deaths) for point in second.status()] == [("done", 0)] * 5
 
 
-def test_results_are_kept_with_their_points(join):
-    _drain(join())
-    assert [(point.index, point.result, point.point) for point in join().status()] == [
-        (i + 1, {"steps": i + 1}, POINTS[i]) for i in range(5)
-    ]
+def test_results_and_points_are_kept_with_their_types(join, folder):
+    points = [{"n": 1, "rate": 1.0, "flag": True, "list": [1, 2.0, None], "text": "x"}, {"n": 2, "rate": 1}]
+    points[1] |= {"flag": False, "list": [{"a": 1}], "text": None}
+    _drain(join(points=points, name="e/study_1"))
+    for found in (join(points=points, name="e/study_1").status(), [p for _, p in stored(folder / "s.db", "e")]):
+        assert [repr(point.point) for point in found] == [repr(point) for point in points]
+        assert [(point.index, point.result) for point in found] == [(1, {"steps": 1}), (2, {"steps": 2})]
 
 
-def test_a_dead_workers_point_is_taken_again_and_a_living_ones_is_not(join):
-    dead, living, other = join(), join(), join()
-    lost, held = dead.claim(), living.claim()
+def test_a_silent_workers_point_is_taken_again_and_a_living_ones_is_not(join, clock):
+    silent, living, other = join(), join(), join()
+    lost, held = silent.claim(), living.claim()
     with living.alive(held):
         assert _drain(other) == [3, 4, 5] and other.claim() is None
-        time.sleep(4.5)
+        for _ in range(4):
+            assert other.claim() is None
+            clock.advance(1.0)
+            living._rows.beat(held.trial_id, int(clock()))
         again = other.claim()
         assert (again.index, again.n_deaths, again.point) == (lost.index, 1, lost.point)
         assert other.claim() is None and [p.state for p in other.status()][:2] == ["running", "running"]
-        other.finish(again, {}, 1.0)
-    living.finish(held, {}, 1.0)
-    assert other.is_done()
+        assert not silent.finish(lost, {"steps": 99}) and other.finish(again, {"steps": 1}, 1.0)
+        assert not held.lost.is_set()
+    assert living.finish(held, {}, 1.0) and other.is_done()
+    assert other.status()[0].result == {"steps": 1}
 
 
-def test_one_that_died_before_its_first_heartbeat_is_found(join, monkeypatch):
+def test_a_step_of_the_wall_clock_and_a_watcher_that_was_stopped_change_nothing(join, clock, monkeypatch):
+    held, other = join(), join()
+    lease = held.claim()
+    other.recover()
+    for step in (100.0, -3600.0):
+        monkeypatch.setattr(time, "time", lambda step=step: clock() + step)
+        clock.advance(0.5)
+        other.recover()
+    clock.advance(3600.0)  # as after SIGSTOP of both: the holder has had no time to give a sign
+    other.recover()
+    assert other.status()[0].state == "running"
+    held._rows.beat(lease.trial_id, 1)
+    _watch(other, clock, 3)
+    assert held.finish(lease, {}, 1.0)
+
+
+def test_a_worker_hears_that_its_point_is_anothers(join, clock):
+    stalled, other = join(), join()
+    lease = stalled.claim()
+    _watch(other, clock, 5)
+    with stalled.alive(lease):
+        assert lease.lost.wait(5.0)
+    assert not stalled.report(lease, 1, 0.5)
+    stalled.release(lease)
+    assert sorted(_drain(other)) == [1, 2, 3, 4, 5] and other.status()[0].n_deaths == 1
+
+
+def test_one_whose_process_is_gone_is_known_to_be_dead_at_once(join, monkeypatch):
     dead, other = join(), join()
-    monkeypatch.setattr(dead._storage, "record_heartbeat", lambda trial_id: None)
     lost = dead.claim()
-    assert _drain(other) == [2, 3, 4, 5] and other.claim() is None
-    time.sleep(3.5)
-    assert other.claim() is None  # failed now, and enqueued at the next look
-    assert other.claim().index == lost.index
+    monkeypatch.setattr(process_identity, "has_ended", lambda process: process.get("token") == dead._owner["token"])
+    assert _drain(other) == [2, 3, 4, 5, 1] and other.status()[0].n_deaths == 1
+    assert not dead.finish(lost, {}, 1.0)
 
 
 def test_a_point_lost_between_failing_and_enqueuing_is_enqueued(join):
-    dead, other = join(), join()
-    lost = dead.claim()
     from optuna.trial import TrialState
 
-    dead._storage.set_trial_state_values(lost.trial_id, TrialState.FAIL)
+    dead, other = join(), join()
+    dead._rows.end(dead.claim().trial_id, TrialState.FAIL)
     assert sorted(_drain(other)) == [1, 2, 3, 4, 5] and other.is_done()
 
 
 def test_a_point_enqueued_twice_runs_once(join):
-    queue = join()
-    queue._enqueue(2, 1)
-    assert sorted(_drain(queue)) == [1, 2, 3, 4, 5]
+    queue, other = join(), join()
+    queue._enqueue([2])
+    assert sorted(_drain(queue)) == [1, 2, 3, 4, 5] and other.claim() is None
+
+
+def test_points_that_two_enqueued_at_once_run_once_each(join, folder):
+    import optuna
+
+    optuna.create_study(storage=f"sqlite:///{folder}/s.db", study_name="study")  # its maker died at once
+    queue = join(points=POINTS[:0], heartbeat_s=0.1)
+    queue._points = POINTS
+    queue._enqueue([1, 1, 2, 2, 4])  # by two makers that died in the middle
+    assert sorted(_drain(join(heartbeat_s=0.1))) == [1, 2, 3, 4, 5]
 
 
 def test_many_at_once_share_the_points(join):
@@ -106,15 +177,26 @@ def test_another_identity_is_refused_by_name(join):
     assert "\n" not in str(error.value)
 
 
-def test_a_storage_that_cannot_be_used_is_one_line(tmp_path):
-    for url in (
-        "sqlite:////no/such/folder/s.db",
-        "nonsense://x",
-        f"postgresql://me:secret@127.0.0.1:1/{tmp_path.name}",
-    ):
-        with pytest.raises(UserError, match="cannot use the storage") as error:
-            PointQueue(url, "study", IDENTITY, POINTS)
-        assert "\n" not in str(error.value) and "secret" not in str(error.value)
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite:////no/such/folder/s.db", "unable to open database file; check --storage"),
+        ("sqlite:////tmp", "unable to open database file; check --storage"),
+        ("postgresql://me:secret@127.0.0.1:1/db", "refused.*; check --storage"),
+        ("sqlite://", "no file that several processes can share: give --storage="),
+        ("sqlite:///:memory:", "no file that several processes can share"),
+        ("sqlite:///file:x?mode=memory&uri=true", "no file that several processes can share"),
+        ("sqlite:////a?b.db", "no file that several processes can share"),
+        ("postgres://h/d", "unknown kind, postgres: give --storage=postgresql://"),
+        ("redis://me:secret@h", "unknown kind, redis"),
+        ("study.db", "Could not parse .* give --storage="),
+        ("", "Could not parse"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line(url, words):
+    with pytest.raises(UserError, match=words) as error:
+        PointQueue(url, "study", IDENTITY, POINTS)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
 
 
 def test_a_point_given_back_is_no_death_and_to_be_had_at_once(join):
@@ -125,20 +207,51 @@ def test_a_point_given_back_is_no_death_and_to_be_had_at_once(join):
     assert [point.n_deaths for point in other.status()] == [0] * 5
 
 
-def test_a_crashed_points_result_is_kept_and_it_is_not_run_again(join):
-    queue = join()
-    queue.finish(queue.claim(), {"reason": "crashed", "error": "e"})
+def test_what_a_killed_worker_held_is_given_back_for_it(join):
+    killed, other = join(), join()
+    lease = killed.claim()
+    other.give_back([os.getpid() + 1])
+    assert other.status()[0].state == "running"
+    other.give_back([os.getpid()])
+    assert not killed.finish(lease, {}, 1.0) and sorted(_drain(other)) == [1, 2, 3, 4, 5]
+    assert other.status()[0].n_deaths == 0
+
+
+def test_a_point_that_a_machine_gave_back_goes_to_another_one_first(join, clock):
+    sick, same, well = join(machine="a", log="/logs/a"), join(machine="a"), join(machine="b")
+    sick.release(sick.claim(), fault="OSError: Too many open files")
+    assert _drain(same) == [2, 3, 4, 5]
+    lease = well.claim()
+    fault = {"error": "OSError: Too many open files", "machine": "a", "log": "/logs/a"}
+    assert (lease.index, lease.n_deaths, lease.faults) == (1, 0, (fault,))
+    well.release(lease)
+    for _ in range(4):
+        assert same.claim() is None
+        clock.advance(1.0)
+    assert same.claim().faults == (fault,)  # no other came
+    assert same.status()[0].faults == ("OSError: Too many open files",)
+
+
+def test_a_crashed_points_result_is_kept_until_it_is_to_be_tried_again(join):
+    queue, other = join(), join()
+    crash = {"reason": "crashed", "error": "e"}
+    queue.finish(queue.claim(), crash)
     assert _drain(queue) == [2, 3, 4, 5] and queue.is_done()
-    assert join().status()[0].result == {"reason": "crashed", "error": "e"}
+    assert join().status()[0].result == crash
     assert queue._study.best_trial.number == 1  # it has no value that could be the best
+    assert (queue.retry_crashed(), other.retry_crashed()) == (1, 0)
+    assert [point.state for point in other.status()] == ["waiting"] + ["done"] * 4
+    lease = other.claim()
+    assert (lease.index, lease.n_deaths, lease.faults) == (1, 0, ())
+    other.finish(lease, {"steps": 1}, 1.0)
+    assert queue.is_done() and queue.status()[0].result == {"steps": 1} and queue.claim() is None
 
 
-def test_the_last_dead_workers_log_is_told_to_the_next(tmp_path):
-    url = f"sqlite:///{tmp_path}/s.db"
-    dead = PointQueue(url, "study", IDENTITY, POINTS, 1, log="/logs/one")
-    lost, other = dead.claim(), PointQueue(url, "study", IDENTITY, POINTS, 1, log="/logs/two")
+def test_the_last_dead_workers_log_is_told_to_the_next(join, clock):
+    dead, other = join(log="/logs/one"), join(log="/logs/two")
+    lost = dead.claim()
     assert _drain(other) == [2, 3, 4, 5]
-    time.sleep(4.5)
+    _watch(other, clock, 5)
     again = other.claim()
     assert (again.index, again.log) == (lost.index, "/logs/one")
 
@@ -146,32 +259,65 @@ def test_the_last_dead_workers_log_is_told_to_the_next(tmp_path):
 def test_a_heartbeat_missed_is_not_the_last(join, monkeypatch):
     from sqlalchemy.exc import OperationalError
 
-    queue = join()
-    claim, record, n_signs = queue.claim(), queue._storage.record_heartbeat, []
+    queue = join(heartbeat_s=0.1)
+    lease, beat, counts = queue.claim(), queue._rows.beat, []
 
-    def fails_at_first(trial_id):
-        n_signs.append(trial_id)
-        if len(n_signs) == 1:
+    def fails_at_first(trial_id, count):
+        counts.append(count)
+        if len(counts) == 1:
             raise OperationalError("UPDATE", {}, Exception("the database is starting up"))
-        record(trial_id)
+        return beat(trial_id, count)
 
-    monkeypatch.setattr(queue._storage, "record_heartbeat", fails_at_first)
-    with queue.alive(claim):
-        time.sleep(2.5)
-    assert len(n_signs) == 3
+    monkeypatch.setattr(queue._rows, "beat", fails_at_first)
+    with queue.alive(lease):
+        while len(counts) < 3:
+            time.sleep(0.01)
+    (trial,) = (trial for trial in queue._trials() if trial._trial_id == lease.trial_id)
+    assert trial.user_attrs["beat"] >= 3
 
 
-def test_a_storage_that_fails_meanwhile_is_one_line(join, tmp_path):
+def test_a_storage_that_fails_meanwhile_is_one_line(join, folder):
     queue = join()
-    claim = queue.claim()
-    (tmp_path / "s.db").write_bytes(b"no database any more" * 500)
-    for ask in (queue.claim, queue.status, lambda: queue.finish(claim, {}, 1.0)):
+    lease = queue.claim()
+    (folder / "s.db").write_bytes(b"no database any more" * 500)
+    for ask in (queue.claim, queue.status, lambda: queue.finish(lease, {}, 1.0)):
         with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is mended"):
             ask()
 
 
-def test_a_study_whose_maker_died_at_once_is_made_whole(join, tmp_path):
-    import optuna
+def test_a_locked_storage_is_waited_for_and_said_so(join, folder, monkeypatch, caplog):
+    monkeypatch.setattr(study_storage, "_BUSY_S", 0.05)
+    monkeypatch.setattr(study_storage, "_LOOK_S", 0.05)
+    queue = join()
+    lock = sqlite3.connect(folder / "s.db", check_same_thread=False, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(1.0, lock.execute, ["COMMIT"])
+    timer.start()
+    lease = queue.claim()
+    assert lease.index == 1 and not timer.is_alive()
+    assert caplog.text.count(f"waiting for the storage {folder}/s.db, at most 600 s: database is locked") == 1
+    lock.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(point_queue.study_storage, "PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match="the storage .* failed: database is locked"):
+        queue.finish(lease, {}, 1.0)
+    lock.execute("COMMIT")
 
-    optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", study_name="study")
-    assert _drain(join()) == [1, 2, 3, 4, 5]
+
+@pytest.mark.parametrize("method", ["take", "end"])
+def test_an_update_of_which_the_storage_did_not_say_whether_it_was_made_is_made_once(join, monkeypatch, method):
+    queue, other = join(), join()
+    is_away = ConnectionError("the server closed the connection")
+    monkeypatch.setattr(study_storage, "is_away", lambda error: error is is_away)
+    monkeypatch.setattr(study_storage, "_LOOK_S", 0.0)
+    change, calls = getattr(queue._rows, method), []
+
+    def made_but_not_answered(*args, **options):
+        found = change(*args, **options)
+        calls.append(found)
+        if len(calls) % 2:
+            raise is_away
+        return found
+
+    monkeypatch.setattr(queue._rows, method, made_but_not_answered)
+    assert _drain(queue) == [1, 2, 3, 4, 5] and len(calls) == 10
+    assert other.claim() is None and [(p.state, p.n_deaths) for p in other.status()] == [("done", 0)] * 5

@@ -39,7 +39,7 @@ def test_a_read_only_folder(tmp_path):
             line = refused(tmp_path, experiment_name=name)
             assert f"cannot write into {tmp_path}/{name} (Read-only file system): free some space or choose" in line
         # Looking at it is no writing.
-        assert [point.state for _, point in stored(request(tmp_path).url, "e")] == ["waiting"] * 3
+        assert [point.state for _, point in stored(request(tmp_path).place, "e")] == ["waiting"] * 3
 
 
 def test_a_storage_that_can_be_read_but_not_written(tmp_path):
@@ -48,7 +48,7 @@ def test_a_storage_that_can_be_read_but_not_written(tmp_path):
     Sweep(request(tmp_path, storage=url))
     with read_only(tmp_path / "store"):
         line = refused(tmp_path, storage=url)
-    assert "cannot use the storage sqlite:" in line and "attempt to write a readonly database; check --storage" in line
+    assert f"cannot use the storage {tmp_path}/store/s.db: attempt to write a readonly database; check --st" in line
 
 
 def test_a_database_user_who_may_not_write(tmp_path):
@@ -108,11 +108,11 @@ def test_another_sweep_of_the_same_name(tmp_path):
 
 def test_one_looks_only_at_what_is_there(tmp_path):
     with pytest.raises(UserError, match="no sweep is in .*study.db: check --experiment_dir and --experiment_name"):
-        stored(request(tmp_path).url, "e")
+        stored(request(tmp_path).place, "e")
     assert list(tmp_path.iterdir()) == []
     Sweep(request(tmp_path))
     with pytest.raises(UserError, match="the storage has no sweep 'other'"):
-        stored(request(tmp_path).url, "other")
+        stored(request(tmp_path).place, "other")
 
 
 @pytest.mark.slow

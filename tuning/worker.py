@@ -1,0 +1,205 @@
+"""A worker of a sweep: one process that carries out points, one after another, so that they share what is compiled.
+
+Each point needs two rights. The lease, in the storage, says that the point is this worker's; the claim, in the trial's
+folder, lets it write there. A worker that stood still for too long loses both, and stops without having written since.
+"""
+
+import faulthandler
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tuning import disk, faults, pruning, records
+from tuning.claim import Claim, ClaimLost, FolderClaimed
+from tuning.description import TrialDescription
+from tuning.errors import MachineFault, UserError, one_line
+from tuning.interruption import Interrupted, Interruption
+from tuning.outcome import Miss, Outcome, Progress
+from tuning.point_queue import Lease
+from tuning.sweep import Sweep
+from tuning.trial import Checkpointing, finished_outcome, run_trial
+from workloads.spec import Direction
+
+_IDLE_S = 1.0  # between looks at a queue from which nothing is to be had
+_PROBE_PERIOD_S = 60.0  # of an idle worker
+_MOST_REFUSALS = 5  # of one folder, a heartbeat apart, before it is taken to be somebody else's
+
+
+class FaultInTrial(MachineFault):
+    """The machine failed while a trial ran; the point was given back."""
+
+    exit_code = 74  # EX_IOERR
+
+
+class Worker:
+    """Of a sweep; for the main thread of a process, which signals end."""
+
+    def __init__(self, sweep: Sweep, say: Callable[[str], None] = print):
+        self._sweep, self._request, self._say = sweep, sweep.request, say
+        self._interruption = Interruption()
+        self._probed_at = float("-inf")
+        self._refusals: dict[tuple[int, int], int] = {}
+
+    def work(self) -> None:
+        """Carries out points until all are done, others' included, should those workers die.
+
+        Raises:
+            UserError: what the next point would meet as well, so that the user must cure it.
+            MachineFault: another process, or another machine, may do better.
+            Interrupted: a signal came; the point at work was saved and given back.
+        """
+        faulthandler.enable()  # a death in native code shows in the worker's log
+        with self._interruption:
+            while True:
+                self._probe()
+                claims = ((study, queue.claim()) for study, queue in enumerate(self._sweep.queues, start=1))
+                study, lease = next(((s, found) for s, found in claims if found is not None), (0, None))
+                if lease is not None:
+                    self._carry_out(study, lease)
+                elif self._sweep.is_done():
+                    return
+                else:
+                    self._wait(_IDLE_S)
+                if self._interruption.signal_name:
+                    raise Interrupted(self._interruption.signal_name)
+
+    def _probe(self) -> None:
+        if time.monotonic() - self._probed_at > _PROBE_PERIOD_S:
+            with self._interruption.ends_at_once():
+                disk.refuse_unwritable(self._request.folder)
+                faults.probe_devices()
+            self._probed_at = time.monotonic()
+
+    def _wait(self, seconds: float) -> None:
+        with self._interruption.ends_at_once():
+            time.sleep(seconds)
+
+    def _carry_out(self, study: int, lease: Lease) -> None:
+        queue = self._sweep.queues[study - 1]
+        self._probed_at = float("-inf")  # the next point is not taken before the machine was looked at
+        try:
+            with queue.alive(lease):
+                summary = self._summary(study, lease)
+        except ClaimLost:
+            self._say(f"trial {lease.index}: taken over, since this worker seemed dead")
+            queue.release(lease)  # without effect, unless only the folder was taken over
+            return
+        except FolderClaimed as error:
+            queue.release(lease)
+            self._put_off(study, lease, error)
+            return
+        except Exception as error:
+            fault = self._fault_behind(error)
+            queue.release(lease, fault)
+            if fault is None:
+                raise
+            raise FaultInTrial(f"trial {lease.index} met a fault of the machine and was given back: {fault}") from error
+        except BaseException:
+            queue.release(lease)
+            raise
+        self._refusals.clear()
+        steps = summary.get("steps_to_target")
+        if not queue.finish(lease, summary, summary.get("step_budget") if steps is None else steps):
+            self._say(f"trial {lease.index}: done, but taken over meanwhile, since this worker seemed dead")
+            return
+        self._say(f"trial {lease.index}: {summary['reason'] or f'target at step {steps}'}")
+
+    def _put_off(self, study: int, lease: Lease, error: FolderClaimed) -> None:
+        """Leaves a trial for later whose folder another process holds, as one does that stood still and came back."""
+        key = study, lease.index
+        self._refusals[key] = self._refusals.get(key, 0) + 1
+        if self._refusals[key] > _MOST_REFUSALS:
+            raise error
+        self._say(f"trial {lease.index}: put off, {one_line(error)}")
+        self._wait(self._request.heartbeat_s)
+
+    def _summary(self, study: int, lease: Lease) -> dict[str, Any]:
+        """What the storage keeps of the outcome; the trial's folder has all of it."""
+        description = self._sweep.descriptions[study - 1][lease.index - 1]
+        trial_dir = self._request.trial_dir(study, lease.index)
+        with self._interruption.ends_at_once():
+            claim = Claim.take(trial_dir, lease_s=3.0 * self._request.heartbeat_s)
+        with claim:
+            if lease.n_deaths + len(lease.faults) > self._request.max_retries:
+                return _given_up(lease, description, claim)
+            outcome = finished_outcome(description, trial_dir)
+            found = outcome if outcome is not None else self._run(study, lease, description, claim)
+            claim.check()
+        direction = self._sweep.workload.validation_target.direction
+        return _plain(found) | {"higher_is_better": direction is Direction.HIGHER_IS_BETTER}
+
+    def _run(
+        self, study: int, lease: Lease, description: TrialDescription, claim: Claim
+    ) -> Outcome | Mapping[str, Any]:
+        """The trial's outcome; what it raises in training is its own failure, unless the machine is at fault.
+
+        Raises:
+            UserError: the set-up failed, as the next one's would: no data set, say. Or the disk is full.
+            Exception: the machine is at fault.
+        """
+        queue = self._sweep.queues[study - 1]
+
+        def refuse_if_lost(progress: Progress) -> None:
+            if lease.lost.is_set():
+                raise ClaimLost(f"trial {lease.index} is another worker's by now")
+
+        try:
+            return run_trial(
+                description,
+                self._sweep.workload,
+                self._sweep.submission,
+                claim,
+                report=refuse_if_lost,
+                cannot_win=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
+                checkpointing=Checkpointing(self._request.checkpoints_to_keep),
+                resume=True,
+                interruption=self._interruption,
+            )
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            if self._fault_behind(error) is not None:
+                raise
+            return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
+
+    def _fault_behind(self, error: BaseException) -> str | None:
+        """The machine's fault that a trial met, for which another worker may do better; None if there is none.
+
+        Raises:
+            UserError: the experiment's folder cannot be written, which all workers need.
+        """
+        disk.refuse_unwritable(self._request.folder)
+        if faults.is_full_disk(error) or isinstance(error, FolderClaimed):
+            return None
+        if (fault := faults.fault_in(error)) is not None:
+            return fault
+        try:
+            faults.probe_devices()
+        except MachineFault as problem:
+            return one_line(problem)
+        return None
+
+
+def _given_up(lease: Lease, description: TrialDescription, claim: Claim) -> dict[str, Any]:
+    """The outcome of a point that came back too often."""
+    said = []
+    if lease.n_deaths:
+        said.append(f"its worker died {lease.n_deaths} times; {lease.log or 'the logs folder'} says how")
+    if lease.faults:
+        last = lease.faults[-1]
+        said.append(
+            f"machines failed {len(lease.faults)} times, at last {last['machine']} ({last['error']}); "
+            f"{last['log'] or 'the logs folder'} says more"
+        )
+    ending = {"reason": str(Miss.CRASHED), "error": "; ".join(said)}
+    records.write_json(claim.folder / "outcome.json", description.to_json() | ending, claim.write)
+    return ending | ({"is_machine_fault": True} if lease.faults else {})
+
+
+def _plain(outcome: Outcome | Mapping[str, Any]) -> dict[str, Any]:
+    found = outcome.to_json() if isinstance(outcome, Outcome) else outcome
+    names = ("steps_to_target", "seconds_to_target", "compile_seconds_to_target", "reason", "error")
+    names += ("global_step", "step_budget", "best_validation_metric", "submission_seconds")
+    return {name: found.get(name) for name in names}
