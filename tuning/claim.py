@@ -97,7 +97,9 @@ class Claim:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                path.parent.mkdir(exist_ok=True)
+                if not path.parent.exists():
+                    path.parent.mkdir(exist_ok=True)
+                    disk.sync_folder(path.parent.parent)
                 os.replace(temporary, path)
                 disk.sync_folder(path.parent)
             finally:
@@ -271,6 +273,8 @@ def _make(folder: Path) -> list[Path]:
     """Makes the folder and the missing ones above it; those made, outermost first."""
     missing = [place for place in [folder, *folder.parents] if not place.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        disk.sync_folder(place.parent)
     return missing
 
 

@@ -12,7 +12,7 @@ _PROBE_BYTES = 2**16
 _AGAIN = "run the command again: what is done is kept"
 _OTHER_PLACE = "give another --experiment_dir or --experiment_name"
 _CURES = {
-    errno.ENAMETOOLONG: "give a shorter --experiment_name",
+    errno.ENAMETOOLONG: "give a shorter --experiment_name or --experiment_dir",
     errno.EACCES: _OTHER_PLACE,
     errno.EPERM: _OTHER_PLACE,
     errno.ENOTDIR: _OTHER_PLACE,

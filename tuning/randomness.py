@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 import jax
+import numpy as np
 
 
 class Stream(IntEnum):
@@ -18,12 +19,17 @@ class Stream(IntEnum):
 
 
 class Keys:
-    """The keys of one trial: raw uint32 [2] arrays, as AlgoPerf's runner passes them."""
+    """The keys of one trial: raw uint32 [2] arrays, as AlgoPerf's runner passes them.
+
+    Args:
+        rng_seed: of 64 bits. Both halves enter, whether or not JAX computes in 64 bits.
+    """
 
     def __init__(self, rng_seed: int, trial_index: int):
         # Compiled: op by op, a fold costs a quarter of a millisecond of every step's clock.
         self._fold = jax.jit(jax.random.fold_in)
-        trial_key = self._fold(jax.random.PRNGKey(rng_seed), trial_index)
+        seed_key = np.array([rng_seed >> 32, rng_seed & 0xFFFFFFFF], np.uint32)  # PRNGKey's, with 64 bits
+        trial_key = self._fold(seed_key, trial_index)
         self._streams = {stream: self._fold(trial_key, int(stream)) for stream in Stream}
 
     def of(self, stream: Stream, step: int = 0) -> jax.Array:

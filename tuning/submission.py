@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -82,30 +83,47 @@ def _known(folder: Path) -> list[str]:
 
 
 def _import(file: Path) -> ModuleType:
-    parts, root = [file.stem], file.parent
+    folders, root = [], file.parent
     while (root / "__init__.py").exists():
-        parts.insert(0, root.name)
+        folders.insert(0, root)
         root = root.parent
-    if len(parts) == 1:
-        return _import_alone(file)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    name = ".".join(parts)
-    module = importlib.import_module(name)
-    if Path(module.__file__ or "").resolve() != file:
-        problem = f"submission {str(file)!r} is hidden by {module.__file__!r}, which is {name} too"
-        raise UserError(f"{problem}; rename its package")
-    return module
+    if folders and all(place.name.isidentifier() for place in [*folders, file.with_suffix("")]):
+        name = ".".join([*(folder.name for folder in folders), file.stem])
+        module = importlib.import_module(name)
+        if Path(module.__file__ or "").resolve() != file:
+            problem = f"submission {str(file)!r} is hidden by {module.__file__!r}, which is {name} too"
+            raise UserError(f"{problem}; rename its package")
+        return module
+    return _import_by_place(folders, file)
 
 
-def _import_alone(file: Path) -> ModuleType:
-    """A file outside any package: its folder goes on the path, its module name is its own."""
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
+def _import_by_place(folders: list[Path], file: Path) -> ModuleType:
+    """A file outside any package, or below a folder whose name no import statement can hold, as `kfac.v2`."""
+    package = ""
+    for folder in folders:
+        package += _module_name(folder.name)
+        if package not in sys.modules:
+            if folder.name.isidentifier():
+                importlib.import_module(package)
+            else:
+                _execute(package, folder / "__init__.py", [str(folder)])
+        package += "."
+    alone = "" if folders else f"{_module_name(file.parent.name)}_"
+    return _execute(f"{package}{alone}{_module_name(file.stem)}", file, None)
+
+
+def _module_name(name: str) -> str:
+    """The name itself where it is one of Python's; else one made of it, and of no other."""
+    return name if name.isidentifier() else f"_{re.sub(r'[^0-9A-Za-z]', '_', name)}_{name.encode().hex()}"
+
+
+def _execute(name: str, file: Path, package_folders: list[str] | None) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=package_folders)
     if spec is None or spec.loader is None:
         raise UserError(f"cannot import {str(file)!r}; give a .py file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -13,14 +13,14 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import hyperparameters as hparams
+from .batch_sizes import batch_size
 from .problem import Problem
+from .restoration import as_returned_by_a_step
 
 PyTree = Any
 
 # Reading a metric waits for the device, so it is done now and then only.
 LOG_PERIOD = 50
-
-_BATCH_SIZES = {"b3db": 64, "mnist_vit": 32, "cifar10_wrn": 128, "ogbg": 512, "imagenet_vit": 1024}
 
 
 class StepResult(NamedTuple):
@@ -71,11 +71,11 @@ class Submission:
         self, workload: Any, model_params: PyTree, model_state: PyTree, hyperparameters: Any, rng: Array
     ) -> tuple[PyTree, Callable]:
         """(state as a pytree of arrays, the compiled steps)."""
-        del model_state, rng
+        del rng
         h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
         static, _ = hparams.split(h)
         steps = _compiled_steps(workload, self._algorithm, static)
-        return self._algorithm.init(model_params, h), steps
+        return steps.start(self._algorithm.init(model_params, h), model_params, model_state), steps
 
     def update_params(
         self,
@@ -142,15 +142,12 @@ class Submission:
         return next(input_queue)
 
     def get_batch_size(self, workload_name: str) -> int:
-        """The global batch size; a workload's variants (`ogbg_gelu`, …) share it.
+        """The global batch size.
 
         Raises:
             ValueError: unknown workload.
         """
-        for name, size in _BATCH_SIZES.items():
-            if workload_name == name or workload_name.startswith(name + "_"):
-                return size
-        raise ValueError(f"no batch size for workload {workload_name}; known are {', '.join(_BATCH_SIZES)}")
+        return batch_size(workload_name)
 
 
 def _log_metrics(workload: Any, metrics: Mapping[str, Array], global_step: int) -> None:
@@ -167,19 +164,27 @@ class _CompiledSteps:
         self._algorithm = algorithm
         self._static = static
         self._mesh = Mesh(np.array(jax.devices()), ("batch",))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._jitted: dict[Hashable, Callable] = {}
+        self._shapes: tuple[PyTree, ...] = ()
 
-    def __call__(self, variant: Hashable, *args: Any) -> StepResult:
-        return self._program(variant)(*args)
+    def start(self, state: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
+        """The state on all devices. The trees' shapes are noted, to know restored arrays by them."""
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params, model_state))
+        return jax.device_put(state, self._replicated)
+
+    def __call__(self, variant: Hashable, state: PyTree, params: PyTree, model_state: PyTree, *rest: Any) -> StepResult:
+        trees = zip((state, params, model_state), self._shapes, strict=True)
+        carried = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
+        return self._program(variant)(*carried, *rest)
 
     def _program(self, variant: Hashable) -> Callable[..., StepResult]:
         if variant not in self._jitted:
-            replicated = NamedSharding(self._mesh, PartitionSpec())
             split = NamedSharding(self._mesh, PartitionSpec("batch"))
             self._jitted[variant] = jax.jit(
                 functools.partial(self._step, variant),
-                in_shardings=(replicated, replicated, replicated, split, replicated, replicated),
-                out_shardings=replicated,
+                in_shardings=(*[self._replicated] * 3, split, *[self._replicated] * 2),
+                out_shardings=self._replicated,
                 donate_argnums=(0, 1, 2),
             )
         return self._jitted[variant]

@@ -11,6 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 PyTree = Any
 
 
+def n_examples(batch: Mapping[str, Any]) -> int:
+    """Examples of a batch, padding included; the targets may be a tuple, such as `(labels, paddings)`."""
+    return len(jax.tree.leaves(batch["targets"])[0])
+
+
 def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[str, PyTree]:
     """`[examples, …]` -> `[n, examples / n, …]`: part i has every n-th example from the i-th, so that none moves to
     another device.
@@ -24,10 +29,10 @@ def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[st
     """
     if hasattr(batch["inputs"], "n_node"):
         raise ValueError("micro_batches is for batches of images; for packed graphs use a smaller batch")
-    n_examples = len(batch["targets"])
     n_devices = 1 if mesh is None else mesh.size
-    if n_examples % (n * n_devices):
-        raise ValueError(f"micro_batches {n} on {n_devices} devices does not divide the batch of {n_examples} examples")
+    size = n_examples(batch)
+    if size % (n * n_devices):
+        raise ValueError(f"micro_batches {n} on {n_devices} devices does not divide the batch of {size} examples")
 
     def one(x: Array) -> Array:
         parts = jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)

@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from . import micro_batches, subset
+from .micro_batches import n_examples
 
 PyTree = Any
 
@@ -49,6 +50,10 @@ class Problem:
     def weights(self) -> Array | None:
         return self.batch.get("weights")
 
+    @property
+    def n_examples(self) -> int:
+        return n_examples(self.batch)
+
     def part(self, n_parts: int) -> "Problem":
         """The problem on about one in `n_parts` of the examples."""
         return self._on(subset.one_in(self.batch, n_parts), self.model_state, self._key)
@@ -75,9 +80,9 @@ class Problem:
         dropout_rate = self._options.get("dropout_rate")
         return Problem(self.workload, batch, model_state, self._label_smoothing, dropout_rate, key, self.mesh)
 
-    def forward(self, params: PyTree) -> tuple[Array, PyTree]:
-        """params -> (logits, new model state), in training mode."""
-        return self.workload.model_fn(
+    def forward(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """params -> (outputs, new model state), in training mode; the outputs are logits, or a tuple that starts so."""
+        outputs, model_state = self.workload.model_fn(
             params,
             self.batch,
             self.model_state,
@@ -86,9 +91,10 @@ class Problem:
             update_batch_norm=True,
             **self._options,
         )
+        return outputs, _in_structure_of(self.model_state, model_state)
 
-    def loss(self, logits: Array) -> tuple[Array, Array]:
-        """logits -> (summed loss, number of terms)."""
+    def loss(self, logits: PyTree) -> tuple[Array, Array]:
+        """The model's outputs -> (summed loss, number of terms)."""
         values = self.workload.loss_fn(
             label_batch=self.batch["targets"],
             logits_batch=logits,
@@ -119,6 +125,18 @@ class Problem:
             return values["summed"]
 
         return loss
+
+
+def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:
+    """The new model state with the old one's structure, where both hold arrays of the same shapes.
+
+    A workload may start from `{}` where it has no state and return None, or return another kind of mapping; with one
+    structure for all steps, one compiled program serves them all.
+    """
+    old, new = jax.tree.leaves(before), jax.tree.leaves(after)
+    if [jnp.shape(x) for x in old] != [jnp.shape(x) for x in new]:
+        return after
+    return jax.tree.unflatten(jax.tree.structure(before), new)
 
 
 def _training_mode(workload: Any) -> Any:

@@ -20,7 +20,7 @@ from .devices import vary
 from .layers import Layer
 
 PyTree = Any
-Forward = Callable[[PyTree], tuple[Array, PyTree]]  # params -> (outputs, auxiliary values)
+Forward = Callable[[PyTree], tuple[PyTree, PyTree]]  # params -> (outputs, auxiliary values)
 
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv)
 
@@ -29,7 +29,7 @@ class Captured(NamedTuple):
     """What one forward pass gave.
 
     Attributes:
-        outputs: the model's outputs.
+        outputs: the model's outputs, an array or a tree of such.
         aux: the forward pass's auxiliary values.
         inputs: layer name -> its input at each use: `[lead, *sites, d_in]`, raw for a convolution.
         convolutions: layer name -> its geometry, for convolutions alone.
@@ -42,7 +42,7 @@ class Captured(NamedTuple):
     aux: PyTree
     inputs: dict[str, list[Array]]
     convolutions: dict[str, Convolution]
-    pullback: Callable[[Array], tuple[PyTree, dict[str, list[Array]]]]
+    pullback: Callable[[PyTree], tuple[PyTree, dict[str, list[Array]]]]
     uncaptured: dict[str, str]
 
 
@@ -70,8 +70,8 @@ def capture(forward: Forward, params: PyTree, layers: Sequence[Layer], output_gr
 
     outputs, vjp, (aux, inputs) = jax.vjp(perturbed, params, vary(zeros), has_aux=True)
 
-    def pullback(cotangent: Array) -> tuple[PyTree, dict[str, list[Array]]]:
-        gradient, at_outputs = vjp(cotangent.astype(outputs.dtype))
+    def pullback(cotangent: PyTree) -> tuple[PyTree, dict[str, list[Array]]]:
+        gradient, at_outputs = vjp(jax.tree.map(_cast_like, cotangent, outputs))
         flat = {name: [_flatten(g, plan.n_output_axes[name]) for g in uses] for name, uses in at_outputs.items()}
         return gradient, flat
 
@@ -166,6 +166,11 @@ def _geometry(module: nn.Conv, x: Array) -> Convolution:
         padding = [(padding, padding)] * n
     padding = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding)
     return Convolution(window, strides, padding, dilation)
+
+
+def _cast_like(cotangent: Array, output: Array) -> Array:
+    """Outputs that are whole numbers have cotangents of a type of their own."""
+    return cotangent.astype(output.dtype) if jnp.issubdtype(output.dtype, jnp.inexact) else cotangent
 
 
 def _pair(value: int | Sequence[int] | None, n: int | None) -> tuple[int, ...]:

@@ -6,11 +6,11 @@
     batch = estimate(forward, loss, params, layers=layers, layout=…, geometry=…, key=…)
     updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh_inverses=True)
 
-On steps without new factors, call `estimate` without layers and `update` with gradients alone.
+On steps without new factors, call `estimate` without layers and `update` with `factors=None`.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,10 +33,11 @@ from .intake import (
 )
 from .layers import Layer, at_least_float32
 from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
+from .routing import routed
+from .schedules import Scalar, ScalarOrSchedule, schedulable
 from .trust_region import kl_clip as kl_clip_factor
 
 PyTree = Any
-Scalar = float | Array
 
 _FALLBACK_DECAY = 0.99
 _FALLBACK_EPSILON = 1e-8
@@ -72,22 +73,23 @@ class KFACState(NamedTuple):
     second_moment: Parts
 
 
+@schedulable("layers", "momentum_kind", "weight_decay_kind", "mesh")
 def kfac(
     layers: Sequence[Layer],
     *,
-    learning_rate: Scalar,
-    damping: Scalar,
-    momentum: Scalar = 0.9,
+    learning_rate: ScalarOrSchedule,
+    damping: ScalarOrSchedule,
+    momentum: ScalarOrSchedule = 0.9,
     momentum_kind: Momentum = Momentum.NESTEROV,
-    weight_decay: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED,
-    grad_clip: Scalar | None = None,
-    factor_decay: Scalar = 0.95,
-    kl_clip: Scalar = 1.0,
-    fallback_rate: Scalar = 0.1,
+    grad_clip: ScalarOrSchedule | None = None,
+    factor_decay: ScalarOrSchedule = 0.95,
+    kl_clip: ScalarOrSchedule = 1.0,
+    fallback_rate: ScalarOrSchedule = 0.1,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC with momentum and weight decay. Every number may be a traced array.
+    """K-FAC with momentum and weight decay. Every number may be a traced array, or a schedule.
 
     Args:
         layers: the layers to precondition, from `find_layers`.
@@ -103,16 +105,20 @@ def kfac(
         fallback_rate: see `scale_by_kfac`.
         mesh: devices, on one axis, to spread the inversions over.
     """
-    decay = optax.add_decayed_weights(weight_decay)
     coupled = weight_decay_kind is WeightDecay.COUPLED
-    return optax.chain(
-        optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
-        decay if coupled else optax.identity(),
-        scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate, mesh),
-        _momentum(momentum, momentum_kind),
-        optax.identity() if coupled else decay,
-        optax.scale_by_learning_rate(learning_rate),
-    )
+
+    def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
+        decay = optax.add_decayed_weights(weight_decay)
+        return optax.chain(
+            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
+            decay if coupled else optax.identity(),
+            scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate, mesh),
+            _momentum(momentum, momentum_kind),
+            optax.identity() if coupled else decay,
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return routed(layers, build)
 
 
 def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
@@ -139,9 +145,9 @@ def scale_by_kfac(
     the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
     multiplied by the learning rate, so its rate follows the searched one.
 
-    `update` takes `factors` (layer name -> (A, B) of this batch, or None) and `refresh_inverses` (static).
+    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones) and
+    `refresh_inverses` (static).
     """
-
     groups = group_by_shape(layers)
 
     def init(params: PyTree) -> KFACState:
@@ -158,7 +164,7 @@ def scale_by_kfac(
         state: KFACState,
         params: PyTree | None = None,
         *,
-        factors: dict[str, tuple[Array, Array]] | None = None,
+        factors: Mapping[str, tuple[Array, Array]] | None = None,
         refresh_inverses: bool = False,
     ) -> tuple[PyTree, KFACState]:
         del params

@@ -1,12 +1,15 @@
 import io
 import json
+import logging
 import math
+import os
 
 import pytest
 from fake_trial import FakeWorkload, fake_submission
 from rich.console import Console
 
-from tuning import experiment, progress
+from tuning import compilation_cache, experiment, progress
+from tuning.claim import Claim, FolderClaimed
 from tuning.errors import UserError
 from tuning.experiment import Request, run_experiment
 from tuning.outcome import Progress
@@ -97,3 +100,59 @@ def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
         report(Progress(30, 300, 3.0, "mean_average_precision", 0.5))
     shown = " ".join(text.getvalue().split())
     assert "(target 0.5400)" in shown and "steps/s" in shown and shown.count("left") and "…" not in shown
+
+
+@pytest.mark.parametrize("name", ["q?x", "h#x", "a%41b", "cuda/", "µ ✓", ".hidden"])
+def test_a_name_is_one_folder_as_it_is_written(request_for, tmp_path, name):
+    assert run_experiment(request_for(experiment_name=name))[0].reason is None
+    assert (tmp_path / name.rstrip("/") / "fake_jax" / "trial_1" / "outcome.json").exists()
+    assert len(list(tmp_path.iterdir())) == 2  # with the search space
+    assert run_experiment(request_for(experiment_name=name, resume=True))[0].resumptions == []
+
+
+@pytest.mark.parametrize("name", ["", "/", "a/b", "../e", "..", ".", "new\nline", "/tmp/x"])
+def test_what_is_no_name_of_one_folder_is_refused(request_for, tmp_path, name):
+    with pytest.raises(UserError, match="is no name of a folder; give one without '/'"):
+        run_experiment(request_for(experiment_name=name))
+    assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line_before_the_set_up(request_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "run_trial", lambda *arguments, **named: pytest.fail("set up"))
+    (tmp_path / "file").write_text("")
+    for changes, cure in (
+        (dict(experiment_dir=str(tmp_path / "file")), "another --experiment_dir"),
+        (dict(experiment_name="file"), "another --experiment_dir"),
+        (dict(experiment_name="n" * 300), "a shorter --experiment_name"),
+        (dict(experiment_dir=str(tmp_path / ("n" * 300))), "a shorter --experiment_name or --experiment_dir"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write into .*give {cure}") as error:
+            run_experiment(request_for(**changes))
+        assert "\n" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "space.json"}
+
+
+def test_a_second_process_is_refused_before_the_set_up_whatever_it_asks_for(request_for, tmp_path, monkeypatch):
+    run_experiment(request_for())
+    monkeypatch.setattr(experiment, "run_trial", lambda *arguments, **named: pytest.fail("set up"))
+    for taken in ("fake_jax", "fake_jax/trial_1"):  # by run_trial.py, and by a worker of a sweep
+        with Claim.take(tmp_path / "e" / taken, beat_s=0.05):
+            for changes in ({"overwrite": True}, {"resume": True, "rng_seed": 2}):
+                with pytest.raises(FolderClaimed, match=rf"in use by process {os.getpid()} on host"):
+                    run_experiment(request_for(**changes))
+    assert (tmp_path / "e" / "fake_jax" / "trial_1" / "outcome.json").exists()
+
+
+def test_no_home_is_one_line_that_names_the_flag(monkeypatch, caplog):
+    def fail(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(experiment.disk.Path, "expanduser", fail)
+    for name in ("experiment_dir", "data_dir"):
+        with pytest.raises(UserError, match=f"'~/data' needs a home folder, .*: give --{name}, or set HOME"):
+            experiment.disk.expanded("~/data", name)
+    kept = compilation_cache.jax.config.jax_compilation_cache_dir
+    with caplog.at_level(logging.WARNING):
+        compilation_cache.use("~/cache")
+    assert "compiled programs are not kept (Could not determine home directory.)" in caplog.text
+    assert compilation_cache.jax.config.jax_compilation_cache_dir == kept

@@ -1,6 +1,6 @@
 import pytest
 
-from tuning import submission
+from tuning import submission, submission_version
 from tuning.errors import UserError
 
 CONTRACT = """
@@ -65,3 +65,49 @@ def test_a_package_of_the_same_name_elsewhere_is_not_taken_for_it(tmp_path):
     submission.load(tmp_path / "here" / "subs_b")
     with pytest.raises(UserError, match="is hidden by .*here/subs_b/submission.py"):
         submission.load(tmp_path / "there" / "subs_b")
+
+
+@pytest.mark.parametrize("name", ["kfac.v2", "2 fast", "a-b"])
+def test_a_folder_whose_name_no_import_can_hold_is_loaded_in_and_outside_a_package(tmp_path, name):
+    lone = package(tmp_path / name, submission="from size_of_dots import SIZE" + CONTRACT)
+    (lone / "size_of_dots.py").write_text("SIZE = 5")
+    own = package(tmp_path / "subs_dots" / name, __init__="", submission="from ..shared import SIZE\n" + CONTRACT)
+    (own / "submission.py").write_text("from .near import N\n" + (own / "submission.py").read_text())
+    (own / "near.py").write_text("N = 1")
+    (tmp_path / "subs_dots" / "__init__.py").write_text("")
+    (tmp_path / "subs_dots" / "shared.py").write_text("SIZE = 6")
+    found = [submission.load(folder) for folder in (lone, own)]
+    assert [(each.name, each.get_batch_size("x")) for each in found] == [(name, 5), (name, 6)]
+
+
+def test_the_version_is_of_the_folder_and_of_what_it_imports_and_of_nothing_else(tmp_path):
+    def version(folder):
+        submission_version.of.cache_clear()
+        return submission_version.of(folder / "submission.py")
+
+    package(tmp_path / "subs_v", __init__="", other="import subs_v.missing")
+    package(tmp_path / "subs_v" / "shared", __init__="", inner="SIZE = 17", unused="")
+    text = "import json, numpy\nfrom ..shared.inner import SIZE\nfrom . import near" + CONTRACT
+    one = package(tmp_path / "subs_v" / "one", __init__="", submission=text, near="")
+    submission.load(one)
+    seen = [version(one)]
+    assert version(one) == seen[0] and len(seen[0]) == 16
+    for file, is_part in (
+        (one / "submission.py", True),
+        (one / "near.py", True),
+        (tmp_path / "subs_v" / "shared" / "inner.py", True),
+        (tmp_path / "subs_v" / "__init__.py", True),
+        (tmp_path / "subs_v" / "shared" / "unused.py", False),
+        (tmp_path / "subs_v" / "other.py", False),
+    ):
+        file.write_text(file.read_text() + "\n# changed\n")
+        assert (version(one) not in seen) == is_part, file
+        seen.append(version(one))
+
+
+def test_the_version_of_a_file_outside_any_package_is_of_what_it_imports_too(tmp_path):
+    lone = package(tmp_path / "lone_v", submission="import helper_v" + CONTRACT, helper_v="")
+    first = submission_version.of(lone / "submission.py")
+    (lone / "helper_v.py").write_text("x = 1")
+    submission_version.of.cache_clear()
+    assert submission_version.of(lone / "submission.py") != first

@@ -1,4 +1,5 @@
 import csv
+import errno
 import functools
 import json
 import math
@@ -19,6 +20,7 @@ from tuning.clock import SubmissionClock
 from tuning.errors import UserError
 from tuning.metrics_logger import EVAL_COLUMNS
 from tuning.randomness import Keys, Stream
+from tuning.trial import Checkpointing
 from workloads.spec import Direction
 
 
@@ -46,6 +48,8 @@ def test_reaching_the_target_scores_steps_and_submission_seconds(run, tmp_path):
     assert (outcome.best_validation_metric, outcome.best_validation_step) == (0.2, 20)
     written = json.loads((tmp_path / "outcome.json").read_text())
     assert written == outcome.to_json()
+    for both, of_it in (("submission_seconds", ""), ("seconds_to_target", "_to_target")):
+        assert written[f"training_seconds{of_it}"] == written[both] - written[f"compile_seconds{of_it}"]
     assert written["hyperparameters"] == {"learning_rate": 0.1} and written["rng_seed"] == 5
     assert json.loads((tmp_path / "hparams.json").read_text()) == {"learning_rate": 0.1}
     assert json.loads((tmp_path / "meta_data_0.json").read_text())["workload.step_hint"] == 40
@@ -192,6 +196,77 @@ def test_keys_are_folded_by_purpose_and_handed_to_the_submission(run):
         for step in range(2)
     }
     assert len(everything) == 2 * 2 * len(Stream) * 2
+
+
+def test_seeds_beyond_32_bits_have_keys_of_their_own_and_small_ones_jaxs(run):
+    def key(seed):
+        return np.asarray(Keys(seed, 1).of(Stream.DATA)).tolist()
+
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1]
+    assert len({tuple(key(seed)) for seed in seeds}) == len(seeds)
+    for seed in seeds:
+        with jax.enable_x64():
+            own = jax.random.PRNGKey(np.uint64(seed))
+        for number in (1, int(Stream.DATA), 0):  # trial, stream, step
+            own = jax.random.fold_in(own, number)
+        assert key(seed) == np.asarray(own).tolist()
+    for seed in (-1, 2**64):
+        with pytest.raises(UserError, match=f"seed {seed} is out of range; give one from 0 to 18446744073709551615"):
+            run(FakeWorkload(), fake_submission(), rng_seed=seed)
+
+
+def test_the_matmul_precision_holds_in_every_call_of_the_submission_and_is_recorded(run, tmp_path):
+    seen = []
+    submission = fake_submission(lambda call: seen.append(jax.config.jax_default_matmul_precision))
+    outcome = run(FakeWorkload(), submission, max_global_steps=2, matmul_precision="float32")
+    assert seen == ["float32"] * 2 and outcome.matmul_precision == "float32"
+    assert json.loads((tmp_path / "flags_0.json").read_text())["matmul_precision"] == "float32"
+    assert run(FakeWorkload(), submission, max_global_steps=2).matmul_precision == "default"
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_checkpoint_is_on_disk_before_it_counts(run, tmp_path, monkeypatch):
+    """After a loss of power what was not synced may be gone: the file is synced before its name, and the name too."""
+    synced, replaced, (sync, replace) = [], [], (os.fsync, os.replace)
+
+    def note_sync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def note_replace(source, target):
+        if str(target).endswith(".checkpoint"):
+            assert str(source) in synced
+            synced.clear()
+            replaced.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    run(FakeWorkload(), fake_submission(), checkpointing=Checkpointing(keep=2), max_global_steps=10)
+    assert len(replaced) == 1 and synced[0] == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("failing", [3, 5, 8])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+def test_a_full_or_failing_disk_is_one_line_and_no_crash_of_the_trial(run, tmp_path, monkeypatch, failing, number):
+    n_synced, sync = [], os.fsync
+
+    def fail(descriptor):
+        n_synced.append(descriptor)
+        if len(n_synced) >= failing:
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    options = dict(checkpointing=Checkpointing(keep=2), resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(
+            UserError, match=f"cannot write into .*{os.strerror(number)}.*: what is done is kept"
+        ) as error:
+            run(FakeWorkload(), fake_submission(log_loss), **options)
+    assert "\n" not in str(error.value) and not (tmp_path / "outcome.json").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert run(FakeWorkload(), fake_submission(log_loss), **options).reason == "budget"
 
 
 def test_the_device_is_waited_for_once_per_evaluation(run):

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import logging
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -19,7 +20,7 @@ from ...algoperf.hyperparameters import Hyperparameters
 from ...algoperf.problem import Problem
 from ..eigenbasis import Bases
 from ..estimate import Estimate, Sums, estimate_sums
-from ..fisher import Fisher, probe
+from ..fisher import Fisher, Geometry, probe
 from ..layers import Layer, describe, find_layers
 from ..sharing import Layout, Sharing, batch_layout, graph_layout
 
@@ -148,9 +149,11 @@ def is_due(global_step: int, period: int, early_steps: int) -> bool:
 
 def result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
     """The step's result. Of the model's state, what did not come out finite stays as it was."""
-    model_state = jax.tree.map(
-        lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), batch.aux, problem.model_state
-    )
+    model_state = batch.aux
+    if jax.tree.structure(model_state) == jax.tree.structure(problem.model_state):
+        model_state = jax.tree.map(
+            lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), model_state, problem.model_state
+        )
     norm = optax.global_norm(batch.gradients)
     return StepResult(state, optax.apply_updates(params, updates), model_state, batch.loss, norm)
 
@@ -170,10 +173,8 @@ def estimate_batch(
     bases: Mapping[str, Bases] | None = None,
 ) -> Estimate:
     """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
-    logits = jax.eval_shape(lambda p: problem.forward(p)[0], params)
-    fisher, geometry = Fisher(h.fisher), None
-    if fisher is not Fisher.EMPIRICAL:
-        geometry = probe(problem.position_loss(logits.shape), logits.shape[-1])
+    outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
+    fisher, geometry = _fisher(problem, outputs, Fisher(h.fisher))
 
     def options(part: Problem, index: Array | None) -> dict[str, Any]:
         return {
@@ -196,8 +197,29 @@ def estimate_batch(
         batch = plain_batch(problem, params, h)
         batch = batch._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
     for name, reason in batch.uncaptured.items():
-        _log.warning("layer %s has no factors: %s", name, reason)
+        _warn_once(f"layer {name} has no factors: {reason}")
     return batch
+
+
+def _fisher(problem: Problem, outputs: PyTree, wanted: Fisher) -> tuple[Fisher, Geometry | None]:
+    """The Fisher to estimate and the loss's geometry; the empirical one in place of samples where none is known."""
+    if wanted is Fisher.EMPIRICAL:
+        return wanted, None
+    try:
+        if not isinstance(outputs, jax.ShapeDtypeStruct):
+            raise ValueError("the model's outputs are a tuple, whose loss is of the whole sequence")
+        return wanted, probe(problem.position_loss(outputs.shape), outputs.shape[-1])
+    except ValueError as error:
+        if wanted is Fisher.EXACT:
+            raise
+        _warn_once(f"factors of the empirical Fisher, from the training loss's own gradients: {error}")
+        return Fisher.EMPIRICAL, None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Each message once in a process, whatever the number of programs that are traced."""
+    _log.warning("%s", message)
 
 
 def _accumulated(
@@ -220,7 +242,7 @@ def _layout(problem: Problem) -> Layout:
 
     A padding graph is not an example: a graph or image is one if any of its loss weights is above zero.
     """
-    inputs, weights, n_examples = problem.batch["inputs"], problem.weights, len(problem.batch["targets"])
+    inputs, weights, n_examples = problem.batch["inputs"], problem.weights, problem.n_examples
     is_example = None
     if weights is not None:
         is_example = (weights > 0).reshape(n_examples, -1).any(1).astype(jnp.float32)

@@ -1,5 +1,8 @@
 """The gradient transformation against the same steps written out in numpy."""
 
+import functools
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,3 +183,62 @@ def test_an_average_that_would_overflow_is_kept():
 
 def test_a_clip_of_what_is_no_number_takes_no_step():
     assert float(trust_region.kl_clip(jnp.asarray(jnp.nan), jnp.asarray(1.0))) == 0
+
+
+SCHEDULES = {
+    "learning_rate": lambda count: 0.3 / (1 + count),
+    "damping": lambda count: 0.05 * 0.5**count,
+    "momentum": lambda count: 0.5 + 0.1 * count,
+    "weight_decay": lambda count: 0.01 * count,
+    "grad_clip": lambda count: 1.0 + count,
+    "factor_decay": lambda count: 0.3 - 0.2 * count,
+    "kl_clip": lambda count: 0.1 * (1 + count),
+    "fallback_rate": lambda count: 0.1 + 0.1 * count,
+}
+
+
+def trajectory(optimizer_of):
+    """Parameters after each of three jitted steps, by the optimiser of each step's number."""
+
+    @functools.partial(jax.jit, static_argnums=(0, 5))
+    def step(index, params, state, gradients, factors, refresh):
+        optimizer = optimizer_of(index)
+        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh_inverses=refresh)
+        return optax.apply_updates(params, updates), state
+
+    params, state, found = PARAMS, optimizer_of(0).init(PARAMS), []
+    for index in range(3):
+        params, state = step(index, params, state, GRADIENTS[index], FACTORS[index], index != 1)
+        found.append(params)
+    return found, state
+
+
+def test_every_number_may_be_a_schedule():
+    scheduled, state = trajectory(lambda index: kfac(LAYERS, **SCHEDULES))
+    assert float(state.hyperparams["damping"]) == pytest.approx(0.0125)
+    by_step, _ = trajectory(lambda index: kfac(LAYERS, **{name: of(index) for name, of in SCHEDULES.items()}))
+    jax.tree.map(lambda s, e: np.testing.assert_allclose(s, e, rtol=1e-5), scheduled, by_step)
+    assert set(state.hyperparams) == set(SCHEDULES)
+
+
+def test_a_number_beside_a_schedule_follows_its_argument():
+    """As where a step is compiled with the learning rate as an argument."""
+    damping = SCHEDULES["damping"]
+    got, _ = trajectory(lambda index: kfac(LAYERS, learning_rate=0.1 * (1 + index), damping=damping))
+    numbers, _ = trajectory(lambda index: kfac(LAYERS, learning_rate=0.1 * (1 + index), damping=damping(index)))
+    jax.tree.map(lambda s, e: np.testing.assert_allclose(s, e, rtol=1e-5), got, numbers)
+
+
+def test_an_update_that_is_not_given_factors_warns():
+    optimizer = kfac(LAYERS, **SETTINGS)
+    with pytest.warns(UserWarning, match="without `factors`"):
+        optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=None)
+
+
+def test_factors_of_an_unknown_layer_are_refused():
+    optimizer = kfac(LAYERS, **SETTINGS)
+    with pytest.raises(ValueError, match="does not have: head"):
+        optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors={"head": FACTORS[0]["dense"]})

@@ -1,0 +1,35 @@
+"""Global batch sizes by workload name: the one place where a submission may look at it, as AlgoPerf asks for them.
+
+The sizes of AlgoPerf's workloads are those of its reference submissions. Source: mlcommons/submissions_algorithms.
+"""
+
+_SIZES = {
+    "b3db": 64,
+    "cifar": 128,
+    "cifar10_wrn": 128,
+    "criteo1tb": 262_144,
+    "fastmri": 32,
+    "finewebedu_lm": 64,
+    "imagenet_resnet": 1024,
+    "imagenet_resnet_gelu": 512,
+    "imagenet_resnet_silu": 512,
+    "imagenet_vit": 1024,
+    "librispeech_conformer": 256,
+    "librispeech_deepspeech": 256,
+    "mnist": 16,
+    "mnist_vit": 32,
+    "ogbg": 512,
+    "wmt": 128,
+}
+
+
+def batch_size(workload_name: str) -> int:
+    """The size for a workload; a variant without an own one (`ogbg_gelu`) has that of the name that it starts with.
+
+    Raises:
+        ValueError: unknown workload.
+    """
+    known = [name for name in _SIZES if workload_name == name or workload_name.startswith(name + "_")]
+    if not known:
+        raise ValueError(f"no batch size for workload {workload_name}; known are {', '.join(_SIZES)}")
+    return _SIZES[max(known, key=len)]

@@ -1,0 +1,30 @@
+"""Arrays brought to one form, however they come: made before the first step, returned by a step, or restored."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+PyTree = Any
+
+
+def as_returned_by_a_step(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
+    """The tree as a compiled step returns it, so that no step compiles anew for arrays of another form.
+
+    Arrays that were made elsewhere, or read from a file, are put under `sharding`. The official runner restores each
+    array once per device, on a new leading axis; of these equal copies one is taken. The first array tells for all.
+
+    Args:
+        tree: the arrays.
+        shapes: the same tree of `jax.ShapeDtypeStruct`, as they were made.
+        sharding: the steps' own.
+    """
+    leaves, expected = jax.tree.leaves(tree), jax.tree.leaves(shapes)
+    if not leaves or len(leaves) != len(expected):
+        return tree
+    if np.ndim(leaves[0]) == len(expected[0].shape) + 1:
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x[0]), sharding), tree)
+    if isinstance(leaves[0], jax.Array) and leaves[0].sharding == sharding:
+        return tree
+    return jax.device_put(tree, sharding)

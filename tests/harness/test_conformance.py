@@ -1,0 +1,63 @@
+"""Submissions under the official runner's part, on small models of the kinds that it trains."""
+
+import importlib
+from collections import namedtuple
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from submissions.algoperf import contract
+from tests.harness.runner import Run
+from tests.harness.workloads import KINDS
+from tuning.clock import CompileTimer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+CURVATURE, FIRST_ORDER = "kfac_reduce", "nadamw"
+# A model state that comes back as None, and tuples throughout.
+QUICK = [("imagenet_vit", CURVATURE), ("librispeech_conformer", FIRST_ORDER)]
+SLOW = [pytest.param(kind, CURVATURE, marks=pytest.mark.slow) for kind in KINDS if (kind, CURVATURE) not in QUICK]
+
+
+def point(**values: Any) -> tuple:
+    return namedtuple("Hyperparameters", values)(**values)
+
+
+SETTINGS = {
+    CURVATURE: point(
+        learning_rate=0.03, damping=1e-2, statistics_period=3, refresh_period=3, early_steps=0, warmup_factor=0.0
+    ),
+    FIRST_ORDER: point(learning_rate=0.01, warmup_factor=0.0),
+}
+
+
+def arrays(run: Run) -> Any:
+    """Copies, which a step, that donates its arguments, leaves alone."""
+    return jax.tree.map(np.array, (run.optimizer_state[0], run.params, run.model_state))
+
+
+def described(trees: Any) -> Any:
+    return jax.tree.structure(trees), [(x.shape, x.dtype) for x in jax.tree.leaves(trees)]
+
+
+@pytest.mark.parametrize(("kind", "name"), QUICK + SLOW)
+def test_a_kind_of_model_trains_and_resumes(kind, name, monkeypatch, tmp_path):
+    """Its loss falls, no step compiles after the first of its sort, and a restored run goes on as if it never ended."""
+    monkeypatch.setattr(contract, "LOG_PERIOD", 1)
+    submission = importlib.import_module(f"submissions.{name}.submission")
+    workload, setting = KINDS[kind](), SETTINGS[name]
+    run = Run(submission, workload, setting)
+    at_start = arrays(run)
+    run.train(4, evaluate_every=2)
+    run.save(tmp_path / "checkpoint")
+    with CompileTimer() as timer:
+        run.train(8, evaluate_every=2)
+    assert timer.counts.n_compiles + timer.counts.n_cache_hits == 0
+    assert described(arrays(run)) == described(at_start)
+    losses = [run.logger.logged[step]["loss"] for step in range(12)]
+    assert np.isfinite(losses).all() and sum(losses[8:]) < sum(losses[:4])  # over the same four batches
+    restored = Run(submission, workload, setting).restore(tmp_path / "checkpoint").train(8, evaluate_every=2)
+    jax.tree.map(np.testing.assert_array_equal, arrays(restored), arrays(run))
+    still = [x for x, y in zip(*map(jax.tree.leaves, (at_start[1], run.params)), strict=True) if np.array_equal(x, y)]
+    assert not still, "a parameter that never moved"
