@@ -4,6 +4,7 @@ Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-
 """
 
 import functools
+from collections import namedtuple
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -62,17 +63,34 @@ class Algorithm(Protocol):
 
 
 class Submission:
-    """The functions that an AlgoPerf submission module exports."""
+    """The functions that an AlgoPerf submission module exports.
 
-    def __init__(self, algorithm: Algorithm):
+    Args:
+        algorithm: what trains.
+        self_tuning: hyperparameters by name for the self-tuning ruleset, under which the runner gives none; None makes
+            a submission for the external-tuning ruleset alone.
+    """
+
+    def __init__(self, algorithm: Algorithm, self_tuning: Mapping[str, Any] | None = None):
         self._algorithm = algorithm
+        self._own_point = None
+        if self_tuning is not None:
+            self._own_point = namedtuple("Hyperparameters", self_tuning)(**self_tuning)
+            hparams.read(algorithm.hyperparameters, self._own_point)
+
+    def _read(self, hyperparameters: Any) -> hparams.Hyperparameters:
+        """Those given, or under the self-tuning ruleset (None) the submission's own."""
+        if hyperparameters is None and self._own_point is None:
+            raise ValueError("this submission needs hyperparameters: it has none of its own for self-tuning")
+        point = self._own_point if hyperparameters is None else hyperparameters
+        return hparams.read(self._algorithm.hyperparameters, point)
 
     def init_optimizer_state(
         self, workload: Any, model_params: PyTree, model_state: PyTree, hyperparameters: Any, rng: Array
     ) -> tuple[PyTree, Callable]:
         """(state as a pytree of arrays, the compiled steps)."""
         del rng
-        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        h = self._read(hyperparameters)
         static, _ = hparams.split(h)
         steps = _compiled_steps(workload, self._algorithm, static)
         return steps.start(self._algorithm.init(model_params, h), model_params, model_state), steps
@@ -94,7 +112,7 @@ class Submission:
         """One step. The state and parameters passed in are donated: use those that come back."""
         del current_params_types, loss_type, eval_results
         state, steps = optimizer_state
-        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        h = self._read(hyperparameters)
         _, numbers = hparams.split(h)
         numbers["learning_rate"] = self._algorithm.learning_rate(global_step, workload.step_hint, h)
         variant = self._algorithm.variant(global_step, h)
@@ -120,7 +138,7 @@ class Submission:
         """Parameters to evaluate. Waits for all pending work, so that none of it runs into the untimed evaluation."""
         del current_params_types, loss_type, eval_results, rng
         state, steps = optimizer_state
-        h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
+        h = self._read(hyperparameters)
         state, params = self._algorithm.for_evaluation(state, current_param_container, h)
         _log_metrics(workload, self._algorithm.metrics(state), global_step)
         jax.block_until_ready((state, params, model_state))

@@ -1,0 +1,31 @@
+"""Writes a submission as a folder of its own, as the official AlgoPerf leaderboard takes it.
+
+python scripts/export_submission.py --submission=kfac_reduce --ruleset=external_tuning --out=exported
+"""
+
+from pathlib import Path
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning import export
+
+flags.DEFINE_string("submission", None, "A name under submissions/, or a folder with submission.py.", required=True)
+flags.DEFINE_enum("ruleset", None, [str(ruleset) for ruleset in export.Ruleset], "Tuning ruleset.", required=True)
+flags.DEFINE_string("out", None, "Folder that RULESET/NAME is written to.", required=True)
+flags.DEFINE_string("submission_name", "", "As the leaderboard is to show it; the folder's name if empty.")
+flags.DEFINE_string("authors", "The algoperf-kfac authors", "With commas between them.")
+flags.DEFINE_string("affiliations", "", "With commas between them.")
+flags.DEFINE_string("version", "1.0", "Of the submission.")
+
+
+def main(chosen: dict[str, Any]) -> None:
+    name = chosen["submission"]
+    beside = Path(__file__).resolve().parents[1] / "submissions" / name
+    info = export.Info(*(chosen[field] for field in ("submission_name", "authors", "affiliations", "version")))
+    path = beside if beside.is_dir() else Path(name)
+    print(f"written to {export.export(path, export.Ruleset(chosen['ruleset']), chosen['out'], info)}")
+
+
+command.run(__name__, main)

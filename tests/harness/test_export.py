@@ -1,0 +1,87 @@
+"""An exported submission is complete, is what it was exported from, and costs next to nothing to import."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import submissions
+from tests.harness.runner import Run
+from tests.harness.test_conformance import FIRST_ORDER, SETTINGS
+from tests.harness.workloads import KINDS
+from tuning.errors import UserError
+from tuning.export import Info, Ruleset, export
+
+FOLDER = Path(submissions.__path__[0])
+INFO = Info("K-FAC: reduce", "A. Author, B. Author")
+
+# CPU seconds, which other processes do not lengthen.
+IMPORT = """
+import sys, time
+import flax.linen, jax, optax
+start = time.process_time()
+import {module} as submission
+seconds = time.process_time() - start
+from jax._src import xla_bridge
+own = {{name.split(".")[0] for name in sys.modules}} & {{"submissions", "tuning", "workloads", "kfac", "algoperf"}}
+print(seconds, xla_bridge.backends_are_initialized(), sorted(own), submission.get_batch_size("wmt"))
+"""
+
+
+@pytest.mark.parametrize(("name", "ruleset"), [("kfac_reduce", r) for r in Ruleset] + [("soap", Ruleset.EXTERNAL)])
+def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
+    target = export(FOLDER / name, ruleset, tmp_path / "out", INFO)
+    assert target == tmp_path / "out" / ruleset / name and (target / "submission.py").exists()
+    assert (target / "tuning_search_space.json").exists() == (ruleset is Ruleset.EXTERNAL)
+    info = yaml.safe_load((target / "submission_info.yml").read_text())
+    assert info["submission_name"] == "K-FAC: reduce" and info["authors"] == "A. Author, B. Author"
+    assert info["ruleset"] == ("external" if ruleset is Ruleset.EXTERNAL else "self-tuning")
+    assert info["submission_folder"] == f"submissions/{ruleset}/{name}" and info["framework"] == "JAX"
+    assert {line.split(">")[0] for line in (target / "requirements.txt").read_text().split()} == {
+        *("jax", "flax", "optax", "numpy")
+    }
+    for file in target.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert target in (file.parents[node.level - 1] / "x").parents, f"{file} imports from outside"
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(module=f"{ruleset}.{name}.submission")],
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, initialised, own, batch_size = done.stdout.split(maxsplit=1)[0], *done.stdout.split()[1:]
+    assert float(seconds) < 1 and (initialised, own, batch_size) == ("False", "[]", "128")
+
+
+def test_an_exported_submission_trains_as_the_original(tmp_path, monkeypatch, quick_compilation):
+    export(FOLDER / FIRST_ORDER, Ruleset.EXTERNAL, tmp_path, INFO)
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = [f"submissions.{FIRST_ORDER}.submission", f"external_tuning.{FIRST_ORDER}.submission"]
+    workload = KINDS["criteo1tb"]()
+    runs = [Run(importlib.import_module(name), workload, SETTINGS[FIRST_ORDER]).train(3) for name in modules]
+    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nadamw.*no SELF_TUNING.*--ruleset=external_tuning"):
+        export(FOLDER / "nadamw", Ruleset.SELF, tmp_path, INFO)
+    export(FOLDER / "nadamw", Ruleset.EXTERNAL, tmp_path, INFO)
+    with pytest.raises(UserError, match="nadamw' exists; remove it"):
+        export(FOLDER / "nadamw", Ruleset.EXTERNAL, tmp_path, INFO)
+    other = tmp_path / "package" / "mine"
+    other.mkdir(parents=True)
+    functions = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
+    (other / "submission.py").write_text("import yaml\n" + "\n".join(f"def {f}(*a, **k): pass" for f in functions))
+    (other / "tuning_search_space.json").write_text(json.dumps([{"a": 1}]))
+    with pytest.raises(UserError, match="imports yaml, which the official harness does not have"):
+        export(other, Ruleset.EXTERNAL, tmp_path, INFO)
+    assert not (tmp_path / Ruleset.EXTERNAL / "mine").exists()

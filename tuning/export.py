@@ -1,0 +1,175 @@
+"""A submission as a folder of its own for the official leaderboard: all code that it imports, under one package.
+
+The official checker wants `external_tuning/NAME/` or `self_tuning/NAME/`, with submission.py and, for external tuning,
+tuning_search_space.json. Source: mlcommons/algorithmic-efficiency, `algorithms/submission_checker.py`.
+"""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from tuning import submission
+from tuning.errors import UserError
+
+_NAME = re.compile(r"[a-z0-9_]+")
+# The oldest versions that the tests run on: those that the official harness pins.
+_REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
+
+
+class Ruleset(StrEnum):
+    """AlgoPerf's tuning rulesets, by the names of their folders."""
+
+    EXTERNAL = "external_tuning"
+    SELF = "self_tuning"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the leaderboard shows of a submission, under the names of its submission_info.yml."""
+
+    submission_name: str
+    authors: str
+    affiliations: str = ""
+    version: str = "1.0"
+
+
+def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> Path:
+    """Writes `out/RULESET/NAME` and returns it.
+
+    Args:
+        path: the submission's folder, `.../PACKAGE/NAME`; code beside it in PACKAGE that it imports goes along.
+
+    Raises:
+        UserError: no such submission, one that the ruleset does not take, code that cannot go along, or a folder that
+            exists.
+    """
+    own = submission.load(path)
+    folder = own.file.parent
+    _check(own, ruleset)
+    target = Path(out) / ruleset / folder.name
+    if target.exists():
+        raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
+    files = needed_files(own.file)
+    contents = {Path("__init__.py"): ""} | {_place(file, folder): _moved(file, folder) for file in files}
+    contents[Path("requirements.txt")] = "\n".join(_requirements(files)) + "\n"
+    contents[Path("submission_info.yml")] = _yaml(own.file, ruleset, info)
+    target.mkdir(parents=True)
+    for place, text in contents.items():
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        (target / place).write_text(text, encoding="utf-8")
+    if ruleset is Ruleset.EXTERNAL:
+        shutil.copyfile(own.search_space_file, target / "tuning_search_space.json")
+    return target
+
+
+def needed_files(file: Path) -> list[Path]:
+    """The file and all files of its package that it imports, with the `__init__.py` of every folder on the way."""
+    package = file.parent.parent
+    found, waiting = set(), [file]
+    while waiting:
+        each = waiting.pop()
+        if each in found:
+            continue
+        found.add(each)
+        waiting += [init for folder in _folders(each, package) if (init := folder / "__init__.py").exists()]
+        waiting += [module for node in _relative_imports(each) for module in _modules(each, node, package)]
+    return sorted(found - {package / "__init__.py"})
+
+
+def _check(own: submission.Submission, ruleset: Ruleset) -> None:
+    name = own.file.parent.name
+    if own.file.name != "submission.py" or not _NAME.fullmatch(name):
+        raise UserError(f"{str(own.file)!r} must be submission.py in a folder of lower-case letters, digits and '_'")
+    if ruleset is Ruleset.EXTERNAL and not own.search_space_file.exists():
+        raise UserError(
+            f"{str(own.file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it"
+        )
+    if ruleset is Ruleset.SELF and not _has_own_setting(own.file):
+        raise UserError(f"submission {name!r} has no SELF_TUNING setting; add one, or give --ruleset=external_tuning")
+
+
+def _has_own_setting(file: Path) -> bool:
+    nodes = ast.parse(file.read_text(encoding="utf-8")).body
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return any(isinstance(target, ast.Name) and target.id == "SELF_TUNING" for target in targets)
+
+
+def _folders(file: Path, package: Path) -> list[Path]:
+    return [folder for folder in file.parents if package in folder.parents]
+
+
+def _relative_imports(file: Path) -> list[ast.ImportFrom]:
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def _modules(file: Path, node: ast.ImportFrom, package: Path) -> list[Path]:
+    """The files that one relative import reads: a module, or a package and those of its names that are modules."""
+    base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    if base != package and package not in base.parents:
+        raise UserError(f"{str(file)!r} imports from outside {str(package)!r}; move that code beside the submission")
+    if base.with_suffix(".py").is_file():
+        return [base.with_suffix(".py")]
+    names = [base / f"{alias.name}.py" for alias in node.names] + [
+        base / alias.name / "__init__.py" for alias in node.names
+    ]
+    return [path for path in [base / "__init__.py", *names] if path.is_file() and path != package / "__init__.py"]
+
+
+def _place(file: Path, folder: Path) -> Path:
+    """Where a file goes in the exported folder: the submission's own at its top, the others as they lie beside it."""
+    return file.relative_to(folder if folder in file.parents else folder.parent)
+
+
+def _moved(file: Path, folder: Path) -> str:
+    """A file's text. The submission's own files are one folder nearer to the others than before."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    if folder not in file.parents:
+        return "".join(lines)
+    depth = len(file.relative_to(folder).parts)
+    for node in _relative_imports(file):
+        if node.level > depth:
+            row = lines[node.lineno - 1]
+            lines[node.lineno - 1] = row.replace("from " + "." * node.level, "from " + "." * (node.level - 1), 1)
+    return "".join(lines)
+
+
+def _requirements(files: list[Path]) -> list[str]:
+    """The libraries that the files import.
+
+    Raises:
+        UserError: one that the official harness does not have.
+    """
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").split(".")[0])
+    others = imported - set(sys.stdlib_module_names)
+    unknown = sorted(others - set(_REQUIREMENTS))
+    if unknown:
+        raise UserError(f"the submission imports {', '.join(unknown)}, which the official harness does not have")
+    return [_REQUIREMENTS[name] for name in _REQUIREMENTS if name in others]
+
+
+def _yaml(file: Path, ruleset: Ruleset, info: Info) -> str:
+    """Words in JSON's quotes, which YAML reads as they are."""
+    description = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    values = {
+        "submission_name": info.submission_name or file.parent.name,
+        "submission_folder": f"submissions/{ruleset}/{file.parent.name}",
+        "authors": info.authors,
+        "affiliations": info.affiliations,
+        "version": info.version,
+        "ruleset": "external" if ruleset is Ruleset.EXTERNAL else "self-tuning",
+        "framework": "JAX",
+        "description": description.split("\n")[0],
+    }
+    return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
