@@ -69,7 +69,7 @@ def test_trials_share_a_compilation_and_one_that_diverges_stops_none(shared, tmp
 
 def test_kfac_reaches_the_target_of_the_demo(shared, tmp_path):
     (outcome,) = run(shared, tmp_path, "--workload=b3db", "--submission_path=submissions/kfac_reduce")
-    assert outcome["reason"] is None and 0 < outcome["steps_to_target"] <= 300
+    assert outcome["reason"] is None and 0 < outcome["steps_to_target"] <= 1500
     assert 0 < outcome["compile_seconds"] < outcome["seconds_to_target"]
     (file,) = tmp_path.glob("e/*/trial_1/measurements.csv")
     with file.open(newline="", encoding="utf-8") as rows:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.workloads.graph_samples import random_graphs
 from workloads.graphs import b3db, store
-from workloads.graphs.molecules import featurise, scaffold_split
+from workloads.graphs.molecules import featurise
 from workloads.packages import packaged_file
 
 
@@ -20,29 +20,8 @@ def test_featurise_keeps_each_bond_once_and_drops_nothing_else():
     both = np.concatenate([aspirin.bond_ends, aspirin.bond_ends[:, ::-1]])
     assert sorted(map(tuple, both)) == sorted(map(tuple, reference["edge_index"].T))
     np.testing.assert_array_equal(np.repeat(aspirin.bonds, 2, axis=0), reference["edge_feat"])
-    assert aspirin.scaffold == "c1ccccc1"
     assert broken is None
     assert sodium.atoms.shape == (1, 9) and sodium.bonds.shape == (0, 3) and sodium.bond_ends.shape == (0, 2)
-
-
-def test_scaffold_split_by_hand():
-    """Twenty molecules, room for 16 / 2 / 2: the scaffold that half the validation set cannot hold is in train."""
-    scaffolds = ["big" if i % 3 == 0 else str(i) for i in range(20)]
-    splits = [scaffold_split(scaffolds, seed) for seed in range(5)]
-    for train, validation, test in splits:
-        assert (len(train), len(validation), len(test)) == (16, 2, 2)
-        assert set(range(0, 20, 3)) <= set(train.tolist())
-    assert len({tuple(test.tolist()) for _, _, test in splits}) > 1
-    assert scaffold_split(scaffolds, 1)[1].tolist() == splits[1][1].tolist()
-
-
-def test_scaffold_split_never_divides_a_scaffold():
-    scaffolds = [str(x) for x in np.random.default_rng(0).zipf(1.5, 500) % 90]
-    parts = scaffold_split(scaffolds)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(500))
-    train, validation, test = ({scaffolds[i] for i in part} for part in parts)
-    assert not (train & validation or train & test or validation & test)
-    assert min(map(len, (train, validation, test))) > 0
 
 
 def test_store_round_trip_and_refusals(tmp_path):
@@ -115,6 +94,8 @@ def test_b3db_is_what_the_workload_says(tmp_path_factory):
     sizes = b3db.B3dbWorkload.split_sizes
     counts = [len(graphs.indices(split)) for split in store.SPLITS]
     assert counts == [sizes.train, sizes.validation, sizes.test] and sum(counts) == 7805
+    positives = [graphs.labels[graphs.indices(split)].mean() for split in store.SPLITS]
+    assert max(positives) - min(positives) < 1e-3  # stratified
     assert set(np.unique(graphs.labels)) == {0.0, 1.0} and graphs.labels.mean() < 0.5
     # Sulphasalazine, the table's first row: 28 heavy atoms, 30 bonds, BBB-.
     assert graphs.node_offsets[1] == 28 and graphs.bond_offsets[1] == 30 and graphs.labels[0, 0] == 1

@@ -1,0 +1,20 @@
+"""Random splits of one data set that keep the shares of its classes."""
+
+import numpy as np
+
+
+def stratified_split(
+    labels: np.ndarray, *, validation: int, test: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices (ascending) of training, validation and test examples, drawn at random within each class.
+
+    Args:
+        labels: class of each example [n].
+        validation, test: how many examples each has; all others train.
+    """
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels))
+    train, held_out = train_test_split(everything, test_size=validation + test, stratify=labels, random_state=seed)
+    validation_ids, test_ids = train_test_split(held_out, test_size=test, stratify=labels[held_out], random_state=seed)
+    return np.sort(train), np.sort(validation_ids), np.sort(test_ids)
