@@ -1,74 +1,220 @@
-"""A workload's target, from its first-order references, before any other training algorithm has run.
+"""A workload's target, set by its first-order references before any other training algorithm has run.
 
-Random points of each reference over the whole budget; the best point of the better one again on five seeds; the
-target is the median of the best validation metric. The test target is the median of the test metric at that same
-evaluation.
+The procedure is AlgoPerf's (Dahl et al. 2023, section 4.3): random points of each reference in a wide space, over
+the whole budget; the best point again on fresh seeds; the target is the median of the best validation metric. The
+test target is the median of the test metric at that same evaluation. That point is the workload's reference run, too.
+
+The search stops points early by asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): at each of `RUNGS`,
+a point stops if its best metric so far is in the worse half of the points of the same reference that came as far. A
+point that starts slowly can be missed, and the target is then easier than that of a search without halving.
 """
 
 import csv
+import functools
 import json
 import math
 import statistics
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning.comparison import Protocol, best_metric, repetition_place, search_and_repeat
+from tuning import records, search_space, submission, target_workers
+from tuning.claim import Claim
+from tuning.description import describe
 from tuning.errors import UserError
-from tuning.outcome import Outcome
+from tuning.outcome import Outcome, Progress
+from tuning.submission import Submission
+from tuning.trial import finished_outcome, run_trial
 from workloads import registry
+from workloads.spec import Direction, Workload
 
-N_SEEDS = 5
+RUNGS = (0.1, 0.25, 0.5)  # of the step budget
+_LEAST_COMPARED = 4  # points at a rung, the one in question included
+_SPACE_FILE = "target_search_space.json"
 
 
-def find_target(workload_name: str, references: list[str], protocol: Protocol) -> dict[str, Any]:
-    """The procedure's result: the targets, the point they come from, and every trial.
+@dataclass(frozen=True)
+class Protocol:
+    """How a target is set.
+
+    Attributes:
+        references: folders of the first-order submissions, each with a `target_search_space.json`.
+        n_points: random points of each reference.
+        n_seeds: repetitions of the best point, on the seeds after `search_seed`.
+        search_seed: draws the points and seeds the trials of the search.
+        folder: trial folders go to `folder/{workload}/{submission}/…`; finished trials there are used again.
+    """
+
+    workload: str
+    references: tuple[str, ...]
+    n_points: int
+    n_seeds: int
+    search_seed: int
+    folder: Path
+    data_dir: str
+
+    @property
+    def seeds(self) -> range:
+        return range(self.search_seed + 1, self.search_seed + 1 + self.n_seeds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial; `seed` is None in the search."""
+
+    protocol: Protocol
+    reference: str
+    index: int  # of the point, from 0
+    seed: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        trial = f"trial_{self.index + 1}"
+        place = f"search/{trial}" if self.seed is None else f"repeat/{trial}_seed_{self.seed}"
+        return self.protocol.folder / self.protocol.workload / Path(self.reference).name / place
+
+
+def find_target(protocol: Protocol, workers: int = 1, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The procedure's result: the targets, the point that they come from, and every trial.
 
     Raises:
-        UserError: the workload's target is set: trials would stop there, and a target is set once.
+        UserError: the workload's target is set: a target is set once.
     """
-    if math.isfinite(registry.load(workload_name).validation_target_value):
-        raise UserError(f"the target of {workload_name} is set and frozen; to set it anew, make it infinite first")
-    searched = search_and_repeat(workload_name, references, _without_repetitions(protocol), _by_metric)
-    searches = dict(zip(references, searched, strict=True))
-    best = max(searches, key=lambda path: max(map(best_metric, searches[path].search)))
-    (result,) = search_and_repeat(workload_name, [best], protocol, _by_metric)
-    folder = protocol.folder / workload_name / result.submission
-    tested = [_test_metric(o, folder / repetition_place(result.best_trial, o.rng_seed)) for o in result.repetitions]
+    workload = registry.load(protocol.workload)
+    if math.isfinite(workload.validation_target_value):
+        raise UserError(f"the target of {protocol.workload} is set and frozen; to set it anew, make it infinite first")
+    jobs = [Job(protocol, path, i) for i in range(protocol.n_points) for path in protocol.references]
+    searched = dict(zip(jobs, target_workers.run(run, jobs, workers, say), strict=True))
+    best = max(searched, key=lambda job: _goodness(searched[job], workload))
+    again = [Job(protocol, best.reference, best.index, seed) for seed in protocol.seeds]
+    repeated = list(target_workers.run(run, again, workers, say))
+    curves = [_curve(job, workload) for job in again]
+    found = _targets(repeated, curves, workload)
+    steps = [_first_hit(curve, found["validation_target"], workload) for curve in curves]
     return {
-        "workload": workload_name,
-        "reference": result.submission,
-        "hyperparameters": result.repetitions[0].hyperparameters,
-        "validation_target": statistics.median(map(best_metric, result.repetitions)),
-        "test_target": statistics.median(tested),
-        "repetitions": [_summary(outcome) for outcome in result.repetitions],
-        "searches": {r.submission: [_summary(outcome) for outcome in r.search] for r in searches.values()},
-        "environment": result.repetitions[0].environment,
+        "workload": protocol.workload,
+        "reference": repeated[0].submission,
+        "hyperparameters": repeated[0].hyperparameters,
+        **found,
+        "step_budget": repeated[0].step_budget,
+        "rungs": RUNGS,
+        "median_steps_to_target": statistics.median(math.inf if step is None else step for step in steps),
+        "repetitions": [_summary(o) | {"steps_to_target": s} for o, s in zip(repeated, steps, strict=True)],
+        "searches": {
+            Path(path).name: [_summary(outcome) for job, outcome in searched.items() if job.reference == path]
+            for path in protocol.references
+        },
+        "environment": repeated[0].environment,
     }
 
 
-def _without_repetitions(protocol: Protocol) -> Protocol:
-    return Protocol(**{**asdict(protocol), "seeds": ()})
+def run(job: Job) -> Outcome:
+    """Runs the trial, unless its folder has its outcome."""
+    protocol = job.protocol
+    workload, chosen = _loaded(protocol.workload, job.reference)
+    space = search_space.read(chosen.file.parent / _SPACE_FILE)
+    description = describe(
+        protocol.workload,
+        workload,
+        chosen,
+        search_space.points(space, job.index + 1, protocol.search_seed)[job.index],
+        rng_seed=protocol.search_seed if job.seed is None else job.seed,
+        trial_index=1,
+        data_dir=protocol.data_dir,
+        stop_at_target=False,
+        pruning="halving" if job.seed is None else "none",
+    )
+    with Claim.take(job.folder) as claim:
+        outcome = finished_outcome(description, job.folder)
+        if outcome is None:
+            rule = halving(claim, workload) if job.seed is None else lambda progress: False
+            outcome = run_trial(description, workload, chosen, claim, cannot_win=rule)
+    return outcome
 
 
-def _by_metric(outcome: Outcome) -> float:
-    return -best_metric(outcome)
+def halving(claim: Claim, workload: Workload) -> Callable[[Progress], bool]:
+    """Whether a trial of the search is to be stopped, to be asked after every evaluation.
+
+    Each trial leaves its best metric at each rung in its folder, for those beside it to be compared with.
+    """
+    steps = [math.ceil(part * workload.step_hint) for part in RUNGS]
+    own: dict[str, float] = {}
+    best = -math.inf
+
+    def is_behind(progress: Progress) -> bool:
+        nonlocal best
+        best = max(best, _signed(progress.metric, workload))
+        if len(own) == len(steps) or progress.global_step < steps[len(own)]:
+            return False
+        rung = str(steps[len(own)])
+        own[rung] = best
+        records.write_json(claim.folder / "rungs.json", own, claim.write)
+        files = [json.loads(file.read_bytes()) for file in claim.folder.parent.glob("*/rungs.json")]
+        at_rung = [values[rung] for values in files if values.get(rung) is not None]
+        n_better = sum(value > best for value in at_rung)
+        return len(at_rung) >= _LEAST_COMPARED and n_better >= len(at_rung) / 2
+
+    return is_behind
+
+
+@functools.cache
+def _loaded(workload_name: str, reference: str) -> tuple[Workload, Submission]:
+    """Once per process, so that its trials share compiled steps."""
+    return registry.load(workload_name), submission.load(reference)
+
+
+def _signed(metric: float | None, workload: Workload) -> float:
+    """The metric with the sign that makes higher better."""
+    if metric is None or not math.isfinite(metric):
+        return -math.inf
+    return metric if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else -metric
+
+
+def _goodness(outcome: Outcome, workload: Workload) -> float:
+    return _signed(outcome.best_validation_metric, workload)
+
+
+def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
+    """Step -> validation and test metric."""
+    with (job.folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [f"{split}/{workload.target_metric_name}" for split in ("validation", "test")]
+    return {int(row["global_step"]): tuple(float(row[name]) for name in names) for row in rows}
+
+
+def _targets(outcomes: Sequence[Outcome], curves: Sequence[dict], workload: Workload) -> dict[str, float]:
+    """The medians; of an even number of seeds the easier of the middle two, which more than half of them reach."""
+    is_higher = workload.validation_target.direction is Direction.HIGHER_IS_BETTER
+    median = statistics.median_low if is_higher else statistics.median_high
+    at_best = [curve[outcome.best_validation_step] for curve, outcome in zip(curves, outcomes, strict=True)]
+    return {
+        "validation_target": median(outcome.best_validation_metric for outcome in outcomes),
+        "test_target": median(test for _, test in at_best),
+    }
+
+
+def _first_hit(curve: dict[int, tuple[float, float]], target: float, workload: Workload) -> int | None:
+    goal = _signed(target, workload)
+    return min((step for step, (metric, _) in curve.items() if _signed(metric, workload) >= goal), default=None)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:
-    names = ("rng_seed", "hyperparameters", "best_validation_metric", "best_validation_step", "submission_seconds")
-    return {name: getattr(outcome, name) for name in names}
+    names = ("rng_seed", "hyperparameters", "reason", "global_step", "best_validation_metric", "best_validation_step")
+    return {name: getattr(outcome, name) for name in names} | {"training_seconds": round(outcome.training_seconds, 2)}
 
 
-def _test_metric(outcome: Outcome, folder: Path) -> float:
-    with (folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    row = next(row for row in rows if int(row["global_step"]) == outcome.best_validation_step)
-    return float(row[f"test/{outcome.target_metric}"])
+def write(found: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
+    """The result, a trial to a line, and its point as a search space of one point."""
+    file, preset = folder / f"{found['workload']}.json", presets / f"{found['workload']}_{found['reference']}.json"
+    records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(found[key])}" for key in found) + "\n}\n")
+    records.write_text(preset, json.dumps([found["hyperparameters"]], indent=2) + "\n")
+    return file, preset
 
 
-def write(found: dict[str, Any], folder: Path) -> Path:
-    path = folder / f"{found['workload']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return path
+def _lines(value: Any) -> str:
+    if isinstance(value, dict) and any(isinstance(part, list) for part in value.values()):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(part)}" for key, part in value.items()) + "\n}"
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(json.dumps(part) for part in value) + "\n]"
+    return json.dumps(value)

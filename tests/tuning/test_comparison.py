@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import math
-from pathlib import Path
 
 import pytest
 from fake_trial import FakeWorkload, Point, fake_submission, run_fake_trial
 
-from tuning import comparison, target
+from tuning import comparison
 from tuning.comparison import Protocol, Result, fewest_steps, search_and_repeat
 from tuning.errors import UserError
 from tuning.outcome import Miss
-from workloads import registry
 
 
 @pytest.fixture
@@ -121,27 +118,3 @@ def test_means_count_a_miss_as_the_budget_and_ratios_are_to_the_better_reference
     rows = comparison.table([slow, better, fast], ["slow", "better"]).splitlines()[2:]
     assert rows[0] == "| slow | 2 | 2 | 1 | 0/2 | 100 (miss, miss) | 1.25 | 10.0 | 1.25 |"
     assert rows[2] == "| fast | 2 | 2 | 1 | 2/2 | 30 (20, 40) | 0.38 | 3.0 | 0.38 |"
-
-
-def test_a_target_is_the_median_of_the_repeated_best_point(world):
-    workload, protocol, _ = world
-    workload.validation_target_value = math.inf
-    workload.validation_target = dataclasses.replace(workload.validation_target, value=math.inf)
-    found = target.find_target("fake", ["counting"], dataclasses.replace(protocol, stop_at_target=False))
-    # Rate 2 for the whole budget of 40 steps.
-    assert found["hyperparameters"] == {"learning_rate": 2.0}
-    assert found["validation_target"] == found["test_target"] == pytest.approx(0.8)
-    assert [len(trials) for trials in found["searches"].values()] == [3] and len(found["repetitions"]) == 2
-    workload.validation_target_value = 0.8
-    with pytest.raises(UserError, match="set and frozen"):
-        target.find_target("fake", ["counting"], protocol)
-
-
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "results" / "targets").glob("*.json")), ids=str)
-def test_the_workloads_targets_are_those_found(file):
-    found, workload = json.loads(file.read_text(encoding="utf-8")), registry.load(file.stem)
-    best = sorted(trial["best_validation_metric"] for trial in found["repetitions"])
-    assert len(best) == 5 and found["validation_target"] == best[2]
-    assert all(len(trials) >= 10 for trials in found["searches"].values()) and len(found["searches"]) == 2
-    for value, exact in (("validation_target_value", "validation_target"), ("test_target_value", "test_target")):
-        assert 0 <= found[exact] - getattr(workload, value) < 1e-5

@@ -1,0 +1,128 @@
+"""How a target is set, on a fake workload whose metric is known: learning rate × step / 100, and a little by trial."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from fake_trial import FakeWorkload, fake_submission
+
+from tuning import search_space, target, target_workers
+from tuning.errors import UserError
+from tuning.outcome import Miss
+from tuning.target import Protocol
+from workloads import registry
+from workloads.spec import Direction
+
+ROOT = Path(__file__).parents[2]
+RATES = {"one": [1.0, 2.0, 0.5, 3.0, 0.1], "other": [0.2, 0.3, 0.4, 0.1, 0.5]}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """(direction) -> a protocol of two references with five points each, and the list of trials that have run."""
+
+    def make(direction=Direction.HIGHER_IS_BETTER):
+        workload, ran = FakeWorkload(direction=direction), []
+
+        def update(call):
+            rate = call.hyperparameters.learning_rate
+            if call.global_step == 0:
+                ran.append(rate)
+            sign, shift = (1 if direction is Direction.HIGHER_IS_BETTER else -1), len(ran) / 1000
+            call.workload.evaluate = lambda step: sign * (rate * step / 100 + shift)
+
+        loaded = {}
+        for name, rates in RATES.items():
+            file = tmp_path / name / "target_search_space.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps([{"learning_rate": rate} for rate in rates]))
+            own = fake_submission(update)
+            loaded[name] = dataclasses.replace(own, name=name, file=file.with_name("submission.py"))
+        monkeypatch.setattr(target.registry, "load", lambda name: workload)
+        monkeypatch.setattr(target, "_loaded", lambda name, reference: (workload, loaded[reference]))
+        return Protocol("fake", tuple(loaded), 5, 4, 0, tmp_path / "out", str(tmp_path)), workload, ran
+
+    return make
+
+
+def find(protocol):
+    return target.find_target(protocol, say=lambda line: None)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_target_is_the_median_of_the_best_points_seeds(world, direction):
+    protocol, _, ran = world(direction)
+    found = find(protocol)
+    sign = 1 if direction is Direction.HIGHER_IS_BETTER else -1
+    assert (found["reference"], found["hyperparameters"]) == ("one", {"learning_rate": 3.0})
+    assert ran[10:] == [3.0] * 4
+    # After 40 steps 3 × 0.4, and 0.011 … 0.014 by trial: the easier of the middle two is 1.212.
+    assert [trial["rng_seed"] for trial in found["repetitions"]] == [1, 2, 3, 4]
+    assert found["validation_target"] == found["test_target"] == pytest.approx(sign * 1.212)
+    assert [trial["steps_to_target"] for trial in found["repetitions"]] == [None, 40, 40, 40]
+    assert found["median_steps_to_target"] == 40
+
+
+def test_points_in_the_worse_half_at_a_rung_stop_there(world):
+    protocol, _, _ = world()
+    search = find(protocol)["searches"]["one"]
+    assert [(trial["reason"], trial["global_step"]) for trial in search[:4]] == [(Miss.BUDGET, 40)] * 4
+    assert (search[4]["reason"], search[4]["global_step"]) == (Miss.PRUNED, 10)
+
+
+def test_finished_trials_are_used_again(world):
+    protocol, _, ran = world()
+    first = find(protocol)
+    ran.clear()
+    assert find(protocol) == first and not ran
+    find(dataclasses.replace(protocol, n_seeds=5))
+    assert ran == [3.0]
+
+
+def test_a_target_is_set_once(world):
+    protocol, workload, ran = world()
+    workload.validation_target_value = 0.8
+    with pytest.raises(UserError, match="the target of fake is set and frozen"):
+        find(protocol)
+    assert not ran and math.isfinite(workload.validation_target_value)
+
+
+def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
+    protocol, _, _ = world()
+    found = find(protocol)
+    file, preset = target.write(found, tmp_path / "targets", tmp_path / "presets")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(found))
+    (point,) = search_space.points(search_space.read(preset), 1, seed=0)
+    assert point._asdict() == found["hyperparameters"] and preset.name == "fake_one.json"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
+def test_each_worker_keeps_to_one_core():
+    cores = list(target_workers._outcomes(os.sched_getaffinity, [0, 0, 0], 2))
+    assert all(len(core) == 1 for core in cores) and len(os.sched_getaffinity(0)) >= 1
+
+
+@pytest.mark.parametrize("name", ["nesterov", "nadamw"])
+def test_the_references_target_spaces_are_wide(name):
+    space = search_space.read(ROOT / "submissions" / name / "target_search_space.json")
+    rate = space["learning_rate"]
+    assert rate["max"] / rate["min"] >= 1000 and rate["scaling"] == "log"
+    assert {"one_minus_beta1", "weight_decay", "warmup_factor", "schedule_fraction"} <= set(space)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "targets").glob("*.json")), ids=lambda file: file.stem)
+def test_the_workloads_targets_are_those_found(file):
+    found, workload = json.loads(file.read_text(encoding="utf-8")), registry.load(file.stem)
+    is_higher = workload.validation_target.direction is Direction.HIGHER_IS_BETTER
+    best = sorted((trial["best_validation_metric"] for trial in found["repetitions"]), reverse=not is_higher)
+    assert found["validation_target"] == best[len(best) // 2]
+    for value, exact in (("validation_target_value", "validation_target"), ("test_target_value", "test_target")):
+        assert 0 <= (1 if is_higher else -1) * (found[exact] - getattr(workload, value)) < 1e-5
+    hits = sum(trial["steps_to_target"] is not None for trial in found["repetitions"])
+    assert hits >= len(best) / 2 and len(found["searches"]) == 2
+    preset = search_space.read(ROOT / "presets" / f"{file.stem}_{found['reference']}.json")
+    assert preset == [found["hyperparameters"]]
