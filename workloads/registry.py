@@ -12,6 +12,7 @@ _CLASSES = {
     "ogbg_silu": (f"{_GRAPHS}.ogbg", "OgbgSiluWorkload"),
     "ogbg_model_size": (f"{_GRAPHS}.ogbg", "OgbgModelSizeWorkload"),
     "mnist_vit": (f"{_IMAGES}.mnist_vit", "MnistVitWorkload"),
+    "pydoc_lm": ("workloads.text.pydoc_lm", "PydocLmWorkload"),
     "cifar10_wrn": (f"{_IMAGES}.cifar10_wrn", "Cifar10WrnWorkload"),
     "imagenet_vit": (f"{_IMAGES}.imagenet_vit", "ImagenetVitWorkload"),
     "imagenet_vit_glu": (f"{_IMAGES}.imagenet_vit", "ImagenetVitGluWorkload"),

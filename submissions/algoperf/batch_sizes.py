@@ -19,6 +19,7 @@ _SIZES = {
     "mnist": 16,
     "mnist_vit": 32,
     "ogbg": 512,
+    "pydoc_lm": 16,
     "wmt": 128,
 }
 

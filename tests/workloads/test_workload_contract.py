@@ -24,7 +24,7 @@ def test_unknown_workload_lists_the_known_ones_in_one_line():
     assert str(error.value) == f"unknown workload 'mnist'; known workloads: {listed}" and "mnist_vit" in listed
 
 
-_N_OUTPUTS = {"b3db": 1, "mnist": 10, "cifar10": 10, "ogbg": 128, "imagenet": 1000}
+_N_OUTPUTS = {"b3db": 1, "mnist": 10, "cifar10": 10, "ogbg": 128, "imagenet": 1000, "pydoc": 103}
 
 
 _VARIANTS = {name for name in registry.names() if name.startswith(("ogbg_", "imagenet_vit_"))}

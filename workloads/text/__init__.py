@@ -1,0 +1,1 @@
+"""Causal transformers on text."""

@@ -1,0 +1,115 @@
+"""`pydoc_lm`: which character comes next in Python's language reference? A small causal transformer over characters.
+
+Data: 273,308 characters in 1,760 paragraphs of the text that comes with CPython (`workloads.text.corpus`). The
+paragraphs are divided at random: nine tenths of the characters train, and a twentieth each are for validation and test.
+The metric is the cross-entropy of a character in nats, lower being better. Each character is predicted from at most the
+63 before it.
+"""
+
+from collections.abc import Iterator
+from itertools import islice, repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from workloads.evaluation import Predictions
+from workloads.flax_workload import FlaxWorkload
+from workloads.random_keys import host_seed
+from workloads.spec import Budget, Direction, LossType, SplitSizes, Target
+from workloads.text.corpus import shared_paragraphs
+from workloads.text.model import CharacterTransformer
+from workloads.text.windows import Text, TrainingBatches
+
+_LENGTH = 64
+_SPLIT_SEED = 0
+
+
+class PydocLmWorkload(FlaxWorkload):
+    model = CharacterTransformer(vocabulary=103, width=64, depth=2, num_heads=2, mlp_dim=128)
+    dropout_rate = 0.0
+    validation_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
+    test_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
+    budget = Budget(step_hint=1500, max_allowed_runtime_s=1200, eval_period_s=1200, eval_period_steps=20)
+    # Windows of 64 characters.
+    split_sizes = SplitSizes(train=3841, eval_train=50, validation=214, test=216)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._splits: dict[str, Text] = {}
+
+    @property
+    def loss_type(self) -> LossType:
+        return LossType.SOFTMAX_CROSS_ENTROPY
+
+    @property
+    def eval_batch_size(self) -> int:
+        return 32
+
+    def is_output_params(self, param_key: str) -> bool:
+        return param_key == "head"
+
+    def _smallest_inputs(self) -> jax.Array:
+        return jnp.zeros((1, _LENGTH), jnp.int32)
+
+    def loss_fn(
+        self,
+        label_batch: jax.Array,
+        logits_batch: jax.Array,
+        mask_batch: jax.Array | None = None,
+        label_smoothing: float = 0.0,
+    ) -> dict[str, jax.Array]:
+        """Softmax cross-entropy of every position; labels and mask [batch, length], logits [batch, length, vocabulary].
+
+        `n_valid_examples` is the number of positions with a positive mask, `per_example` [batch] sums positions.
+        """
+        labels = optax.smooth_labels(jax.nn.one_hot(label_batch, logits_batch.shape[-1]), label_smoothing)
+        losses = optax.softmax_cross_entropy(logits_batch, labels)
+        present = jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0
+        losses = jnp.where(present, losses, 0.0)
+        return {
+            "summed": losses.sum(),
+            "n_valid_examples": present.sum().astype(jnp.float32),
+            "per_example": losses.sum(axis=1),
+        }
+
+    def _build_input_queue(
+        self,
+        data_rng: Any,
+        split: str,
+        data_dir: str | None,
+        global_batch_size: int,
+        cache: bool | None = None,
+        repeat_final_dataset: bool | None = None,
+        num_batches: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The text comes with Python, so `data_dir` is not used; raises as `shared_paragraphs`."""
+        del data_dir, cache, repeat_final_dataset
+        if not self._splits:
+            splits = split_paragraphs(shared_paragraphs(), _SPLIT_SEED)
+            self._splits = splits | {"eval_train": splits["train"].part(self.num_eval_train_examples)}
+        text = self._splits[split]
+        if split == "train":
+            return TrainingBatches(text, batch_size=global_batch_size, seed=host_seed(data_rng))
+        return islice(text.evaluation_batches(batch_size=global_batch_size), num_batches)
+
+    def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
+        generator = np.random.default_rng(host_seed(data_rng))
+        text = Text(generator.integers(0, self.model.vocabulary, _LENGTH + global_batch_size, np.int32), _LENGTH)
+        return repeat(text.batch(np.arange(global_batch_size), size=global_batch_size))
+
+    def _metrics(self, predictions: Predictions) -> dict[str, float]:
+        return {}  # the loss is the metric
+
+
+def split_paragraphs(paragraphs: list[str], seed: int) -> dict[str, Text]:
+    """The paragraphs in random order; the first twentieth of their characters is "validation", the next one "test"."""
+    drawn = [paragraphs[i] + "\n" for i in np.random.default_rng(seed).permutation(len(paragraphs))]
+    characters = np.array(list("".join(drawn)))
+    _, codes = np.unique(characters, return_inverse=True)
+    ends = np.cumsum([len(paragraph) for paragraph in drawn])
+    twentieths = [int(ends[ends.searchsorted(len(codes) * share)]) for share in (0.05, 0.1)]
+    parts = np.split(codes.astype(np.int32), twentieths)
+    return {name: Text(part, _LENGTH) for name, part in zip(("validation", "test", "train"), parts, strict=True)}
