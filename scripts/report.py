@@ -1,6 +1,6 @@
 """Reports which training algorithm reaches the target first: a page, figures and tables, from trial folders alone.
 
-python scripts/report.py experiments/comparison --out=report
+python scripts/report.py experiments/sweep --out=report
 """
 
 import sys
@@ -13,10 +13,16 @@ from absl import flags
 from rich.console import Console
 
 from tuning.errors import UserError
-from tuning.report import page, tables
+from tuning.report import files, page, tables
+from tuning.report.protocols import Cost
+from workloads import budgets
 
 flags.DEFINE_string("out", "report", "Folder of index.html, the figures and the tables.")
-flags.DEFINE_list("references", ["nesterov", "nadamw"], "First-order ones; ratios are to the one with fewest steps.")
+flags.DEFINE_list("references", ["nesterov", "nadamw"], "First-order ones; ratios are to the best one of them.")
+flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Orders lines and picks references; `seconds` has compilation in it.")
+flags.DEFINE_enum(
+    "hardware_profile", budgets.V100X8, [*budgets.BUDGETS], "Budgets of official workloads, where none is on record."
+)
 flags.DEFINE_bool("watch", False, "Write the report again and again, while a sweep runs, until interrupted.")
 flags.DEFINE_integer("watch_period_s", 30, "Seconds between.", lower_bound=1)
 
@@ -26,24 +32,27 @@ def main(chosen: dict[str, Any], folders: list[str]) -> None:
         raise UserError("name the folders to report on: scripts/report.py EXPERIMENT_DIR … --out=report")
     places = [Path(folder).expanduser() for folder in folders]
     for place in places:
-        if not place.is_dir():
-            raise UserError(f"{str(place)!r} is no folder; give one that holds trial folders")
-    out, period_s = Path(chosen["out"]).expanduser(), chosen["watch_period_s"] if chosen["watch"] else 0
-    _write(places, out, chosen["references"], period_s)
+        if not place.is_dir() and not (place.is_file() and place.name.endswith(files.ARCHIVE_ENDING)):
+            raise UserError(
+                f"{str(place)!r} is no folder or {files.ARCHIVE_ENDING} archive; give one with trial folders"
+            )
     try:
+        _write(places, chosen)
         while chosen["watch"]:
-            time.sleep(period_s)
-            _write(places, out, chosen["references"], period_s)
+            time.sleep(chosen["watch_period_s"])
+            _write(places, chosen)
     except KeyboardInterrupt:
         return
 
 
-def _write(places: list[Path], out: Path, references: list[str], period_s: int) -> None:
+def _write(places: list[Path], chosen: dict[str, Any]) -> None:
+    out, period_s = Path(chosen["out"]).expanduser(), chosen["watch_period_s"] if chosen["watch"] else 0
+    rank_by = Cost(chosen["rank_by"])
     try:
-        summary = page.write(places, out, references, period_s)
+        summary = page.write(places, out, chosen["references"], period_s, rank_by, chosen["hardware_profile"])
     except OSError as error:
         raise UserError(f"cannot write into {str(out)!r} ({error.strerror}): give another --out") from error
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     for comparison in summary.comparisons:
         console.print(tables.terminal(comparison))
     for problem in summary.problems:

@@ -1,8 +1,8 @@
 """Times to target made into scores: numbers in, numbers out.
 
 A miss is infinite here, and only here. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for
-Modern Neural Network Architectures", 2023 (best point, mean and standard error over seeds); Dahl et al., "Benchmarking
-Neural Network Training Algorithms", 2023, section 4 (median over studies, performance profiles, their score).
+Modern Neural Network Architectures", 2023 (the best point, repeated over seeds); Dahl et al., "Benchmarking Neural
+Network Training Algorithms", 2023, section 4 (median over studies, performance profiles and their score).
 """
 
 import math
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-# Performance ratios above this count as infinite, and the profile is integrated up to it.
+# Performance ratios above this count as infinite. The profile is integrated from 1 up to it.
 MAX_RATIO = 4.0
+
+# The official score is the trapezoid rule on this many even points, not the exact integral.
+_N_TAUS = 100
 
 # Base workloads of the official benchmark, the denominator of its score.
 OFFICIAL_WORKLOADS = (
@@ -28,68 +31,73 @@ OFFICIAL_WORKLOADS = (
     "wmt",
 )
 
-# AlgoPerf's target metrics.
-_LOWER_IS_BETTER = ("loss", "ce_loss", "ctc_loss", "l1_loss", "error_rate", "wer")
-_HIGHER_IS_BETTER = ("accuracy", "bleu", "mean_average_precision", "ssim")
+# Whether less is better, for AlgoPerf's target metrics.
+LOWER_IS_BETTER = {
+    "loss": True,
+    "ce_loss": True,
+    "ctc_loss": True,
+    "l1_loss": True,
+    "error_rate": True,
+    "wer": True,
+    "perplexity": True,
+    "ppl": True,
+    "accuracy": False,
+    "bleu": False,
+    "mean_average_precision": False,
+    "ssim": False,
+}
 
-# Easier targets, as what is given up of the target's size.
+# Easier targets, as the part of the target's size that they give up.
 LEVELS = {"target": 0.0, "98 %": 0.02, "95 %": 0.05}
 
 _N_RESAMPLES = 9_999
 
 
-def is_known(metric: str) -> bool:
-    """Whether it is told of a metric which way is better."""
-    return metric in _LOWER_IS_BETTER + _HIGHER_IS_BETTER
-
-
-def lower_is_better(metric: str) -> bool:
-    """Of a metric that is known."""
-    return metric in _LOWER_IS_BETTER
-
-
-def easier(target: float, given_up: float, metric: str) -> float:
+def easier(target: float, given_up: float, lower_is_better: bool) -> float:
     """A target that gives up a part of this one's size, in the direction in which the metric is worse."""
-    return target + abs(target) * (given_up if lower_is_better(metric) else -given_up)
+    return target + abs(target) * (given_up if lower_is_better else -given_up)
 
 
-def first_hit(values: Sequence[float], target: float, metric: str) -> int | None:
-    """Index of the first value at least as good as the target, as the published rules have it; NaN never is."""
-    at_hand = np.asarray(values, float)
-    reached = at_hand <= target if lower_is_better(metric) else at_hand >= target
+def first_hit(values: Sequence[float], target: float, lower_is_better: bool) -> int | None:
+    """Index of the first value at least as good as the target, as in the published rules; NaN never is."""
+    found = np.asarray(values, float)
+    reached = found <= target if lower_is_better else found >= target
     return int(reached.argmax()) if reached.any() else None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number over seeds.
+    """One number over seeds.
 
     Attributes:
-        mean: a miss counts as the budget, so that with `n_misses` above zero the mean is a lower bound.
-        standard_error: of the mean; None of fewer than two values.
+        median: misses count as larger than all hits, by the budget that they spent.
+        is_bound: whether the median depends on a miss, and so is a lower bound.
     """
 
-    mean: float
-    standard_error: float | None
+    median: float
     n: int
     n_misses: int
+    is_bound: bool
 
     @classmethod
-    def of(cls, values: Sequence[float], n_misses: int) -> "Spread":
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        return cls(statistics.mean(values), error, len(values), n_misses)
+    def of(cls, values: Sequence[float], missed: Sequence[bool]) -> "Spread":
+        """`values` and whether each is a miss; there is at least one."""
+        ordered = sorted(zip(missed, values, strict=True), key=lambda pair: (pair[0], math.isnan(pair[1]), pair[1]))
+        middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+        median = statistics.mean(value for _, value in middle)
+        return cls(median, len(ordered), sum(missed), any(is_miss for is_miss, _ in middle))
 
 
 def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of mean(values) / mean(reference), both drawn again, from a fixed seed.
+    """95 % percentile bootstrap interval of median(values) / median(reference), both resampled from a fixed seed.
 
-    None with fewer than two values on either side.
+    None with fewer than two values on either side, or where the reference has values that are not positive.
     """
-    if min(len(values), len(reference)) < 2:
+    if min(len(values), len(reference)) < 2 or min(reference) <= 0:
         return None
     found = stats.bootstrap(
         (np.asarray(values, float), np.asarray(reference, float)),
-        lambda x, y, axis: x.mean(axis) / y.mean(axis),
+        lambda x, y, axis: np.median(x, axis) / np.median(y, axis),
         n_resamples=_N_RESAMPLES,
         vectorized=True,
         method="percentile",
@@ -102,7 +110,7 @@ def median_of_best(studies: Mapping[int, Sequence[float]]) -> float:
     """AlgoPerf's time of a submission on a workload: the median over studies of the best trial, a miss being infinite.
 
     Args:
-        studies: study -> its trials' times to target, `math.inf` for a miss.
+        studies: study -> its trials' times to target; a study without any counts as a miss.
     """
     return statistics.median(min(times, default=math.inf) for times in studies.values())
 
@@ -119,22 +127,34 @@ def performance_ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, di
         ratios[submission] = {}
         for workload in workloads:
             best = min(other.get(workload, math.inf) for other in times.values())
-            ratio = own.get(workload, math.inf) / best if math.isfinite(best) else math.inf
-            ratios[submission][workload] = ratio if ratio <= MAX_RATIO else math.inf
+            found = ratio(own.get(workload, math.inf), best)
+            ratios[submission][workload] = found if found <= MAX_RATIO else math.inf
     return ratios
+
+
+def ratio(time: float, best: float) -> float:
+    """time / best for times that are not negative; 1 where both are 0, infinite where nothing was reached."""
+    if not math.isfinite(time) or not math.isfinite(best):
+        return math.inf
+    if best == 0:
+        return 1.0 if time == 0 else math.inf
+    return time / best
 
 
 def profile(ratios: Mapping[str, float], tau: float, n_workloads: int) -> float:
     """rho(tau): the part of `n_workloads` workloads on which the ratio is at most tau."""
-    return sum(ratio <= tau for ratio in ratios.values()) / n_workloads
+    return sum(found <= tau for found in ratios.values()) / n_workloads
 
 
 def score(ratios: Mapping[str, float], n_workloads: int) -> float:
-    """The integral of rho over tau in [1, 4], divided by 3: from 0 to 1, which is to be best everywhere.
+    """The integral of rho over tau in [1, 4], divided by 3, as the official scorer takes it.
 
-    rho is a step function, to which a workload with ratio r adds 1 / n_workloads from r on.
+    That is the trapezoid rule on 100 even points. The exact integral of the step function differs by up to 1 / 99 for
+    each workload; the published scores are those of this rule.
     """
-    return sum(max(0.0, MAX_RATIO - ratio) for ratio in ratios.values()) / (n_workloads * (MAX_RATIO - 1))
+    taus = np.linspace(1, MAX_RATIO, _N_TAUS)
+    heights = [profile(ratios, tau, n_workloads) for tau in taus]
+    return float(np.trapezoid(heights, taus) / (MAX_RATIO - 1))
 
 
 def speed_up(times: Mapping[str, float], reference: Mapping[str, float]) -> tuple[dict[str, float], float | None]:
@@ -142,6 +162,6 @@ def speed_up(times: Mapping[str, float], reference: Mapping[str, float]) -> tupl
     each = {
         workload: reference[workload] / time
         for workload, time in times.items()
-        if math.isfinite(time) and math.isfinite(reference.get(workload, math.inf))
+        if 0 < time < math.inf and 0 < reference.get(workload, math.inf) < math.inf
     }
     return each, statistics.geometric_mean(each.values()) if each else None

@@ -9,10 +9,10 @@ from tuning import scoring
 
 
 def test_first_hit():
-    assert scoring.first_hit([0.1, 0.5, 0.9], 0.5, "accuracy") == 1
-    assert scoring.first_hit([0.9, 0.5, 0.1], 0.5, "wer") == 1
-    assert scoring.first_hit([math.nan, 0.4], 0.5, "accuracy") is None
-    assert scoring.first_hit([], 0.5, "accuracy") is None
+    assert scoring.first_hit([0.1, 0.5, 0.9], 0.5, False) == 1
+    assert scoring.first_hit([0.9, 0.5, 0.1], 0.5, True) == 1
+    assert scoring.first_hit([math.nan, 0.4], 0.5, False) is None
+    assert scoring.first_hit([], 0.5, False) is None
 
 
 def test_median_of_best():
@@ -32,9 +32,15 @@ def test_ratios_by_hand():
     }
 
 
-def test_a_ratio_of_exactly_four_counts_and_adds_nothing():
+def test_a_ratio_of_exactly_four_adds_half_a_cell_of_the_trapezoid_rule():
     ratios = scoring.performance_ratios({"a": {"x": 1.0}, "b": {"x": 4.0}})
-    assert ratios["b"]["x"] == 4 and scoring.score(ratios["b"], 1) == 0
+    assert ratios["b"]["x"] == 4 and scoring.score(ratios["b"], 1) == pytest.approx(0.5 / 99)
+
+
+def test_a_target_reached_at_once():
+    ratios = scoring.performance_ratios({"a": {"x": 0.0}, "b": {"x": 0.0}, "c": {"x": 1.0}})
+    assert (ratios["a"]["x"], ratios["b"]["x"], ratios["c"]["x"]) == (1, 1, math.inf)
+    assert scoring.speed_up({"x": 0.0}, {"x": 1.0}) == ({}, None)
 
 
 def test_where_nobody_reached_the_target_nobody_scores():
@@ -42,18 +48,19 @@ def test_where_nobody_reached_the_target_nobody_scores():
     assert scoring.score(ratios["a"], 1) == 0
 
 
-def test_score_is_the_profiles_integral():
-    """By the midpoint rule over random times, and by the official denominator of eight workloads."""
+def test_score_is_the_official_rule_and_nearly_the_integral():
+    """The trapezoid rule written out; each workload is off the exact integral by half a cell at most."""
     rng = np.random.default_rng(0)
     names = [f"w{i}" for i in range(5)]
     drawn = {submission: rng.uniform(10, 100, 5) for submission in "abcd"}
     times = {s: {w: t if t < 90 else math.inf for w, t in zip(names, own, strict=True)} for s, own in drawn.items()}
-    taus = np.linspace(1, 4, 300_001)
-    middles = (taus[1:] + taus[:-1]) / 2
     for own in scoring.performance_ratios(times).values():
         for n in (5, 8):
-            heights = sum((middles >= ratio).astype(float) for ratio in own.values()) / n
-            assert scoring.score(own, n) == pytest.approx(heights.mean(), abs=1e-5)
+            heights = [sum(ratio <= 1 + 3 * i / 99 for ratio in own.values()) / n for i in range(100)]
+            rule = sum((left + right) / 2 for left, right in zip(heights, heights[1:], strict=False)) / 99
+            exact = sum(max(0.0, 4 - ratio) for ratio in own.values()) / (3 * n)
+            assert scoring.score(own, n) == pytest.approx(rule, abs=1e-12)
+            assert abs(scoring.score(own, n) - exact) <= 5 / n * 0.5 / 99
             assert scoring.profile(own, 2.0, n) == sum(ratio <= 2 for ratio in own.values()) / n
 
 
@@ -64,15 +71,29 @@ def test_speed_up():
     assert scoring.speed_up({"x": 1.0}, {"x": math.inf}) == ({}, None)
 
 
-def test_spread_and_interval():
-    spread = scoring.Spread.of([1.0, 2.0, 3.0], 0)
-    assert spread.mean == 2 and spread.standard_error == pytest.approx(1 / math.sqrt(3))
-    assert scoring.Spread.of([1.0], 0).standard_error is None
+@pytest.mark.parametrize(
+    ("values", "missed", "median", "is_bound"),
+    [
+        ([3.0, 1.0, 2.0], [False] * 3, 2.0, False),
+        ([1.0, 2.0, 9.0], [False, False, True], 2.0, False),
+        ([1.0, 9.0, 9.0], [False, True, True], 9.0, True),
+        ([1.0, 9.0], [False, True], 5.0, True),
+        ([1.0, 0.5, 2.0], [False, True, False], 2.0, False),  # a miss is more than any hit, whatever it spent
+        ([1.0, math.nan, 2.0], [False, True, False], 2.0, False),
+    ],
+)
+def test_medians_count_misses_last(values, missed, median, is_bound):
+    spread = scoring.Spread.of(values, missed)
+    assert (spread.median, spread.is_bound, spread.n_misses) == (median, is_bound, sum(missed))
+
+
+def test_interval():
     assert scoring.ratio_interval([1.0], [1.0, 2.0]) is None
+    assert scoring.ratio_interval([1.0, 2.0], [0.0, 2.0]) is None
     assert scoring.ratio_interval([2.0, 2.0], [4.0, 4.0]) == (0.5, 0.5)
 
 
 def test_easier_targets_give_way_in_the_worse_direction():
-    assert scoring.easier(0.8, 0.05, "accuracy") == pytest.approx(0.76)
-    assert scoring.easier(0.1, 0.05, "wer") == pytest.approx(0.105)
-    assert scoring.easier(-2.0, 0.05, "accuracy") == pytest.approx(-2.1)
+    assert scoring.easier(0.8, 0.05, False) == pytest.approx(0.76)
+    assert scoring.easier(0.1, 0.05, True) == pytest.approx(0.105)
+    assert scoring.easier(-2.0, 0.05, False) == pytest.approx(-2.1)

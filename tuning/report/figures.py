@@ -10,12 +10,15 @@ import matplotlib
 import matplotlib.cm
 import matplotlib.colors
 import matplotlib.figure
+import matplotlib.lines
 import matplotlib.ticker
 import numpy as np
 
 from tuning import scoring
-from tuning.report.reading import HIT, Trial
-from tuning.report.summary import Comparison, Line, Summary
+from tuning.report import escapes
+from tuning.report.protocols import Cost, spent
+from tuning.report.reading import HIT, Phase, Trial
+from tuning.report.summary import Comparison, Line, Summary, category
 
 # Okabe and Ito's colours that show on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#999933")
@@ -25,7 +28,15 @@ _GREY = "#8A8A8A"
 _MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}
 # Stands in the drawing for the colour of text, which the page sets.
 INK = "#0b0c0d"
-_MOST_BACKGROUND_CURVES = 150
+_MOST_LETTERS = 60
+# What is more than this is drawn in part, or as pixels.
+_MOST_BACKGROUND_CURVES = 60
+_MOST_VECTOR_POINTS = 200
+_AXES = {
+    Cost.STEPS: "step",
+    Cost.SECONDS: "submission seconds, with compilation",
+    Cost.TRAINING_SECONDS: "training seconds (all compilation taken off)",
+}
 
 _STYLE = {
     "font.size": 9,
@@ -33,6 +44,7 @@ _STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "svg.fonttype": "path",
+    "text.parse_math": False,  # names may have dollar signs
     "svg.hashsalt": "report",
     **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
 }
@@ -43,12 +55,14 @@ class Figure:
     """One figure, not yet drawn.
 
     Attributes:
-        name: of its files, without the ending.
+        name: of its files, without the ending; plain letters, and no other figure's.
+        workload: whose figure it is; None for that of all workloads.
         alt: what it shows, for those who cannot see it.
         draw: makes the matplotlib figure.
     """
 
     name: str
+    workload: str | None
     title: str
     alt: str
     draw: Callable[[], Any]
@@ -57,23 +71,26 @@ class Figure:
 def figures(summary: Summary) -> list[Figure]:
     """All of a report's figures; those without anything to show are left out."""
     looks = _looks(sorted({line.submission for c in summary.comparisons for line in c.lines}))
+    plain = escapes.file_names([c.workload for c in summary.comparisons])
     found = []
     for c in summary.comparisons:
+        place, name = plain[c.workload], escapes.one_line(c.workload)
         if any(trial.steps.size for line in c.lines for trial in line.chosen):
-            title = f"{c.workload}: {_words(c.metric)} on the validation split against steps and seconds"
+            title = f"{name}: {_words(c.metric)} on the validation split against steps and seconds"
             alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."
-            found.append(Figure(f"{c.workload}_curves", title, alt, lambda c=c: _curves(c, looks)))
+            found.append(Figure(f"curves_{place}", c.workload, title, alt, lambda c=c: _curves(c, looks)))
         if any(len(line.searched) for line in c.lines):
-            title = f"{c.workload}: which hyperparameters reach the target, and how fast"
+            title = f"{name}: which hyperparameters reach the target, and how fast"
             alt = "A panel for each submission: points searched, coloured by steps to target; misses are crosses."
-            found.append(Figure(f"{c.workload}_points", title, alt, lambda c=c: _points(c)))
-        if any(line.seconds for line in c.lines):
-            title = f"{c.workload}: where the seconds of the best point's trials go"
+            found.append(Figure(f"points_{place}", c.workload, title, alt, lambda c=c: _points(c)))
+        if any(Cost.SECONDS in line.costs for line in c.lines):
+            title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
-            found.append(Figure(f"{c.workload}_seconds", title, alt, lambda c=c: _seconds(c)))
-    if summary.comparisons:
+            found.append(Figure(f"seconds_{place}", c.workload, title, alt, lambda c=c: _seconds(c)))
+    if summary.comparisons and summary.score_by in summary.performance:
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
-        found.append(Figure("performance_profile", "Performance profile", alt, lambda: _profile(summary, looks)))
+        title = f"Performance profile, by {summary.score_by.words}"
+        found.append(Figure("performance_profile", None, title, alt, lambda: _profile(summary, looks)))
     return found
 
 
@@ -81,11 +98,12 @@ def render(figure: Figure) -> dict[str, bytes]:
     """File ending -> the figure's bytes."""
     with matplotlib.rc_context(_STYLE):
         drawn = figure.draw()
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, for both formats
         files = {}
-        for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+        for ending, options in (("svg", {"metadata": {"Date": None}, "dpi": 72}), ("png", {"dpi": 160})):
             file = io.BytesIO()
-            transparent = ending == "svg"
-            drawn.savefig(file, format=ending, bbox_inches="tight", transparent=transparent, **options)
+            drawn.savefig(file, format=ending, transparent=ending == "svg", **options)
             files[ending] = file.getvalue()
     return files
 
@@ -107,38 +125,55 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
-    figure = _figure(9, 4.2)
-    left, right = figure.subplots(1, 2, sharey=True)
-    rest = [trial for line in c.lines for trial in line.trials if trial not in line.chosen and trial.steps.size]
-    for trial in rest[:: max(1, len(rest) // _MOST_BACKGROUND_CURVES)]:
-        left.plot(trial.steps, trial.values, color=_GREY, alpha=0.18, linewidth=0.6)
-        right.plot(_training(trial), trial.values, color=_GREY, alpha=0.18, linewidth=0.6)
-    for line in c.lines:
-        look = looks[line.submission]
-        left.plot([], [], label=line.submission, markersize=5, **look)
-        for trial in line.chosen:
-            at = trial.hit_at(c.target)
-            style = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.4}
-            for axes, x in ((left, trial.steps), (right, _training(trial))):
-                axes.plot(x, trial.values, **style)
-                if at is not None:
-                    axes.plot(x[at], trial.values[at], look["marker"], color=look["color"], markersize=6)
-    for axes, label in ((left, "step"), (right, "submission seconds without compilation")):
+    costs = [Cost.STEPS, Cost.SECONDS]
+    if any(trial.compile_seconds is not None for line in c.lines for trial in line.trials):
+        costs.append(Cost.TRAINING_SECONDS)
+    figure = _figure(4.5 * len(costs), 4.2)
+    panels = figure.subplots(1, len(costs), sharey=True)
+    others = [trial for line in c.lines for trial in line.trials if trial not in line.chosen]
+    others = others[:: max(1, len(others) // _MOST_BACKGROUND_CURVES)]
+    for axes, cost in zip(panels, costs, strict=True):
+        for trial in others:
+            if (x := _axis(trial, cost)) is not None:
+                axes.plot(x, trial.values, color=_GREY, alpha=0.25, linewidth=0.6, rasterized=True)
+        for line in c.lines:
+            _chosen_curves(axes, line, cost, looks[line.submission])
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        axes.set_xlabel(label)
+        axes.set_xlabel(_AXES[cost])
         axes.set_xlim(left=0)
-    left.set_ylabel(_words(c.metric))
+    panels[0].set_ylabel(_words(c.metric))
     if c.target is not None:
-        left.annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
-    legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    legend.set_title("best point's trials; a marker is the first hit", {"size": 8})
+        panels[0].annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
+    handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[line.submission]) for line in c.lines]
+    legend = figure.legend(handles, [_short(line.submission) for line in c.lines], loc="outside lower center", ncols=3)
+    told = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
+    legend.set_title(told, {"size": 8})
     return figure
 
 
-def _training(trial: Trial) -> np.ndarray:
-    """Seconds without compilation, of which nearly all comes before the first evaluation."""
-    return trial.seconds - (trial.compile_seconds or 0.0)
+def _chosen_curves(axes: Any, line: Line, cost: Cost, look: Mapping[str, str]) -> None:
+    """The curve of the median seed, and every seed's first hit: a hundred curves in one panel are hard to read."""
+    ordered = sorted(line.chosen, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS)))
+    for rank, trial in enumerate(ordered):
+        x, at = _axis(trial, cost), trial.hit_at(trial.target)
+        if x is None:
+            continue
+        is_median = rank == (len(ordered) - 1) // 2
+        if is_median:
+            axes.plot(x, trial.values, color=look["color"], linestyle=look["linestyle"], linewidth=1.6)
+        if at is not None:
+            size = 6 if is_median else 3
+            axes.plot(x[at], trial.values[at], look["marker"], color=look["color"], markersize=size)
+
+
+def _axis(trial: Trial, cost: Cost) -> np.ndarray | None:
+    """`[evaluations]`; None where the trial has none, or its compile seconds are not on record."""
+    if not trial.steps.size or (cost is Cost.TRAINING_SECONDS and trial.compile_seconds is None):
+        return None
+    if cost is Cost.STEPS:
+        return trial.steps
+    return trial.seconds if cost is Cost.SECONDS else trial.seconds - trial.compile_seconds
 
 
 def _points(c: Comparison) -> Any:
@@ -147,13 +182,15 @@ def _points(c: Comparison) -> Any:
     n_rows = math.ceil(len(lines) / columns)
     figure = _figure(9, 0.5 + 2.8 * n_rows)
     panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
-    hits = [trial.steps[at] for line in lines for trial in line.trials if (at := trial.hit_at(c.target)) is not None]
+    hits = [trial.steps[trial.hit_at(trial.target)] for line in lines for trial in _search(line, hit=True)]
     scale = matplotlib.colors.Normalize(min(hits, default=0), max(hits, default=1))
     for axes, line in zip(panels, lines, strict=False):
-        _point_panel(axes, line, c.target, scale)
+        _point_panel(axes, line, scale, rasterized=sum(map(len, (each.trials for each in lines))) > _MOST_VECTOR_POINTS)
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
-    for state in [state for state in _MISSES if any(state in line.counts for line in lines)]:
+    for state in [
+        state for state in _MISSES if any(state in {t.state for t in _search(line, hit=False)} for line in lines)
+    ]:
         panels[0].scatter([], [], color=_GREY, marker=_MISSES[state], s=36, label=f"target not reached: {state}")
     if panels[0].get_legend_handles_labels()[0]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -164,27 +201,30 @@ def _points(c: Comparison) -> Any:
     return figure
 
 
-def _point_panel(axes: Any, line: Line, target: float | None, scale: Any) -> None:
+def _search(line: Line, *, hit: bool) -> list[Trial]:
+    return [trial for trial in line.trials if trial.phase is Phase.SEARCH and (trial.state == HIT) is hit]
+
+
+def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
     x, y = _axes_of(line.searched)
-    search = [trial for trial in line.trials if not trial.is_repetition]
-    hit = [trial for trial in search if trial.state == HIT]
-    missed = [trial for trial in search if trial.state != HIT]
-    where = [[_place(trial, name, i) for trial in hit] for i, name in enumerate((x, y))]
-    colours = [trial.steps[trial.hit_at(target)] for trial in hit]
-    axes.scatter(*where, c=colours, norm=scale, cmap="viridis_r", s=36, edgecolors=INK, linewidths=0.5)
+    hit, missed = _search(line, hit=True), _search(line, hit=False)
+    where = [[_place(trial, name, line.searched) for trial in hit] for name in (x, y)]
+    colours = [trial.steps[trial.hit_at(trial.target)] for trial in hit]
+    look = {"s": 36, "rasterized": rasterized}
+    axes.scatter(*where, c=colours, norm=scale, cmap="viridis_r", edgecolors=_GREY, linewidths=0.5, **look)
     for state in sorted({trial.state for trial in missed}):
         own = [trial for trial in missed if trial.state == state]
-        where = [[_place(trial, name, i) for trial in own] for i, name in enumerate((x, y))]
-        axes.scatter(*where, color=_GREY, marker=_MISSES.get(state, "_"), s=36)
+        where = [[_place(trial, name, line.searched) for trial in own] for name in (x, y)]
+        axes.scatter(*where, color=_GREY, marker=_MISSES.get(state, "_"), **look)
     for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
         if name and _is_wide(line.searched[name]):
             (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
             is_long = line.searched[name][1] > 30 * line.searched[name][0]
             which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5)))
             which.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            which.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            which.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.tick_params(labelsize=7, which="both")
-    axes.set_title(line.submission, fontsize=9)
+    axes.set_title(_short(line.submission), fontsize=9)
     axes.set_xlabel(_words(x), fontsize=8)
     axes.set_ylabel(_words(y) if y else "", fontsize=8)
     if not y:
@@ -199,12 +239,12 @@ def _axes_of(searched: Mapping[str, Any]) -> tuple[str, str | None]:
     return names[0], names[1] if len(names) > 1 else None
 
 
-def _place(trial: Trial, name: str | None, axis: int) -> Any:
-    """Where on an axis; a missing number is drawn nowhere."""
+def _place(trial: Trial, name: str | None, searched: Mapping[str, Any]) -> Any:
+    """Where on an axis."""
     if name is None:
         return 0.0
     value = trial.point.get(name)
-    return float("nan") if value is None else value
+    return category(value) if isinstance(searched[name][0], str) else value
 
 
 def _is_wide(values: Any) -> bool:
@@ -213,28 +253,42 @@ def _is_wide(values: Any) -> bool:
 
 
 def _seconds(c: Comparison) -> Any:
-    lines = [line for line in c.lines if line.seconds][::-1]
+    lines = [line for line in c.lines if Cost.SECONDS in line.costs][::-1]
     figure = _figure(9, 1.2 + 0.36 * len(lines))
     axes = figure.subplots()
+    means = {cost: [_mean_cost(line, cost) for line in lines] for cost in Cost}
+    compilation = [0.0 if line.compile_seconds is None else line.compile_seconds for line in lines]
+    is_told = [line.compile_seconds is not None for line in lines]
     parts = {
-        "training": ("#0072B2", [line.seconds.mean for line in lines]),
-        "compilation": ("#E69F00", [line.compile_seconds or 0 for line in lines]),
+        "training": ("#0072B2", np.where(is_told, means[Cost.TRAINING_SECONDS], 0)),
+        "compilation": ("#E69F00", compilation),
+        "both, not told apart on record": ("#56B4E9", np.where(is_told, 0, means[Cost.SECONDS])),
         "evaluation (off the clock)": (_GREY, [_overhead(line, "accumulated_eval_time") for line in lines]),
         "logging (off the clock)": ("#CC79A7", [_overhead(line, "accumulated_logging_time") for line in lines]),
     }
-    start = np.zeros(len(lines))
+    start, places = np.zeros(len(lines)), np.arange(len(lines))
     for label, (colour, widths) in parts.items():
-        hatch = "//" if "off" in label else None
-        names = [line.submission for line in lines]
-        axes.barh(names, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4)
+        if np.any(widths):
+            hatch = "//" if "off" in label else None
+            axes.barh(places, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4)
         start += np.array(widths)
+    axes.set_yticks(places, [_short(line.submission) for line in lines])
     for place, line in enumerate(lines):
-        per_step = 1e3 * line.seconds.mean / line.steps.mean if line.steps.mean else math.nan
-        axes.annotate(f"{per_step:.1f} ms a step", (start[place], place), (4, 0), "data", "offset points", va="center")
+        clock = Cost.TRAINING_SECONDS if line.compile_seconds is not None else Cost.SECONDS
+        if means[Cost.STEPS][place]:
+            told = f"{1e3 * means[clock][place] / means[Cost.STEPS][place]:.1f} ms a step"
+            axes.annotate(told, (start[place], place), (4, 0), "data", "offset points", va="center")
     axes.set_xlim(0, 1.15 * max(start.max(), 1e-9))
     axes.set_xlabel("seconds, mean over the best point's trials, until the target or the end")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _mean_cost(line: Line, cost: Cost) -> float:
+    """Over the best point's trials; those that broke off or have no such cost on record are left out."""
+    values = [spent(trial, cost) for trial in line.chosen]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _overhead(line: Line, column: str) -> float:
@@ -245,18 +299,26 @@ def _profile(summary: Summary, looks: Mapping[str, dict[str, str]]) -> Any:
     figure = _figure(7, 3.8)
     axes = figure.subplots()
     taus = np.linspace(1, scoring.MAX_RATIO, 601)
-    n = len(summary.comparisons)
-    for name in sorted(summary.performance, key=lambda name: -summary.scores[name]):
-        heights = [scoring.profile(summary.performance[name], tau, n) for tau in taus]
+    performance = summary.performance[summary.score_by]
+    scores = {name: summary.score(name, summary.score_by) for name in performance}
+    handles = {}
+    for name in sorted(performance, key=lambda name: -scores[name]):
+        heights = [scoring.profile(performance[name], tau, len(summary.comparisons)) for tau in taus]
         style = {key: looks[name][key] for key in ("color", "linestyle")}
-        axes.step(taus, heights, where="post", label=f"{name} (score {summary.scores[name]:.2f})", **style)
+        (handles[f"{_short(name)} (score {scores[name]:.2f})"],) = axes.step(taus, heights, where="post", **style)
     axes.set_xlim(1, scoring.MAX_RATIO)
     axes.set_ylim(-0.02, 1.05)
-    axes.set_xlabel("within this factor of the workload's best seconds")
+    axes.set_xlabel(f"within this factor of the workload's best {summary.score_by.words}")
     axes.set_ylabel("part of the workloads")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
     return figure
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return _short(name.replace("_", " "))
+
+
+def _short(name: str) -> str:
+    """On one line, and not wider than a panel."""
+    plain = escapes.one_line(name)
+    return plain if len(plain) <= _MOST_LETTERS else plain[: _MOST_LETTERS - 1] + "…"

@@ -1,6 +1,5 @@
 """The report's page and files."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,30 +10,43 @@ from markupsafe import Markup
 
 from tuning import records, scoring
 from tuning.report import figures, tables
+from tuning.report.protocols import Cost
 from tuning.report.reading import read
 from tuning.report.summary import Comparison, Line, Summary, summarise
+from workloads import budgets
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
+_MOST_PROBLEMS_SHOWN = 200
+_PLACES = re.compile(r'(?<= )(?:d|x|y)="[^"]*"')
+_DECIMALS = re.compile(r"(\d\.\d)\d+")
 
 
-def write(folders: Sequence[Path], out: Path, references: Sequence[str], refresh_s: int = 0) -> Summary:
+def write(
+    folders: Sequence[Path],
+    out: Path,
+    references: Sequence[str],
+    refresh_s: int = 0,
+    rank_by: Cost = Cost.STEPS,
+    hardware_profile: str = budgets.V100X8,
+) -> Summary:
     """Read the trial folders, and write index.html, the figures, and the tables into `out`.
 
     Args:
-        references: first-order submissions; see `summarise`.
+        references, rank_by: see `summarise`.
         refresh_s: how often a browser loads the page anew; 0 for never.
+        hardware_profile: see `read`.
 
     Raises:
         OSError: `out` cannot be written.
     """
-    summary = summarise(read(folders), references)
+    summary = summarise(read(folders, hardware_profile), references, rank_by)
     out.mkdir(parents=True, exist_ok=True)
     drawn = []
     for figure in figures.figures(summary):
         files = figures.render(figure)
         for ending, content in files.items():
             records.write_bytes(out / f"{figure.name}.{ending}", content)
-        drawn.append({"name": figure.name, "title": figure.title, "svg": _inline(files["svg"].decode(), figure)})
+        drawn.append({"figure": figure, "svg": _inline(files["svg"].decode(), figure, f"f{len(drawn)}-")})
     records.write_text(out / "index.html", html(summary, drawn, refresh_s))
     records.write_text(out / "summary.csv", tables.as_csv(summary))
     records.write_json(out / "summary.json", tables.as_json(summary))
@@ -44,11 +56,13 @@ def write(folders: Sequence[Path], out: Path, references: Sequence[str], refresh
 
 
 def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 0) -> str:
-    """The page, with everything in it; `drawn` are its figures' name, title and svg."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    """The page, with everything in it; `drawn` are its figures and their svg."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
-        figures=drawn,
+        drawn=drawn,
         refresh_s=refresh_s,
         n_trials=sum(len(line.trials) for c in summary.comparisons for line in c.lines),
         columns=tables.COLUMNS,
@@ -57,57 +71,70 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
         show=tables.number,
         show_spread=tables.spread,
         show_ratio=tables.ratio,
+        outcomes=tables.outcomes,
         sort_values=_sort_values,
         verdict=verdict,
         official=_official(summary),
-        of_eight=lambda name: _of_eight(summary, name),
+        costs=Cost,
+        ranked=_ranked(summary),
+        problems=summary.problems[:_MOST_PROBLEMS_SHOWN],
         searched=_searched,
         point=_point,
     )
 
 
-def verdict(c: Comparison) -> str:
+def verdict(c: Comparison, rank_by: Cost) -> str:
     """One sentence: who gets to the target first, and by how much."""
-    hits = [line for line in c.lines if line.steps and line.steps.n_misses < line.steps.n]
+    hits = [line for line in c.lines if rank_by in line.costs and not line.costs[rank_by].is_bound]
     if c.target is None:
         return f"{c.workload} has no target."
     if not hits:
-        return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g}."
+        return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
     first = hits[0]
-    told = f"{c.workload}: {first.submission} needs the fewest steps to {c.metric} {c.target:.4g}, "
-    told += f"{tables.spread(first.steps, 0)}"
+    told = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
+    told += tables.spread(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
     own = c.ratios.get(first.submission, {})
-    if first.submission == c.reference or not own:
+    if first.submission == c.reference or rank_by not in own:
         return told + ("; it is the reference." if own else ".")
-    told += f": {tables.ratio(own['steps'])} of {c.reference}'s"
-    told += f", and {tables.ratio(own['seconds'])} of its seconds." if "seconds" in own else "."
-    quickest = min(hits, key=lambda line: line.seconds.mean if line.seconds else math.inf)
-    if quickest is not first:
-        ratio = c.ratios.get(quickest.submission, {}).get("seconds")
-        told += f" Quickest in seconds is {quickest.submission}" + (f", {tables.ratio(ratio)}." if ratio else ".")
+    told += f": {tables.ratio(own[rank_by])} of {c.reference}'s"
+    others = [cost for cost in Cost if cost is not rank_by and cost in own]
+    told += "".join(f", {tables.ratio(own[cost])} of its {cost.words}" for cost in others) + "."
+    clock = Cost.SECONDS if rank_by is Cost.STEPS else Cost.STEPS
+    timed = [line for line in hits if clock in line.costs]
+    best = min(timed, key=lambda line: line.costs[clock].median, default=first)
+    if best is not first:
+        ratio = c.ratios.get(best.submission, {}).get(clock)
+        told += f" {best.submission} needs the fewest {clock.words}" + (f", {tables.ratio(ratio)}." if ratio else ".")
     return told
 
 
-def _inline(svg: str, figure: figures.Figure) -> Markup:
-    """An SVG file's element, labelled, its ink the page's, its ids its own."""
-    element = svg[svg.index("<svg") :]
+def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
+    """An SVG file's element, labelled, its ink the page's, its places to a tenth of a point.
+
+    `prefix` keeps its ids apart from those of other figures.
+    """
+    element = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = _PLACES.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), element)
     element = element.replace(figures.INK, "currentColor")
-    prefix = re.sub(r"\W", "_", figure.name)
-    element = re.sub(r'\bid="', f'id="{prefix}-', element)
-    element = re.sub(r'(xlink:href="#|href="#|url\(#)(?!' + prefix + "-)", rf"\g<1>{prefix}-", element)
+    element = re.sub(r' id="(?:[a-z]+_\d+|patch_\d+)"', "", element)  # groups' ids, which nothing refers to
+    element = re.sub(r'\bid="', f'id="{prefix}', element)
+    element = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", element)
+    element = re.sub(r">\s+<", "><", element)
     label = Markup('<svg role="img" aria-label="{}. {}"').format(figure.title, figure.alt)
     return Markup(element.replace("<svg", label, 1))
 
 
 def _sort_values(c: Comparison, line: Line) -> list[float | str]:
-    """What the numbers' columns are sorted by; empty comes last."""
+    """What the columns between the first and the last are sorted by; empty comes last."""
     ratios = c.ratios.get(line.submission, {})
-    values = [line.steps and line.steps.mean, ratios.get("steps") and ratios["steps"].value]
-    values += [line.seconds and line.seconds.mean, ratios.get("seconds") and ratios["seconds"].value]
-    values += [line.compile_seconds, line.best]
-    return ["" if value is None else value for value in values]
+    values = [sum(trial.hit_at(trial.target) is not None for trial in line.chosen)]
+    for cost in Cost:
+        values += [cost in line.costs and line.costs[cost].median, cost in ratios and ratios[cost].value]
+    n, ended = line.search_hits
+    values += [line.compile_seconds, line.test_at_hit, n / ended if ended else None, line.best]
+    return ["" if value is None or value is False else value for value in values]
 
 
 def _official(summary: Summary) -> str:
@@ -116,13 +143,14 @@ def _official(summary: Summary) -> str:
         return "All eight base workloads of AlgoPerf are present; the held-out workloads' rule is not applied."
     return (
         f"This is no official AlgoPerf score: of its eight base workloads, the denominator, {n} "
-        f"{'is' if n == 1 else 'are'} present. The first column counts the workloads of this report alone."
+        f"{'is' if n == 1 else 'are'} present. The other score counts the workloads of this report alone."
     )
 
 
-def _of_eight(summary: Summary, name: str) -> float:
-    ratios = {w: r for w, r in summary.performance[name].items() if w in scoring.OFFICIAL_WORKLOADS}
-    return scoring.score(ratios, len(scoring.OFFICIAL_WORKLOADS))
+def _ranked(summary: Summary) -> list[str]:
+    """Submissions by score, the best first."""
+    cost = summary.score_by
+    return sorted(summary.performance.get(cost, {}), key=lambda name: -summary.score(name, cost))
 
 
 def _searched(line: Line) -> str:

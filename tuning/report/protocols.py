@@ -1,69 +1,120 @@
-"""Which of a submission's trials count, and what they come to: the paper's protocol, and AlgoPerf's.
+"""Which of a submission's trials count, and what they cost: the paper's protocol, and AlgoPerf's.
 
-The paper: the best point, its mean over seeds. AlgoPerf: the median over studies of the best trial.
+The paper: the best point, repeated over seeds. AlgoPerf: the median over studies of the best trial.
 """
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import numpy as np
 
 from tuning import scoring
 from tuning.outcome import Miss
-from tuning.report.reading import UNFINISHED, Trial
+from tuning.report.reading import UNFINISHED, Phase, Trial
 from tuning.scoring import Spread
 
-# Neither a hit nor a miss of the budget: left out of every mean.
+# Neither a hit nor a miss of the budget: left out of every median.
 NO_RESULT = (str(Miss.PRUNED), UNFINISHED)
+# Ended before the budget, so that its seconds are not those of the budget.
+_BROKEN_OFF = (str(Miss.DIVERGED), str(Miss.CRASHED))
+
+
+class Cost(StrEnum):
+    """What it took to reach the target. `words` is for people.
+
+    Training seconds are AlgoPerf's seconds less those that compilation took. They exist only where the trial has its
+    compile seconds on record: the official harness records none.
+    """
+
+    STEPS = "steps"
+    SECONDS = "seconds"
+    TRAINING_SECONDS = "training_seconds"
+
+    @property
+    def words(self) -> str:
+        return self.value.replace("_", " ")
 
 
 def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
     """The trials of the best point, one a seed, and how they came about."""
     ended = [trial for trial in trials if trial.state not in NO_RESULT]
-    repeated = _by_point([trial for trial in ended if trial.is_repetition])
-    if repeated:
-        own = max(repeated, key=len)
-        return own, f"the search's best point again on {_seeds(own)}"
+    for phase, told in ((Phase.REFERENCE, "the target's own configuration"), (Phase.REPEAT, "the search's best point")):
+        repeated = _by_point([trial for trial in ended if trial.phase is phase])
+        if repeated:
+            own = max(repeated, key=len)
+            return own, f"{told}, on {_seeds(own)}"
     several = [own for own in _by_point(ended) if len({trial.rng_seed for trial in own}) > 1]
     if several:
         most = max(len(own) for own in several)
-        own = min((own for own in several if len(own) == most), key=_mean_steps)
+        own = min((own for own in several if len(own) == most), key=merit)
         return own, f"every point on {_seeds(own)}, the best one's"
     if not ended:
         return [], "no trial has ended"
-    return [min(ended, key=lambda trial: _mean_steps([trial]))], "the search's best trial, on one seed"
+    return [min(ended, key=lambda trial: merit([trial]))], "the search's best trial, on one seed"
 
 
-def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Callable[[Trial, int], float]) -> float | None:
-    """Of `cost(trial, evaluation)`, at the first hit; None where most studies have none."""
+def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
+    """AlgoPerf's median over studies of the best trial; None where most studies have no hit, or none is on record."""
     times = {}
     for study, trials in studies.items():
-        hits = [(trial, trial.hit_at(trial.target)) for trial in trials]
-        times[study] = [float(cost(trial, at)) for trial, at in hits if at is not None]
+        hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
+        found = [spent(trial, cost) for trial in hits]
+        if None in found:
+            return None
+        times[study] = found
     median = scoring.median_of_best(times) if times else math.inf
     return median if math.isfinite(median) else None
 
 
-def steps_to(trials: Sequence[Trial], target: float) -> Spread:
-    counted = [counted_steps(trial, target) for trial in trials]
-    return Spread.of([steps for steps, _ in counted], sum(is_miss for _, is_miss in counted))
+def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None:
+    """Cost until `target` (the trial's own if not given), or of the whole trial where it missed; None if not on record.
+
+    A miss counts the whole budget of steps. Seconds of a miss that broke off are NaN: they are not the budget's.
+    """
+    at = trial.hit_at(trial.target if target is None else target)
+    if cost is Cost.STEPS:
+        last = trial.steps[-1] if trial.steps.size else 0
+        return float(trial.steps[at]) if at is not None else float(trial.budget or last)
+    if cost is Cost.TRAINING_SECONDS and trial.compile_seconds is None:
+        return None
+    if at is None and (trial.state in _BROKEN_OFF or not trial.seconds.size):
+        return math.nan
+    seconds = float(trial.seconds[-1 if at is None else at])
+    return seconds if cost is Cost.SECONDS else max(0.0, seconds - trial.compile_seconds)
 
 
-def counted_steps(trial: Trial, target: float | None) -> tuple[float, bool]:
-    """Steps to `target`, or the whole budget and True."""
-    at = trial.hit_at(target)
-    if at is not None:
-        return float(trial.steps[at]), False
-    last = trial.steps[-1] if trial.steps.size else 0
-    return float(trial.budget or last), True
+def spread(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> Spread | None:
+    """Over the trials of one point; None where a cost is not on record, or the median is that of a broken-off trial."""
+    goals = [trial.target if target is None else target for trial in trials]
+    values = [spent(trial, cost, target) for trial in trials]
+    if not trials or None in goals or None in values:
+        return None
+    missed = [trial.hit_at(goal) is None for trial, goal in zip(trials, goals, strict=True)]
+    found = Spread.of(values, missed)
+    return None if math.isnan(found.median) else found
 
 
-def training_seconds(trial: Trial) -> float:
-    """Seconds to target, or of the whole trial, without compilation where that is on record."""
-    at = trial.hit_at(trial.target)
-    if not trial.seconds.size:
-        return 0.0
-    return float(trial.seconds[-1 if at is None else at]) - (trial.compile_seconds or 0.0)
+def share_of_hits(trials: Sequence[Trial]) -> tuple[int, int]:
+    """(hits, ended trials) of a search: how forgiving its space is."""
+    ended = [trial for trial in trials if trial.phase is Phase.SEARCH and trial.state not in NO_RESULT]
+    return sum(trial.hit_at(trial.target) is not None for trial in ended), len(ended)
+
+
+def test_metric_at_hit(trials: Sequence[Trial]) -> float | None:
+    """Median of the test metric at the evaluation that reached the target, of those on record."""
+    at_hit = [trial.test_values[at] for trial in trials if (at := trial.hit_at(trial.target)) is not None]
+    known = [float(value) for value in at_hit if np.isfinite(value)]
+    return statistics.median(known) if known else None
+
+
+def merit(trials: Sequence[Trial]) -> tuple[float, float]:
+    """Less is better: mean steps to target, and for points that all missed it how far the metric is from it."""
+    steps = statistics.mean(spent(trial, Cost.STEPS) for trial in trials)
+    sign = 1 if trials[0].lower_is_better else -1
+    return steps, statistics.mean(math.inf if trial.best is None else sign * trial.best for trial in trials)
 
 
 def _by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -76,10 +127,3 @@ def _by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
 def _seeds(trials: Sequence[Trial]) -> str:
     n = len({trial.rng_seed for trial in trials})
     return f"{n} seed{'s' if n > 1 else ''}"
-
-
-def _mean_steps(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Mean steps to target, and for points that all missed it how far the metric is from it."""
-    counted = [counted_steps(trial, trial.target)[0] for trial in trials]
-    best = statistics.mean(math.inf if trial.best is None else trial.best for trial in trials)
-    return statistics.mean(counted), best if scoring.lower_is_better(trials[0].metric) else -best

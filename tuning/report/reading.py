@@ -1,21 +1,22 @@
 """Trial folders, ours or the official harness's, to trials; and what in them could not be read, file by file."""
 
-import csv
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from enum import StrEnum
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from tuning import scoring
 from tuning.outcome import Miss
+from tuning.report import files
+from tuning.report.files import Problem, TrialFolder
+from workloads import budgets
 
-_TRIAL = re.compile(r"trial_(\d+)(?:_seed_\d+)?")
 _WORKLOAD = re.compile(r"(.+)_(?:jax|pytorch)")
 _STUDY = re.compile(r"study_(\d+)")
 
@@ -23,15 +24,37 @@ _STUDY = re.compile(r"study_(\d+)")
 HIT, UNFINISHED = "hit", "unfinished"
 STATES = (HIT, *(str(miss) for miss in Miss), UNFINISHED)
 
-_TIMES = ("accumulated_submission_time", "accumulated_eval_time", "accumulated_logging_time")
+# A run that stops at its time limit has its last evaluation about one evaluation period before the limit at most.
+_PERIODS_TO_LIMIT = 1.1
+
+_NUMBER = (int, float)
+_OUTCOME = {
+    **dict.fromkeys(("workload", "submission", "target_metric", "target_direction", "reason"), str),
+    **dict.fromkeys(("hyperparameters", "environment"), dict),
+    **dict.fromkeys(("target_value", "compile_seconds", "compile_seconds_to_target"), _NUMBER),
+    **dict.fromkeys(("rng_seed", "steps_to_target", "step_budget"), int),
+}
+_META = {
+    **dict.fromkeys(("workload.target_metric_name", "workload.target_direction"), str),
+    **dict.fromkeys(("workload.validation_target_value", "workload.max_allowed_runtime_sec"), _NUMBER),
+    **dict.fromkeys(("workload.eval_period_time_sec", "workload.step_hint"), _NUMBER),
+    "rng_seed": int,
+}
+_FLAGS = {"submission_path": str, "rng_seed": int}
+_CURE = "; run the trial again with --resume, or restore the file"
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a file; everything else is reported all the same."""
+class Phase(StrEnum):
+    """What a trial was run for, by the folder of this name above it; without one it is a search's.
 
-    file: str
-    what: str
+    SEARCH tries points, CONFIRM runs the best of them on one more seed, REPEAT runs the best one on fresh seeds, and
+    REFERENCE runs the configuration that the target was set with.
+    """
+
+    SEARCH = "search"
+    CONFIRM = "confirm"
+    REPEAT = "repeat"
+    REFERENCE = "target_reference"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,30 +62,31 @@ class Trial:
     """One trial folder. What is not on record is None, or empty.
 
     Attributes:
-        experiment: the folder above the workload's, by which submissions of one name are told apart.
-        is_repetition: run again on another seed because a search found its point best.
+        experiment: the folder above the workload's and the phase's, by which submissions of one name are told apart.
         metric, target: name and value to reach on the validation split.
-        steps, seconds, values: `[evaluations]`; seconds are the submission's, compilation included.
+        steps, seconds, values, test_values: `[evaluations]`; seconds are the submission's, compilation included.
         overhead: column -> accumulated seconds off the clock, at the last evaluation.
         compile_seconds: until the target was reached, or of the whole trial.
         budget: steps.
     """
 
-    folder: Path
+    folder: str
     experiment: str
     workload: str
     submission: str
     study: int
     index: int
-    is_repetition: bool
+    phase: Phase
     point: Mapping[str, Any]
     rng_seed: int | None
-    metric: str
+    metric: str | None
+    lower_is_better: bool
     target: float | None
     state: str
     steps: np.ndarray
     seconds: np.ndarray
     values: np.ndarray
+    test_values: np.ndarray
     overhead: Mapping[str, float]
     compile_seconds: float | None
     budget: int | None
@@ -70,163 +94,137 @@ class Trial:
 
     def hit_at(self, target: float | None) -> int | None:
         """Index of the first evaluation that reached `target`."""
-        return None if target is None else scoring.first_hit(self.values, target, self.metric)
+        return None if target is None else scoring.first_hit(self.values, target, self.lower_is_better)
 
     @property
     def best(self) -> float | None:
         finite = self.values[np.isfinite(self.values)]
         if not finite.size:
             return None
-        return float(finite.min() if scoring.lower_is_better(self.metric) else finite.max())
+        return float(finite.min() if self.lower_is_better else finite.max())
 
 
 @dataclass
 class Records:
     trials: list[Trial] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    hardware_profile: str = budgets.V100X8
 
 
-def read(folders: Iterable[Path]) -> Records:
-    """Every trial under the folders. A folder without one, or a file that cannot be read, is a problem."""
-    records = Records()
-    for folder in folders:
-        places = sorted(path for path in folder.rglob("trial_*") if path.is_dir() and _TRIAL.fullmatch(path.name))
-        if _TRIAL.fullmatch(folder.name):
-            places.insert(0, folder)
-        if not places:
-            records.problems.append(Problem(str(folder), "holds no trial folder (trial_1, trial_2, …)"))
-        for place in places:
-            trial = _read_trial(place, folder, records.problems)
-            if trial is not None:
-                records.trials.append(trial)
+def read(places: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Records:
+    """Every trial under the folders or archives. What cannot be read is a problem.
+
+    Args:
+        hardware_profile: gives an official workload's budget where a trial has none on record.
+    """
+    found = files.find(places)
+    records = Records(problems=found.problems, hardware_profile=hardware_profile)
+    for folder in found.folders:
+        trial = _read_trial(folder, hardware_profile, records.problems)
+        if trial is not None:
+            records.trials.append(trial)
     records.trials = _told_apart(records.trials, records.problems)
     return records
 
 
-def _read_trial(place: Path, root: Path, problems: list[Problem]) -> Trial | None:
+def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[Problem]) -> Trial | None:
     def complain(file: str, what: str) -> None:
-        problems.append(Problem(str(place / file), what))
+        problems.append(Problem(str(folder.place / file), what))
 
-    if not any(place.iterdir()):
+    if not folder.names:
         complain("", "an empty folder")
         return None
-    outcome = _json(place / "outcome.json", problems, needed=False)
-    meta = _json(place / "meta_data_0.json", problems, needed=not outcome)
-    flags = _json(place / "flags_0.json", problems, needed=False)
-    point = _json(place / "hparams.json", problems, needed=not outcome) or outcome.get("hyperparameters") or {}
-    workload, study, experiment = _place(place, root)
+    outcome = files.read_json(folder, "outcome.json", _OUTCOME, problems, _CURE)
+    meta = files.read_json(folder, "meta_data_0.json", _META, problems)
+    flags = files.read_json(folder, "flags_0.json", _FLAGS, problems)
+    point = files.read_json(folder, "hparams.json", {}, problems) or outcome.get("hyperparameters") or {}
+    if not outcome:
+        for name in ("meta_data_0.json", "hparams.json"):
+            if name not in folder.names:
+                complain(name, "is missing")
+    workload, study, experiment, phase = _place(folder)
     workload = outcome.get("workload") or workload
     if workload is None:
         complain("", "does not lie in a folder called {workload}_jax, and has no outcome.json that names the workload")
         return None
-    metric = outcome.get("target_metric") or _plain_metric(meta.get("workload.target_metric_name"))
-    value_in_meta = meta.get("workload.validation_target_value")
-    target = outcome.get("target_value") if outcome.get("target_metric") else value_in_meta
+    metric, target, lower_is_better = _goal(outcome, meta)
+    submission = outcome.get("submission") or _submission(flags)
     if metric is None:
         complain("meta_data_0.json", "names no target metric (workload.target_metric_name)")
-        return None
-    if not scoring.is_known(metric):
+        if submission is None:  # with a name it counts as unfinished, and its study as one without a hit
+            return None
+    if metric is not None and lower_is_better is None:
         complain("", f"is left out: of its metric {metric} it is not known whether more or less is better")
         return None
-    table = _evaluations(place / "eval_measurements.csv", f"validation/{metric}", problems)
+    metrics = (f"validation/{metric}", f"test/{metric}")
+    table = dict.fromkeys(("global_step", *files.TIMES, *metrics), np.array([]))
+    if metric is not None:
+        table = files.read_evaluations(folder, metrics[0], metrics[1:], problems)
     trial = Trial(
-        folder=place,
+        folder=str(folder.place),
         experiment=str(experiment),
         workload=workload,
-        submission=outcome.get("submission") or _submission(flags) or experiment.name,
+        submission=submission or experiment.name,
         study=study,
-        index=int(_TRIAL.fullmatch(place.name)[1]),
-        is_repetition=place.parent.name == "repeat",
+        index=int(files.TRIAL.fullmatch(folder.place.name)[1]),
+        phase=phase,
         point=point,
         rng_seed=outcome.get("rng_seed", meta.get("rng_seed", flags.get("rng_seed"))),
         metric=metric,
-        target=target if target is not None and math.isfinite(target) else None,
+        lower_is_better=bool(lower_is_better),
+        target=target,
         state=UNFINISHED,
         steps=table["global_step"],
         seconds=table["accumulated_submission_time"],
-        values=table[f"validation/{metric}"],
-        overhead={name: float(table[name][-1]) if table[name].size else 0.0 for name in _TIMES[1:]},
+        values=table[metrics[0]],
+        test_values=table[metrics[1]],
+        overhead={name: float(table[name][-1]) if table[name].size else 0.0 for name in files.TIMES[1:]},
         compile_seconds=_compile_seconds(outcome),
         budget=outcome.get("step_budget") or meta.get("workload.step_hint"),
         environment=outcome.get("environment") or {name: meta[name] for name in meta if "." not in name},
     )
-    trial = replace(trial, state=_state(trial, outcome, meta))
+    trial = replace(trial, state=_state(trial, outcome, meta, hardware_profile))
     at = trial.hit_at(trial.target)
     found = None if at is None else int(trial.steps[at])
-    if outcome and trial.steps.size and outcome.get("steps_to_target") != found:
-        told = outcome.get("steps_to_target") or "no step"
-        complain("outcome.json", f"says that the target was reached at {told}, the evaluations say {found or 'never'}")
+    if "steps_to_target" in outcome and trial.steps.size and outcome["steps_to_target"] != found:
+        told, seen = ("never" if step is None else step for step in (outcome["steps_to_target"], found))
+        complain("outcome.json", f"says that the target was reached at {told}, the evaluations say {seen}")
     return trial
 
 
-def _json(file: Path, problems: list[Problem], *, needed: bool) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("is no JSON object")
-        return content
-    except FileNotFoundError:
-        if needed:
-            problems.append(Problem(str(file), "is missing"))
-    except (OSError, ValueError) as error:
-        problems.append(Problem(str(file), f"cannot be read: {error}"))
-    return {}
+def _goal(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | None, float | None, bool | None]:
+    """(metric, finite target, whether less is better), as far as they are on record."""
+    if outcome.get("target_metric"):
+        metric, target = outcome["target_metric"], outcome.get("target_value")
+    else:
+        metric, target = meta.get("workload.target_metric_name"), meta.get("workload.validation_target_value")
+    metric = metric.removeprefix("validation/") if metric else None
+    told = outcome.get("target_direction") or meta.get("workload.target_direction")
+    lower_is_better = {"lower": True, "higher": False}.get(told, scoring.LOWER_IS_BETTER.get(metric))
+    return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
 
 
-def _evaluations(file: Path, metric: str, problems: list[Problem]) -> dict[str, np.ndarray]:
-    """Column -> its values, of the rows that are whole. A metric that is not a number is NaN, and never a hit."""
-    columns = ("global_step", *_TIMES, metric)
-    rows: list[list[float]] = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # a number that is cut short may still be one
-            problems.append(Problem(str(file), f"line {len(lines)} is left out: it was cut short"))
-            lines.pop()
-        reader = csv.reader(lines)
-        header = next(reader, [])
-        missing = [name for name in columns if name not in header]
-        if missing:
-            problems.append(Problem(str(file), f"has no column {', '.join(missing)}"))
-        else:
-            rows = _rows(reader, header, columns, file, problems)
-    except FileNotFoundError:
-        problems.append(Problem(str(file), "is missing: no evaluation on record"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.append(Problem(str(file), f"cannot be read: {error}"))
-    table = np.array(rows, float).reshape(len(rows), len(columns))
-    n_lost = int(np.isnan(table[:, -1]).sum())
-    if n_lost:
-        problems.append(Problem(str(file), f"{metric} is not a number in {n_lost} of {len(table)} rows"))
-    return dict(zip(columns, table.T, strict=True))
+def workload_of(folder: TrialFolder) -> str | None:
+    """By outcome.json, or by where the folder lies."""
+    return files.read_json(folder, "outcome.json", _OUTCOME, []).get("workload") or _place(folder)[0]
 
 
-def _rows(reader: Any, header: list[str], columns: Iterable[str], file: Path, problems: list[Problem]) -> list:
-    places = [header.index(name) for name in columns]
-    rows = []
-    for number, row in enumerate(reader, start=2):
-        try:
-            if len(row) != len(header):
-                raise ValueError(f"has {len(row)} of {len(header)} cells")
-            values = [float(row[place]) for place in places]
-            if not all(map(math.isfinite, values[:2])):
-                raise ValueError("has a step or time that is not a number")
-            rows.append(values)
-        except ValueError as error:
-            problems.append(Problem(str(file), f"line {number} is left out: {error}"))
-    return rows
+def _place(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:
+    """(workload, study, experiment's folder, phase) by where a trial lies.
 
-
-def _place(place: Path, root: Path) -> tuple[str | None, int, Path]:
-    """(workload, study, experiment's folder) by where a trial lies: EXPERIMENT/[study_N/]{workload}_jax/[…/]trial_N."""
-    workload, study, experiment = None, 1, root
-    for parent in place.parents:
+    The place is EXPERIMENT/[phase/][study_N/]{workload}_jax/[…/]trial_N, or EXPERIMENT/[…/]trial_N.
+    """
+    workload, study, experiment, phase = None, 1, folder.root, Phase.SEARCH
+    for parent in folder.place.parents:
         if match := _WORKLOAD.fullmatch(parent.name):
             workload, experiment = match[1], parent.parent
         elif match := _STUDY.fullmatch(parent.name):
             study, experiment = int(match[1]), parent.parent
-        if parent == root.parent:
+        elif parent.name in list(Phase):
+            phase, experiment = Phase(parent.name), parent.parent
+        if parent == folder.root.parent:
             break
-    return workload, study, experiment
+    return workload, study, experiment, phase
 
 
 def _submission(flags: Mapping[str, Any]) -> str | None:
@@ -237,16 +235,12 @@ def _submission(flags: Mapping[str, Any]) -> str | None:
     return path.parent.name if path.name == "submission.py" else path.stem
 
 
-def _plain_metric(name: Any) -> str | None:
-    return str(name).removeprefix("validation/") if name else None
-
-
 def _compile_seconds(outcome: Mapping[str, Any]) -> float | None:
     until_target = outcome.get("compile_seconds_to_target")
     return outcome.get("compile_seconds") if until_target is None else until_target
 
 
-def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], hardware_profile: str) -> str:
     """By the evaluations; where they reach no target, by outcome.json, or else by the budgets."""
     if trial.hit_at(trial.target) is not None:
         return HIT
@@ -256,13 +250,22 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any]) ->
         return UNFINISHED
     if math.isnan(trial.values[-1]):
         return str(Miss.DIVERGED)
-    seconds = meta.get("workload.max_allowed_runtime_sec") or math.inf
-    spent = trial.steps[-1] >= (trial.budget or math.inf) or trial.seconds[-1] >= seconds
-    return str(Miss.BUDGET) if spent else UNFINISHED
+    official = budgets.budget(trial.workload, hardware_profile)
+    limit_s = meta.get("workload.max_allowed_runtime_sec") or (official.max_allowed_runtime_s if official else math.inf)
+    period_s = meta.get("workload.eval_period_time_sec") or (official.eval_period_s if official else 0)
+    is_spent = trial.seconds[-1] + _PERIODS_TO_LIMIT * period_s >= limit_s
+    return str(Miss.BUDGET) if is_spent or trial.steps[-1] >= (trial.budget or math.inf) else UNFINISHED
 
 
 def _told_apart(trials: list[Trial], problems: list[Problem]) -> list[Trial]:
-    """Submissions of one name in several experiments, on one workload, each with its experiment's name."""
+    """Submissions of one name in several experiments, on one workload, each with its experiment's name.
+
+    The trials of the target's own configuration are always a row of their own.
+    """
+    trials = [
+        replace(trial, submission=f"{trial.submission} (target's own)") if trial.phase is Phase.REFERENCE else trial
+        for trial in trials
+    ]
     experiments: dict[tuple[str, str], set[str]] = defaultdict(set)
     for trial in trials:
         experiments[trial.workload, trial.submission].add(trial.experiment)

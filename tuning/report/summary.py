@@ -1,23 +1,18 @@
 """What trials come to: a line for each submission on each workload, ratios to a first-order reference, and scores."""
 
+import json
 import math
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuning import scoring
-from tuning.outcome import Miss
-from tuning.report.protocols import (
-    NO_RESULT,
-    best_point,
-    counted_steps,
-    median_of_best,
-    steps_to,
-    training_seconds,
-)
-from tuning.report.reading import STATES, Problem, Records, Trial
+from tuning.report import protocols, provenance
+from tuning.report.protocols import Cost
+from tuning.report.reading import STATES, Phase, Problem, Records, Trial
 from tuning.scoring import Spread
 
 
@@ -27,7 +22,7 @@ class Ratio:
 
     Attributes:
         interval: by bootstrap over both's seeds; None where there are too few.
-        bound: "≤" where the reference's misses count as its budget, "≥" where one's own do, "≈" where both do.
+        bound: "≤" where the reference's median depends on a miss, "≥" where one's own does, "≈" where both do.
     """
 
     value: float
@@ -40,14 +35,15 @@ class Line:
     """One submission on one workload.
 
     Attributes:
-        trials: all of them, search and repetitions.
-        searched: dimension -> the values, or least and most, that its search had.
+        trials: all of them, of every phase.
+        searched: dimension -> its search's values, or the least and the greatest where all are numbers.
         chosen: the trials of the best point, one a seed, and `protocol` how they came about.
-        steps, seconds: to target, of `chosen`; seconds are the submission's without compilation, and None where one of
-            them broke off.
-        compile_seconds: mean of `chosen`, None where it is not on record and `seconds` has it.
+        costs: medians of `chosen`, of the costs that are on record.
+        compile_seconds: mean of `chosen`; None where it is not on record.
         levels: target level -> steps to it, of `chosen`.
-        algoperf_seconds, algoperf_steps: median over studies of the best trial, compilation included, None for a miss.
+        n_studies, algoperf: studies, and the median over them of the best trial; None for a miss or no record.
+        search_hits: (hits, ended trials) of the search.
+        test_at_hit: median test metric of `chosen` when they reached the target.
     """
 
     submission: str
@@ -55,18 +51,18 @@ class Line:
     searched: Mapping[str, Any]
     chosen: tuple[Trial, ...]
     protocol: str
-    steps: Spread | None
-    seconds: Spread | None
+    costs: Mapping[Cost, Spread]
     compile_seconds: float | None
     levels: Mapping[str, Spread]
     n_studies: int
-    algoperf_seconds: float | None
-    algoperf_steps: float | None
+    algoperf: Mapping[Cost, float | None]
+    search_hits: tuple[int, int]
+    test_at_hit: float | None
     best: float | None
 
     @property
     def n_searched_trials(self) -> int:
-        return sum(not trial.is_repetition for trial in self.trials)
+        return sum(trial.phase is Phase.SEARCH for trial in self.trials)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,7 +77,7 @@ class Comparison:
 
     Attributes:
         levels: target level -> its value.
-        ratios: submission -> quantity ("steps", "seconds", or a level's steps) -> ratio to the reference.
+        ratios: submission -> cost, or level -> ratio to the reference.
     """
 
     workload: str
@@ -101,194 +97,207 @@ class Comparison:
 class Summary:
     """
     Attributes:
-        performance: submission -> workload -> performance ratio, infinite for a miss or above 4.
-        scores: submission -> score with the workloads present as the denominator.
-        speed_ups: submission -> (workload -> the reference's seconds over its own, their geometric mean).
+        rank_by: what lines are ordered by, and the reference is chosen by.
+        performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
+        speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
         provenance: what was found in the trials -> the different values.
     """
 
     comparisons: tuple[Comparison, ...]
-    performance: Mapping[str, Mapping[str, float]]
-    scores: Mapping[str, float]
+    rank_by: Cost
+    performance: Mapping[Cost, Mapping[str, Mapping[str, float]]]
     speed_ups: Mapping[str, tuple[Mapping[str, float], float | None]]
     provenance: Mapping[str, Sequence[str]]
+    hardware_profile: str
     warnings: tuple[str, ...]
     problems: tuple[Problem, ...]
+
+    @property
+    def score_by(self) -> Cost:
+        """The clock that the performance profile is drawn by: AlgoPerf's, unless the other one ranks."""
+        return Cost.TRAINING_SECONDS if self.rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
 
     @property
     def n_official(self) -> int:
         """How many of the official base workloads are present."""
         return sum(comparison.workload in scoring.OFFICIAL_WORKLOADS for comparison in self.comparisons)
 
+    def score(self, submission: str, cost: Cost) -> float:
+        """With the workloads present as the denominator."""
+        return scoring.score(self.performance[cost][submission], len(self.comparisons))
 
-def summarise(records: Records, references: Sequence[str]) -> Summary:
+    def official_score(self, submission: str, cost: Cost) -> float:
+        """With AlgoPerf's base workloads as the denominator; others add nothing."""
+        ratios = self.performance[cost][submission]
+        official = {name: ratio for name, ratio in ratios.items() if name in scoring.OFFICIAL_WORKLOADS}
+        return scoring.score(official, len(scoring.OFFICIAL_WORKLOADS))
+
+
+def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.STEPS) -> Summary:
     """All numbers of a report.
 
     Args:
-        references: names of the first-order submissions; each workload's ratios are to the one with the fewest steps.
+        references: names of the first-order submissions; each workload's ratios are to the best one of them.
+        rank_by: what "best" means, for lines and references.
     """
     by_workload: dict[str, list[Trial]] = defaultdict(list)
     for trial in records.trials:
         by_workload[trial.workload].append(trial)
-    comparisons = tuple(_compare(name, trials, references) for name, trials in sorted(by_workload.items()))
-    times: dict[str, dict[str, float]] = defaultdict(dict)
-    for comparison in comparisons:
-        for line in comparison.lines:
-            seconds = line.algoperf_seconds
-            times[line.submission][comparison.workload] = math.inf if seconds is None else seconds
-    performance = scoring.performance_ratios(times)
-    of_reference = {c.workload: times[c.reference][c.workload] for c in comparisons if c.reference}
-    provenance = _provenance(records.trials)
+    comparisons = tuple(
+        _compare(name, trials, references, rank_by)
+        for name, trials in sorted(by_workload.items())
+        if any(trial.metric for trial in trials)
+    )
+    times = {cost: _times(comparisons, cost) for cost in Cost if _is_on_record(comparisons, cost)}
+    found = provenance.of(records.trials)
+    clock = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
+    own = times.get(clock, {})
+    of_reference = {c.workload: own[c.reference][c.workload] for c in comparisons if own and c.reference}
     return Summary(
         comparisons,
-        performance,
-        {name: scoring.score(ratios, len(comparisons)) for name, ratios in performance.items()},
-        {name: scoring.speed_up(own, of_reference) for name, own in times.items()},
-        provenance,
-        tuple(f"The trials differ in {name}: {', '.join(values)}." for name, values in _mixed(provenance)),
+        rank_by,
+        {cost: scoring.performance_ratios(each) for cost, each in times.items()},
+        {name: scoring.speed_up(each, of_reference) for name, each in own.items()},
+        found,
+        records.hardware_profile,
+        provenance.differences(found),
         tuple(records.problems),
     )
 
 
-def _compare(workload: str, trials: Sequence[Trial], references: Sequence[str]) -> Comparison:
+def _is_on_record(comparisons: Sequence[Comparison], cost: Cost) -> bool:
+    """Whether any submission has this cost: the harness's logs have no training seconds, and no score by them."""
+    return cost is not Cost.TRAINING_SECONDS or any(
+        line.algoperf[cost] is not None for c in comparisons for line in c.lines
+    )
+
+
+def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str, float]]:
+    times: dict[str, dict[str, float]] = defaultdict(dict)
+    for comparison in comparisons:
+        for line in comparison.lines:
+            found = line.algoperf[cost]
+            times[line.submission][comparison.workload] = math.inf if found is None else found
+    return times
+
+
+def _compare(workload: str, trials: Sequence[Trial], references: Sequence[str], rank_by: Cost) -> Comparison:
     names = sorted({trial.submission for trial in trials})
-    metric, target = trials[0].metric, trials[0].target
-    goals = {(trial.metric, trial.target) for trial in trials}
+    goals = list(dict.fromkeys((trial.metric, trial.target, trial.lower_is_better) for trial in trials if trial.metric))
+    # A trial whose target could not be read does not take it from the others.
+    metric, target, lower_is_better = next((goal for goal in goals if goal[1] is not None), next(iter(goals)))
     levels = {}
     if target is not None:
-        levels = {name: scoring.easier(target, part, metric) for name, part in scoring.LEVELS.items()}
+        levels = {name: scoring.easier(target, part, lower_is_better) for name, part in scoring.LEVELS.items()}
     lines = [_line(name, [trial for trial in trials if trial.submission == name], levels) for name in names]
-    lines.sort(key=lambda line: (line.steps.mean if line.steps else math.inf, line.submission))
-    # A reference may carry its folder's name, where two are called alike.
-    able = [line for line in lines if line.submission.split(" (")[0] in references and line.steps]
+    lines.sort(key=lambda line: (_order(line, rank_by), line.submission))
+    # A row of a reference may carry more than its name: its folder's, or that it is the target's own configuration.
+    able = [line for line in lines if line.submission.split(" (")[0] in references and rank_by in line.costs]
     reference = able[0] if able else None
-    ratios = {line.submission: _ratios(line, reference) for line in lines if reference and line.steps}
-    warnings = _warnings(lines, reference, references)
+    ratios = {line.submission: _ratios(line, reference) for line in lines if reference and line.costs}
+    warnings = _warnings(lines, reference, references, rank_by)
     if len(goals) > 1:
-        told = ", ".join(f"{name} {value}" for name, value in sorted(goals, key=str))
+        told = ", ".join(f"{name} {value}" for name, value, _ in sorted(goals, key=str))
         warnings.append(f"The trials differ in their target: {told}. Ratios are to the first one's.")
     name = reference.submission if reference else None
     return Comparison(workload, metric, target, levels, name, tuple(lines), ratios, tuple(warnings))
 
 
+def _order(line: Line, rank_by: Cost) -> tuple[bool, float]:
+    found = line.costs.get(rank_by)
+    return (True, math.inf) if found is None else (found.is_bound, found.median)
+
+
 def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
-    search = [trial for trial in trials if not trial.is_repetition]
-    chosen, protocol = best_point(trials)
-    steps = seconds = None
-    at_levels: dict[str, Spread] = {}
-    if chosen and levels:
-        at_levels = {level: steps_to(chosen, value) for level, value in levels.items()}
-        steps = at_levels["target"]
-    # The seconds of a trial that broke off are not those of the budget.
-    if steps and not any(trial.state in (Miss.DIVERGED, Miss.CRASHED) for trial in chosen):
-        seconds = Spread.of([training_seconds(trial) for trial in chosen], steps.n_misses)
+    search = [trial for trial in trials if trial.phase is Phase.SEARCH]
+    chosen, protocol = protocols.best_point(trials)
+    costs = {cost: protocols.spread(chosen, cost) for cost in Cost}
+    at_levels = {level: protocols.spread(chosen, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in chosen if trial.compile_seconds is not None]
     best = [trial.best for trial in trials if trial.best is not None]
     studies: dict[int, list[Trial]] = defaultdict(list)
-    for trial in search:
-        if trial.state not in NO_RESULT:
+    for trial in trials:  # every study present counts: one without a hit is a miss
+        if trial.phase in (Phase.SEARCH, Phase.REFERENCE):
             studies[trial.study].append(trial)
-    lowest = trials[0].best is not None and scoring.lower_is_better(trials[0].metric)
+    lower_is_better = any(trial.lower_is_better for trial in trials)
     return Line(
         submission=name,
         trials=tuple(trials),
         searched=_searched(search),
         chosen=tuple(chosen),
         protocol=protocol,
-        steps=steps,
-        seconds=seconds,
+        costs={cost: found for cost, found in costs.items() if found is not None},
         compile_seconds=statistics.mean(compiles) if chosen and len(compiles) == len(chosen) else None,
-        levels=at_levels,
+        levels={level: found for level, found in at_levels.items() if found is not None},
         n_studies=len(studies),
-        algoperf_seconds=median_of_best(studies, lambda trial, at: trial.seconds[at]),
-        algoperf_steps=median_of_best(studies, lambda trial, at: trial.steps[at]),
-        best=(min if lowest else max)(best) if best else None,
+        algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
+        search_hits=protocols.share_of_hits(trials),
+        test_at_hit=protocols.test_metric_at_hit(chosen),
+        best=(min if lower_is_better else max)(best) if best else None,
     )
 
 
 def _searched(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Dimensions whose values differ between points, as (least, most), or the values where they are no numbers."""
+    """Dimensions whose values differ between points: (least, greatest), or as text where some are no numbers."""
     found = {}
     for name in sorted({name for trial in trials for name in trial.point}):
         values = list({repr(trial.point.get(name)): trial.point.get(name) for trial in trials}.values())
         if len(values) > 1:
-            is_range = all(isinstance(value, (int, float)) for value in values)
-            found[name] = (min(values), max(values)) if is_range else tuple(map(str, values))
+            is_range = all(map(_is_plain_number, values))
+            found[name] = (min(values), max(values)) if is_range else tuple(category(value) for value in values)
     return found
 
 
-def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
-    def ratio(quantity: Any) -> Ratio | None:
-        own, other = ([quantity(trial) for trial in each.chosen] for each in (line, reference))
-        if not statistics.mean(other):
-            return None
-        interval = scoring.ratio_interval(own, other)
-        bound = _bound(line.steps, reference.steps)
-        return Ratio(statistics.mean(own) / statistics.mean(other), interval, bound)
+def _is_plain_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
+
+def category(value: Any) -> str:
+    """A value of a dimension that is not all numbers, in tables and on axes; a word stands as it is."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
     if line is reference:
-        return {name: Ratio(1.0, None) for name in ("steps", "seconds", *line.levels)}
-    quantities = {"steps": lambda trial: counted_steps(trial, trial.target)[0], "seconds": training_seconds}
-    if line.seconds is None or reference.seconds is None:
-        del quantities["seconds"]
-    found = {name: ratio(quantity) for name, quantity in quantities.items()}
-    for level, spread in line.levels.items():
-        other = reference.levels[level]
-        found[level] = Ratio(spread.mean / other.mean, None, _bound(spread, other))
-    return {name: value for name, value in found.items() if value is not None}
+        return {name: Ratio(1.0, None) for name in (*line.costs, *line.levels)}
+    found = {}
+    for cost in [cost for cost in line.costs if cost in reference.costs]:
+        own, other = line.costs[cost], reference.costs[cost]
+        values, others = ([protocols.spent(trial, cost) for trial in each.chosen] for each in (line, reference))
+        if other.median > 0:
+            interval = None if any(map(math.isnan, values + others)) else scoring.ratio_interval(values, others)
+            found[cost] = Ratio(own.median / other.median, interval, _bound(own, other))
+    for level, own in line.levels.items():
+        other = reference.levels.get(level)
+        if other is not None and other.median > 0:
+            found[level] = Ratio(own.median / other.median, None, _bound(own, other))
+    return found
 
 
 def _bound(own: Spread, other: Spread) -> str:
-    return {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}[
-        own.n_misses > 0, other.n_misses > 0
-    ]
+    return {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}[own.is_bound, other.is_bound]
 
 
-def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequence[str]) -> list[str]:
-    if reference is None:
-        return [f"None of the first-order references ({', '.join(references)}) has an ended trial here: no ratios."]
+def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequence[str], rank_by: Cost) -> list[str]:
     warnings = []
-    if reference.steps.n_misses == reference.steps.n:
+    unknown = [line.submission for line in lines if line.chosen and line.compile_seconds is None]
+    if unknown:
         warnings.append(
-            f"The reference {reference.submission} never reached the target: its steps and seconds are those of the "
-            "whole budget, and ratios to it are too high."
+            f"Compilation is not on record, so that there are no training seconds, of {', '.join(unknown)}."
         )
-    elif reference.steps.n_misses:
+    if reference is None:
+        told = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
+        return [*warnings, f"{told}: no ratios."]
+    found = reference.costs[rank_by]
+    if found.is_bound:
         warnings.append(
-            f"The reference {reference.submission} missed the target on {reference.steps.n_misses} of "
-            f"{reference.steps.n} seeds, counted as the whole budget: ratios to it are too high."
+            f"The reference {reference.submission} missed the target on {found.n_misses} of {found.n} seeds: its "
+            "medians are lower bounds, the budget, and ratios to them are too high."
         )
     most = max(line.n_searched_trials for line in lines)
-    if reference.n_searched_trials < most:
+    if reference.n_searched_trials < most and reference.chosen[0].phase is not Phase.REFERENCE:
         warnings.append(
             f"The reference {reference.submission} was searched with {reference.n_searched_trials} trials, another "
             f"submission with {most}."
         )
-    included = [line.submission for line in lines if line.chosen and line.compile_seconds is None]
-    if included:
-        warnings.append(f"Compilation is not on record, and so in the seconds, of {', '.join(included)}.")
     return warnings
-
-
-def _provenance(trials: Sequence[Trial]) -> dict[str, list[str]]:
-    """What ran, on what: name -> the different values, in order."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for trial in trials:
-        e = trial.environment
-        if e.get("git_commit"):
-            found["commit"].add(e["git_commit"][:10] + (" with uncommitted changes" if e.get("git_dirty") else ""))
-        hardware = [str(e[name]) for name in ("cpu_model", "n_cpu_cores", "memory_gib") if e.get(name)]
-        if hardware:
-            found["machine"].add(", ".join(hardware) + (" GiB" if e.get("memory_gib") else ""))
-        if e.get("device_kind"):
-            found["devices"].add(f"{e.get('n_devices', 1)} × {e['device_kind']}")
-        for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy"):
-            if e.get(name):
-                found[name].add(str(e[name]))
-        if trial.rng_seed is not None:
-            found["seeds"].add(str(trial.rng_seed))
-    return {name: sorted(values) for name, values in found.items()}
-
-
-def _mixed(provenance: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    return [(name, values) for name, values in provenance.items() if name != "seeds" and len(values) > 1]

@@ -7,32 +7,55 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from tuning.report import escapes
+from tuning.report.protocols import Cost
 from tuning.report.summary import Comparison, Line, Ratio, Summary
 from tuning.scoring import Spread
 
-COLUMNS = ("submission", "trials", "searched", "steps to target", "ratio", "seconds", "ratio", "compile s", "best")
+COLUMNS = (
+    "submission",
+    "hits",
+    "steps",
+    "ratio",
+    "seconds",
+    "ratio",
+    "training seconds",
+    "ratio",
+    "compile s",
+    "test at hit",
+    "points that hit",
+    "best",
+    "searched",
+)
+_DIGITS = {Cost.STEPS: 0, Cost.SECONDS: 1, Cost.TRAINING_SECONDS: 1}
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """A row a submission, in the order of `COLUMNS`."""
-    found = []
-    for line in comparison.lines:
-        ratios = comparison.ratios.get(line.submission, {})
-        found.append(
-            [
-                line.submission + (" (reference)" if line.submission == comparison.reference else ""),
-                outcomes(line),
-                ", ".join(line.searched) or "nothing",
-                spread(line.steps, 0),
-                ratio(ratios.get("steps")),
-                spread(line.seconds, 1),
-                ratio(ratios.get("seconds")),
-                number(line.compile_seconds, 1),
-                number(line.best, 4),
-            ]
-        )
-    return found
+    """A row for each submission, in the order of `COLUMNS`."""
+    return [_row(comparison, line) for line in comparison.lines]
+
+
+def _row(comparison: Comparison, line: Line) -> list[str]:
+    ratios = comparison.ratios.get(line.submission, {})
+    cells = [line.submission + (" (reference)" if line.submission == comparison.reference else ""), hits(line)]
+    for cost, digits in _DIGITS.items():
+        cells += [spread(line.costs.get(cost), digits), ratio(ratios.get(cost))]
+    cells += [number(line.compile_seconds, 1), number(line.test_at_hit, 4), share(line), number(line.best, 4)]
+    return [*cells, ", ".join(line.searched) or "nothing"]
+
+
+def hits(line: Line) -> str:
+    """Of the best point's trials."""
+    aimed = [trial for trial in line.chosen if trial.target is not None]
+    return f"{sum(trial.hit_at(trial.target) is not None for trial in aimed)}/{len(aimed)}" if aimed else "–"
+
+
+def share(line: Line) -> str:
+    """Of the search's points, those that reached the target."""
+    n, ended = line.search_hits
+    return f"{n}/{ended}" if ended else "–"
 
 
 def outcomes(line: Line) -> str:
@@ -41,13 +64,11 @@ def outcomes(line: Line) -> str:
 
 
 def spread(value: Spread | None, digits: int) -> str:
-    """Mean ± standard error; '≥' before a mean with misses, which count as the budget, and a word if all missed."""
+    """The median; '≥' where it depends on a miss, which counts as the budget, and a word if all missed."""
     if value is None:
         return "–"
-    error = "" if value.standard_error is None else f" ± {value.standard_error:.{digits}f}"
-    if value.n_misses == value.n:
-        return f"≥ {value.mean:.{digits}f}, miss"
-    return f"{'≥ ' if value.n_misses else ''}{value.mean:.{digits}f}{error}"
+    told = f"{'≥ ' if value.is_bound else ''}{value.median:.{digits}f}"
+    return f"{told}, miss" if value.n_misses == value.n else told
 
 
 def ratio(value: Ratio | None) -> str:
@@ -67,31 +88,34 @@ def heading(comparison: Comparison) -> str:
 
 
 def terminal(comparison: Comparison) -> Table:
-    table = Table(*COLUMNS, title=heading(comparison))
+    # As Text, since rich reads square brackets in a str as markup.
+    table = Table(title=Text(escapes.one_line(heading(comparison))))
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
     for row in rows(comparison):
-        table.add_row(*row)
+        table.add_row(*(Text(escapes.one_line(cell)) for cell in row))
     return table
 
 
 def markdown(summary: Summary) -> str:
     parts = []
     for comparison in summary.comparisons:
-        lines = [f"| {' | '.join(row)} |" for row in rows(comparison)]
-        head = [f"### {heading(comparison)}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        parts += [*head, *lines, ""]
-    return "\n".join([*parts, _FOOTNOTE, ""])
+        lines = [f"| {' | '.join(map(escapes.markdown, row))} |" for row in rows(comparison)]
+        head = [f"### {escapes.markdown(heading(comparison))}", "", f"| {' | '.join(COLUMNS)} |"]
+        parts += [*head, "|---" * len(COLUMNS) + "|", *lines, ""]
+    return "\n".join([*parts, FOOTNOTE, ""])
 
 
 def latex(summary: Summary) -> str:
-    r"""A `tabular` a workload, for `\input`; needs the package booktabs."""
+    r"""A `tabular` for each workload, for `\input`; needs the package booktabs, and T1 fonts for all letters."""
     parts = []
     for comparison in summary.comparisons:
-        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows(comparison)]
-        head = [r"\begin{tabular}{ll" + "l" * (len(COLUMNS) - 2) + "}", r"\toprule"]
-        names = " & ".join(_escaped(name) for name in COLUMNS) + r" \\"
+        lines = [" & ".join(map(escapes.latex, row)) + r" \\" for row in rows(comparison)]
+        head = [r"\begin{tabular}{" + "l" * len(COLUMNS) + "}", r"\toprule"]
+        names = " & ".join(map(escapes.latex, COLUMNS)) + r" \\"
         tail = [r"\bottomrule", r"\end{tabular}", ""]
-        parts += [f"% {heading(comparison)}", *head, names, r"\midrule", *lines, *tail]
-    return "\n".join([*parts, f"% {_FOOTNOTE}", ""])
+        parts += [f"% {escapes.one_line(heading(comparison))}", *head, names, r"\midrule", *lines, *tail]
+    return "\n".join([*parts, f"% {FOOTNOTE}", ""])
 
 
 def as_csv(summary: Summary) -> str:
@@ -108,6 +132,7 @@ def as_csv(summary: Summary) -> str:
 def as_json(summary: Summary) -> dict[str, Any]:
     """All numbers, for programs; a miss is null."""
     return {
+        "ranked_by": summary.rank_by,
         "workloads": [
             {
                 "workload": comparison.workload,
@@ -120,14 +145,21 @@ def as_json(summary: Summary) -> dict[str, Any]:
             }
             for comparison in summary.comparisons
         ],
-        "scores": dict(summary.scores),
+        "scores": _scores(summary, summary.score),
+        "official_scores": _scores(summary, summary.official_score),
         "performance_ratios": summary.performance,
         "speed_ups": {name: {"workloads": each, "mean": mean} for name, (each, mean) in summary.speed_ups.items()},
         "n_official_workloads": summary.n_official,
+        "hardware_profile": summary.hardware_profile,
         "provenance": summary.provenance,
         "warnings": list(summary.warnings),
         "problems": [{"file": problem.file, "what": problem.what} for problem in summary.problems],
     }
+
+
+def _scores(summary: Summary, score: Any) -> dict[str, dict[str, float]]:
+    """Cost -> submission -> score."""
+    return {cost: {name: score(name, cost) for name in own} for cost, own in summary.performance.items()}
 
 
 def _records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -135,24 +167,26 @@ def _records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
+    n_hits, n_ended = line.search_hits
     record: dict[str, Any] = {
         "workload": comparison.workload,
         "submission": line.submission,
         "protocol": line.protocol,
         "n_trials": len(line.trials),
         "n_searched_trials": line.n_searched_trials,
+        "n_searched_that_ended": n_ended,
+        "n_searched_that_hit": n_hits,
         **{f"n_{state}": n for state, n in line.counts.items()},
         "searched": list(line.searched),
         "best_metric": line.best,
+        "test_metric_at_hit": line.test_at_hit,
         "compile_seconds": line.compile_seconds,
         "n_studies": line.n_studies,
-        "algoperf_seconds": line.algoperf_seconds,
-        "algoperf_steps": line.algoperf_steps,
+        **{f"algoperf_{cost}": found for cost, found in line.algoperf.items()},
     }
-    for name, value in (("steps", line.steps), ("seconds", line.seconds), *line.levels.items()):
-        if value is not None:
-            own = {"mean": value.mean, "standard_error": value.standard_error, "n_misses": value.n_misses}
-            record |= {f"{name}_{what}": number for what, number in own.items()}
+    for name, value in (*line.costs.items(), *line.levels.items()):
+        own = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
+        record |= {f"{name}_{what}": number for what, number in own.items()}
     for name, value in comparison.ratios.get(line.submission, {}).items():
         low, high = value.interval or (None, None)
         record |= {f"{name}_ratio": value.value, f"{name}_ratio_bound": value.bound}
@@ -164,13 +198,8 @@ def _cell(value: Any) -> Any:
     return " ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def _escaped(text: str) -> str:
-    replaced = {"_": r"\_", "%": r"\%", "&": r"\&", "–": "--", "±": r"$\pm$"}
-    replaced |= {"≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$"}
-    return "".join(replaced.get(letter, letter) for letter in text)
-
-
-_FOOTNOTE = (
-    "Mean ± standard error over seeds; a miss counts as the whole budget (≥, and of a ratio ≥, ≤ or ≈). Ratios to the "
-    "reference, with 95 % bootstrap intervals. Seconds are the submission's, without compilation."
+FOOTNOTE = (
+    "Medians over the seeds of the best point. A miss counts as the whole budget (≥; so a ratio is a bound, or ≈). "
+    "Ratios to the reference, with 95 % bootstrap intervals. Seconds are AlgoPerf's, compilation included; training "
+    "seconds leave compilation out."
 )

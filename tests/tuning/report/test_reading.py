@@ -81,6 +81,75 @@ def test_nan_is_never_a_hit_and_is_told(tmp_path):
     assert problems == [f"{place / 'eval_measurements.csv'} validation/accuracy is not a number in 1 of 3 rows"]
 
 
+def test_an_empty_cell_of_the_metric_is_no_number_and_means_diverged(tmp_path):
+    """As the official harness writes it."""
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.6], point={})
+    file = place / "eval_measurements.csv"
+    file.write_text(file.read_text().replace(",0.6\n", ",\n"))
+    trial, problems = only(tmp_path)
+    assert trial.state == "diverged" and "is not a number in 1 of 2 rows" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "workload", "state"),
+    [
+        ({"workload.max_allowed_runtime_sec": 20, "workload.eval_period_time_sec": 10}, "digits", "budget"),
+        ({"workload.max_allowed_runtime_sec": 20.9, "workload.eval_period_time_sec": 10}, "digits", "budget"),
+        ({"workload.max_allowed_runtime_sec": 22, "workload.eval_period_time_sec": 10}, "digits", "unfinished"),
+        ({"workload.max_allowed_runtime_sec": None}, "digits", "unfinished"),
+        # The hardware profile: 12,011 s, and an evaluation every 240.
+        ({"workload.max_allowed_runtime_sec": None}, "ogbg", "unfinished"),
+    ],
+)
+def test_a_last_evaluation_a_period_before_the_limit_is_the_budgets(tmp_path, more, workload, state):
+    write_trial(tmp_path / f"{workload}_jax" / "trial_1", [0.1], point={}, seconds_a_step=1.0, meta=more)
+    assert only(tmp_path)[0].state == state
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(11_760, "budget"), (11_700, "unfinished")])
+def test_a_hardware_profile_fills_in_the_limit(tmp_path, seconds, state):
+    """Without one on record: v100x8 has 12,011 s and 240 s between evaluations, a100x4 11,303 s and 452 s."""
+    meta = {"workload.max_allowed_runtime_sec": None}
+    place = tmp_path / "ogbg_jax" / "trial_1"
+    write_trial(place, [0.1], point={}, seconds_a_step=seconds / 10, meta=meta)
+    assert reading.read([tmp_path], "v100x8").trials[0].state == state
+    assert reading.read([tmp_path], "a100x4").trials[0].state == "budget"
+
+
+@pytest.mark.parametrize("file", ["outcome.json", "meta_data_0.json"])
+def test_a_metrics_direction_comes_from_the_record(tmp_path, file):
+    """`goodness` is known to nobody; the record says that less of it is better."""
+    told = {"target_direction": "lower"} if file == "outcome.json" else None
+    meta = {"workload.target_metric_name": "accuracy"} | ({} if told else {"workload.target_direction": "lower"})
+    place = tmp_path / "digits_jax" / "trial_1"
+    write_trial(place, [0.9, 0.7, 0.95], point={}, meta=meta, outcome=told)
+    trial, _ = only(tmp_path)
+    assert trial.lower_is_better and trial.hit_at(0.8) == 1 and trial.best == 0.7
+
+
+def test_every_trial_folder_is_read_once(tmp_path):
+    """By its resolved path: named twice, a folder within another, and through links, of which one leads back up."""
+    write_trial(tmp_path / "in" / "k" / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    write_trial(tmp_path / "away" / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "sgd"})
+    (tmp_path / "in" / "n").symlink_to(tmp_path / "away")
+    (tmp_path / "in" / "k" / "up").symlink_to(tmp_path / "in")
+    records = reading.read([tmp_path / "in", tmp_path / "in" / "k", tmp_path / "in"])
+    assert sorted(trial.submission for trial in records.trials) == ["kfac", "sgd"]
+    assert [problem.what for problem in records.problems] == [
+        "holds only trial folders that are read already; counted once"
+    ] * 2
+
+
+@pytest.mark.parametrize("phase", list(reading.Phase))
+def test_a_phase_is_the_folder_above(tmp_path, phase):
+    place = tmp_path / "e" / "kfac" / phase / "study_2" / "digits_jax" / "trial_1"
+    write_trial(place, [0.9], point={}, outcome={"submission": "kfac"})
+    trial, problems = only(tmp_path)
+    own = phase is reading.Phase.REFERENCE
+    assert (trial.phase, trial.study, trial.submission) == (phase, 2, "kfac (target's own)" if own else "kfac")
+    assert trial.experiment == str(tmp_path / "e" / "kfac") and not problems
+
+
 def test_an_outcome_that_the_evaluations_contradict(tmp_path):
     outcome = {"workload": "digits", "submission": "kfac", "steps_to_target": 10}
     write_trial(tmp_path / "trial_1", [0.5, 0.9], point={}, outcome=outcome)
@@ -105,7 +174,9 @@ def test_broken_and_missing_files(tmp_path):
 def test_an_empty_experiment(tmp_path):
     records = reading.read([tmp_path])
     assert not records.trials
-    assert records.problems == [reading.Problem(str(tmp_path), "holds no trial folder (trial_1, trial_2, …)")]
+    assert [(p.file, p.what) for p in records.problems] == [
+        (str(tmp_path), "holds no trial folder (trial_1, trial_2, …)")
+    ]
 
 
 def test_submissions_of_one_name_are_told_apart(tmp_path):

@@ -31,7 +31,7 @@ def test_it_prints_the_table_and_where_the_page_is(tmp_path):
     process = start(tmp_path / "in", f"--out={tmp_path / 'out'}", "--references=sgd")
     printed, problems = process.communicate()
     assert process.returncode == 0
-    assert "digits: to accuracy 0.8" in printed and "0.41" in printed and "sgd (reference)" in printed
+    assert "digits: to accuracy 0.8" in printed and "0.43" in printed and "sgd (reference)" in printed
     assert printed.rstrip().endswith(str(tmp_path / "out" / "index.html"))
     assert f"{place} line 12 is left out" in problems
 
@@ -40,7 +40,7 @@ def test_it_prints_the_table_and_where_the_page_is(tmp_path):
     ("arguments", "message"),
     [
         ([], "error: name the folders to report on"),
-        (["/nowhere/at/all"], "error: '/nowhere/at/all' is no folder"),
+        (["/nowhere/at/all"], "error: '/nowhere/at/all' is no folder or .tar.xz archive"),
         (["/tmp", "--referenses=x"], "error: Unknown command line flag 'referenses'"),
     ],
 )

@@ -1,19 +1,21 @@
 """A report's numbers, each beside the one that a reader works out by hand from the folders."""
 
+import csv
 import itertools
 import json
-import math
+import statistics
 from pathlib import Path
 
 import pytest
 
 from tests.tuning.report.folders import write_comparison, write_trial
 from tuning.report import reading, tables
+from tuning.report.protocols import Cost
 from tuning.report.summary import summarise
 
 
-def summary_of(*folders: Path, references=("sgd",)):
-    return summarise(reading.read(folders), references)
+def summary_of(*folders: Path, references=("sgd",), rank_by=Cost.STEPS):
+    return summarise(reading.read(folders), references, rank_by)
 
 
 @pytest.fixture
@@ -25,31 +27,113 @@ def digits(tmp_path):
 
 
 def test_steps_and_their_ratio(digits):
-    """kfac (20 + 30 + 40) / 3 = 30, standard error 10 / √3; sgd (50 + 70 + 100) / 3, the miss as its budget."""
-    kfac, sgd = digits.line("kfac"), digits.line("sgd")
-    assert (kfac.steps.mean, kfac.steps.n_misses) == (30, 0)
-    assert kfac.steps.standard_error == pytest.approx(10 / math.sqrt(3))
-    assert (sgd.steps.mean, sgd.steps.n_misses) == (pytest.approx(220 / 3), 1)
+    """kfac: the median of 20, 30, 40; sgd: of 50, 70 and a miss."""
+    kfac, sgd = digits.line("kfac").costs[Cost.STEPS], digits.line("sgd").costs[Cost.STEPS]
+    assert (kfac.median, kfac.n, kfac.n_misses, kfac.is_bound) == (30, 3, 0, False)
+    assert (sgd.median, sgd.n, sgd.n_misses, sgd.is_bound) == (70, 3, 1, False)
     assert digits.reference == "sgd"
-    assert digits.ratios["kfac"]["steps"].value == pytest.approx(30 / (220 / 3))
-    assert digits.ratios["sgd"]["steps"].value == 1
+    assert digits.ratios["kfac"][Cost.STEPS].value == pytest.approx(30 / 70)
+    assert digits.ratios["sgd"][Cost.STEPS].value == 1
 
 
 def test_the_interval_is_that_of_all_ways_to_draw_the_seeds_again(digits):
-    """27 draws of three seeds on either side: the 2.5 % and 97.5 % points of all 729 ratios, nearly."""
-    own, other = ([sum(draw) / 3 for draw in itertools.product(v, repeat=3)] for v in ([20, 30, 40], [50, 70, 100]))
+    """27 draws of three seeds on either side: the 2.5 % and 97.5 % points of all 729 ratios of medians."""
+    draws = (itertools.product(values, repeat=3) for values in ([20, 30, 40], [50, 70, 100]))
+    own, other = ([statistics.median(draw) for draw in each] for each in draws)
     every = sorted(x / y for x in own for y in other)
-    low, high = digits.ratios["kfac"]["steps"].interval
+    low, high = digits.ratios["kfac"][Cost.STEPS].interval
     assert low == pytest.approx(every[int(0.025 * len(every))], rel=0.03)
     assert high == pytest.approx(every[int(0.975 * len(every))], rel=0.03)
 
 
-def test_seconds_are_without_compilation(digits):
-    """kfac: 20 steps of 0.2 s, 30 and 40 of 0.1 s, less a second each; sgd: 5, 7 and 10 s."""
+def test_both_clocks(digits):
+    """kfac: 20 steps of 0.2 s, 30 and 40 of 0.1 s, a second each of it compilation; sgd: 5, 7 and 10 s, none."""
     kfac, sgd = digits.line("kfac"), digits.line("sgd")
-    assert kfac.seconds.mean == pytest.approx((3 + 2 + 3) / 3) and kfac.compile_seconds == 1
-    assert sgd.seconds.mean == pytest.approx(22 / 3)
-    assert digits.ratios["kfac"]["seconds"].value == pytest.approx(8 / 22)
+    assert kfac.costs[Cost.SECONDS].median == pytest.approx(4)
+    assert kfac.costs[Cost.TRAINING_SECONDS].median == pytest.approx(3) and kfac.compile_seconds == 1
+    assert sgd.costs[Cost.SECONDS].median == sgd.costs[Cost.TRAINING_SECONDS].median == pytest.approx(7)
+    assert digits.ratios["kfac"][Cost.SECONDS].value == pytest.approx(4 / 7)
+    assert digits.ratios["kfac"][Cost.TRAINING_SECONDS].value == pytest.approx(3 / 7)
+
+
+def test_ranked_by_either_clock(tmp_path):
+    """kfac: 2 s, of which 1.5 are compilation; sgd: 1 s, all of it training."""
+    for name, seconds, compiled in (("kfac", 0.2, 1.5), ("sgd", 0.1, 0.0)):
+        told = {"submission": name, "compile_seconds_to_target": compiled}
+        write_trial(tmp_path / name / "digits_jax" / "trial_1", [0.9], point={}, seconds_a_step=seconds, outcome=told)
+    for rank_by, first, scores in (
+        (Cost.SECONDS, "sgd", {"sgd": 1.0, "kfac": 2 / 3}),
+        (Cost.TRAINING_SECONDS, "kfac", {"kfac": 1.0, "sgd": 2 / 3}),
+    ):
+        summary = summary_of(tmp_path, rank_by=rank_by)
+        assert summary.comparisons[0].lines[0].submission == first and summary.score_by is rank_by
+        for name, score in scores.items():
+            assert summary.score(name, rank_by) == pytest.approx(score, abs=0.01)
+
+
+def test_the_reference_is_the_better_one_and_may_be_the_targets_own_configuration(tmp_path):
+    own = {"submission": "sgd"}
+    for phase, hit in (("target_reference", 2), ("search", 3)):
+        write_trial(tmp_path / "w/sgd" / phase / "digits_jax/trial_1", [0.1] * (hit - 1) + [0.9], point={}, outcome=own)
+    write_trial(tmp_path / "w/kfac/search/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    (comparison,) = summary_of(tmp_path).comparisons
+    assert comparison.reference == "sgd (target's own)"
+    assert {name: r[Cost.STEPS].value for name, r in comparison.ratios.items()} == {
+        "sgd (target's own)": 1,
+        "sgd": 1.5,
+        "kfac": 0.5,
+    }
+
+
+def test_a_search_is_confirmed_and_the_best_of_both_seeds_is_shown(tmp_path):
+    """Of three points the best two run again: 0.1 with 10 and 70 steps loses to 0.2 with 20 and 30."""
+    own = {"submission": "kfac"}
+    for phase, seed, hits in (("search", 0, {0.1: 1, 0.2: 2, 0.3: None}), ("confirm", 1, {0.1: 7, 0.2: 3})):
+        for trial, (rate, hit) in enumerate(hits.items(), start=1):
+            values = [0.1] * 10 if hit is None else [0.1] * (hit - 1) + [0.9]
+            place = tmp_path / "kfac" / phase / "digits_jax" / f"trial_{trial}"
+            write_trial(place, values, point={"learning_rate": rate}, outcome=own, seed=seed)
+    (line,) = summary_of(tmp_path).comparisons[0].lines
+    assert line.chosen[0].point == {"learning_rate": 0.2} and line.costs[Cost.STEPS].median == 25
+    assert line.search_hits == (2, 3) and line.n_searched_trials == 3
+
+
+def test_the_test_metric_at_the_hit(tmp_path):
+    for seed, metric in enumerate((0.7, 0.6, 0.5)):
+        place = tmp_path / "kfac" / "repeat" / f"study_{seed + 1}" / "digits_jax" / "trial_1"
+        write_trial(place, [0.1, 0.9], point={}, outcome={"submission": "kfac"}, seed=seed)
+        lines = (place / "eval_measurements.csv").read_text().splitlines()
+        cells = ["test/accuracy", "0.1", str(metric)]
+        joined = "".join(f"{line},{cell}\n" for line, cell in zip(lines, cells, strict=True))
+        (place / "eval_measurements.csv").write_text(joined)
+    (line,) = summary_of(tmp_path).comparisons[0].lines
+    assert line.test_at_hit == 0.6
+
+
+def test_a_target_reached_before_the_first_step(tmp_path):
+    place = write_trial(tmp_path / "sgd/digits_jax/trial_1", [0.9], point={}, steps=0, outcome={"submission": "sgd"})
+    assert (place / "eval_measurements.csv").read_text().splitlines()[1].startswith("0,")
+    write_trial(tmp_path / "kfac/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+    summary = summary_of(tmp_path)
+    (comparison,) = summary.comparisons
+    assert comparison.line("sgd").costs[Cost.STEPS].median == 0 and comparison.line("sgd").counts == {"hit": 1}
+    assert not comparison.ratios["kfac"] and not summary.problems
+
+
+def test_a_trial_without_a_target_does_not_take_it_from_the_others(tmp_path):
+    own = {"submission": "a"}
+    write_trial(tmp_path / "a/digits_jax/trial_1", [0.9], point={}, target=None, outcome=own)
+    write_trial(tmp_path / "b/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "b"})
+    (comparison,) = summary_of(tmp_path).comparisons
+    assert comparison.target == 0.8 and [line.submission for line in comparison.lines] == ["b", "a"]
+
+
+def test_dimensions_of_mixed_types_are_categories(tmp_path):
+    for trial, value in enumerate((False, "ekfac", None, [1, 2], 0.5), start=1):
+        place = tmp_path / f"kfac/digits_jax/trial_{trial}"
+        write_trial(place, [0.9], point={"scaling": value}, outcome={"submission": "kfac"})
+    (line,) = summary_of(tmp_path).comparisons[0].lines
+    assert line.searched == {"scaling": ("false", "ekfac", "null", "[1, 2]", "0.5")}
 
 
 def test_counts_dimensions_and_the_best_metric(digits):
@@ -66,7 +150,7 @@ def test_easier_targets(tmp_path):
     write_trial(tmp_path / "y/digits_jax/trial_1", [0.1, 0.1, 0.79, 0.9], point={}, outcome={"submission": "sgd"})
     (comparison,) = summary_of(tmp_path).comparisons
     assert dict(comparison.levels) == {"target": 0.8, "98 %": pytest.approx(0.784), "95 %": pytest.approx(0.76)}
-    assert [spread.mean for spread in comparison.line("kfac").levels.values()] == [30, 20, 10]
+    assert [spread.median for spread in comparison.line("kfac").levels.values()] == [30, 20, 10]
     ratios = comparison.ratios["kfac"]
     assert [ratios[level].value for level in comparison.levels] == [30 / 40, 20 / 30, 10 / 30]
 
@@ -79,45 +163,46 @@ def test_algoperfs_protocol_is_the_median_over_studies_of_the_best_trial(tmp_pat
             place = tmp_path / f"kfac/study_{study}/digits_jax/trial_{trial}"
             write_trial(place, values, point={"learning_rate": study + trial}, outcome={"submission": "kfac"})
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert (line.n_studies, line.algoperf_seconds, line.algoperf_steps) == (3, pytest.approx(4.0), 40)
+    assert (line.n_studies, line.algoperf[Cost.SECONDS], line.algoperf[Cost.STEPS]) == (3, pytest.approx(4.0), 40)
 
 
 def test_a_submission_that_misses_in_most_studies_has_no_time(tmp_path):
     for study, values in enumerate(([0.9], [0.1] * 10, [0.1] * 10), start=1):
         write_trial(tmp_path / f"kfac/study_{study}/digits_jax/trial_1", values, point={}, outcome={})
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.algoperf_seconds is None
+    assert line.algoperf[Cost.SECONDS] is None
 
 
 def test_points_run_on_several_seeds_without_a_search_folder(tmp_path):
-    """The point with the fewest mean steps of three seeds each: 0.2 with (20 + 30 + 40) / 3."""
+    """The point with the fewest mean steps of three seeds each: 0.2 with 20, 30, 40."""
     for seed, hits in enumerate(((9, 2), (1, 3), (9, 4))):
         for trial, hit in enumerate(hits, start=1):
             place = tmp_path / f"kfac/study_{seed + 1}/digits_jax/trial_{trial}"
             point = {"learning_rate": 0.1 * trial}
             write_trial(place, [0.1] * (hit - 1) + [0.8], point=point, outcome={"submission": "kfac"}, seed=seed)
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.steps.mean == 30 and line.chosen[0].point == {"learning_rate": 0.2}
+    assert line.costs[Cost.STEPS].median == 30 and line.chosen[0].point == {"learning_rate": 0.2}
 
 
-def test_pruned_and_unfinished_trials_are_in_no_mean(tmp_path):
+def test_pruned_and_unfinished_trials_are_in_no_median(tmp_path):
     own = {"submission": "kfac"}
     write_trial(tmp_path / "digits_jax/trial_1", [0.1] * 3, point={"a": 1}, outcome=own | {"reason": "pruned"})
     write_trial(tmp_path / "digits_jax/trial_2", [0.1] * 3, point={"a": 2}, outcome=None)
     write_trial(tmp_path / "digits_jax/trial_3", [0.1] * 5 + [0.9], point={"a": 3}, outcome=own)
     (line,) = [each for each in summary_of(tmp_path).comparisons[0].lines if each.submission == "kfac"]
-    assert line.steps.mean == 60 and line.counts == {"hit": 1, "pruned": 1}
+    assert line.costs[Cost.STEPS].median == 60 and line.counts == {"hit": 1, "pruned": 1}
 
 
-def test_the_seconds_of_a_trial_that_broke_off_are_in_no_mean(tmp_path):
-    """Diverged after 20 steps: 100 of steps, its budget, and no seconds."""
+def test_the_seconds_of_a_trial_that_broke_off_are_in_no_median(tmp_path):
+    """Diverged after 20 steps: 100 of steps, its budget, and more seconds than any; the median of two depends on it."""
     own = {"submission": "kfac"}
     for seed, values in enumerate(([0.1, 0.9], [0.1, float("nan")])):
         diverged = own | ({"reason": "diverged"} if seed else {})
         place = tmp_path / f"kfac/study_{seed + 1}/digits_jax/trial_1"
         write_trial(place, values, point={"a": 1}, seed=seed, outcome=diverged)
     (line,) = summary_of(tmp_path, references=("kfac",)).comparisons[0].lines
-    assert line.steps.mean == 60 and line.steps.n_misses == 1 and line.seconds is None
+    assert line.costs[Cost.STEPS].median == 60 and line.costs[Cost.STEPS].is_bound
+    assert line.costs.keys() == {Cost.STEPS}
 
 
 def test_a_lower_metric_may_be_the_better(tmp_path):
@@ -127,7 +212,9 @@ def test_a_lower_metric_may_be_the_better(tmp_path):
     file.write_text(file.read_text().replace("validation/accuracy", "validation/wer"))
     (comparison,) = summary_of(tmp_path).comparisons
     (line,) = comparison.lines
-    assert line.steps.mean == 30 and line.best == 0.09 and comparison.levels["95 %"] == pytest.approx(0.105)
+    assert (
+        line.costs[Cost.STEPS].median == 30 and line.best == 0.09 and comparison.levels["95 %"] == pytest.approx(0.105)
+    )
 
 
 def test_warnings(tmp_path):
@@ -139,7 +226,7 @@ def test_warnings(tmp_path):
     write_trial(tmp_path / "sgd/digits_jax/trial_1", [0.1], point={}, outcome={"submission": "sgd"} | environment)
     summary = summary_of(tmp_path)
     told = " ".join([*summary.warnings, *summary.comparisons[0].warnings])
-    for expected in ("in jax: 0.10.2, 0.9", "in devices: 1 × V100, 1 × cpu", "sgd never reached the target"):
+    for expected in ("in jax: 0.10.2, 0.9", "in devices: 1 × V100, 1 × cpu", "sgd missed the target on 1 of 1 seeds"):
         assert expected in told
     assert "sgd was searched with 1 trials, another submission with 2" in told
 
@@ -147,16 +234,16 @@ def test_warnings(tmp_path):
 def test_without_a_reference_there_are_no_ratios(tmp_path):
     write_trial(tmp_path / "kfac/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     (comparison,) = summary_of(tmp_path).comparisons
-    assert comparison.reference is None and not comparison.ratios and "no ratios" in comparison.warnings[0]
+    assert comparison.reference is None and not comparison.ratios and "no ratios" in comparison.warnings[-1]
 
 
 def test_the_tables_hold_the_same_numbers(tmp_path):
     summary = summary_of(write_comparison(tmp_path / "comparison"))
-    assert "| kfac | 6: 5 hit, 1 budget | damping, learning_rate | 30 ± 6 | ≤ 0.41 (" in tables.markdown(summary)
-    assert "| sgd (reference) | 6: 4 hit, 2 budget | learning_rate | ≥ 73 ± 15 | 1.00 |" in tables.markdown(summary)
-    assert r"kfac & 6: 5 hit, 1 budget & damping, learning\_rate & 30 $\pm$ 6 & $\leq$ 0.41 (" in tables.latex(summary)
-    header, first = tables.as_csv(summary).splitlines()[:2]
-    row = dict(zip(header.split(","), first.split(","), strict=True))
-    assert (row["submission"], float(row["steps_mean"]), row["n_hit"]) == ("kfac", 30, "5")
+    assert "| kfac | 3/3 | 30 | 0.43 (0.20–0.80) | 4.0 | 0.57 (" in tables.markdown(summary)
+    assert "| sgd (reference) | 2/3 | 70 | 1.00 | 7.0 | 1.00 | 7.0 | 1.00 | 0.0 | – | 2/3 |" in tables.markdown(summary)
+    assert r"kfac & 3/3 & 30 & 0.43 (0.20--0.80) & 4.0 & 0.57 (" in tables.latex(summary)
+    row = next(csv.DictReader(tables.as_csv(summary).splitlines()))
+    assert (row["submission"], float(row["steps_median"]), row["n_hit"]) == ("kfac", 30, "5")
+    assert (float(row["seconds_median"]), float(row["training_seconds_median"])) == (4, 3)
     content = json.loads(json.dumps(tables.as_json(summary)))
-    assert content["workloads"][0]["submissions"][0]["steps_ratio"] == pytest.approx(30 / (220 / 3))
+    assert content["workloads"][0]["submissions"][0]["steps_ratio"] == pytest.approx(30 / 70)

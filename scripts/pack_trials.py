@@ -1,0 +1,29 @@
+"""Packs trial folders into one small archive that scripts/report.py reads: records to commit.
+
+python scripts/pack_trials.py experiments/evidence/b3db --out=results/evidence/b3db.tar.xz
+"""
+
+from pathlib import Path
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning.errors import UserError
+from tuning.report import archive, files
+
+flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", required=True)
+flags.DEFINE_string("workload", None, "Only trials of this one.")
+
+
+def main(chosen: dict[str, Any], folders: list[str]) -> None:
+    out = Path(chosen["out"]).expanduser()
+    if not folders:
+        raise UserError("name the folders to pack: scripts/pack_trials.py EXPERIMENT_DIR … --out=trials.tar.xz")
+    if not out.name.endswith(files.ARCHIVE_ENDING):
+        raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
+    n = archive.pack([Path(folder).expanduser() for folder in folders], out, chosen["workload"])
+    print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
+
+
+command.run(__name__, main, takes_words=True)

@@ -1,0 +1,38 @@
+"""Time budgets and evaluation periods of AlgoPerf's base workloads, for the machines they were measured on.
+
+Sources: `v100x8`, the AlgoPerf benchmark v0.6 (eight V100; its published logs record the same numbers); `a100x4`, the
+rules of the later rounds (four A100 of 40 GB, TF32), of which only two workloads are known here.
+"""
+
+from workloads.spec import Budget
+
+V100X8 = "v100x8"
+A100X4 = "a100x4"
+
+BUDGETS: dict[str, dict[str, Budget]] = {
+    V100X8: {
+        "criteo1tb": Budget(step_hint=10_666, max_allowed_runtime_s=7_703, eval_period_s=120),
+        "fastmri": Budget(step_hint=18_094, max_allowed_runtime_s=4_430, eval_period_s=80),
+        "imagenet_resnet": Budget(step_hint=195_999, max_allowed_runtime_s=66_159, eval_period_s=510),
+        "imagenet_vit": Budget(step_hint=167_999, max_allowed_runtime_s=69_768, eval_period_s=420),
+        "librispeech_conformer": Budget(step_hint=76_000, max_allowed_runtime_s=58_015, eval_period_s=1_440),
+        "librispeech_deepspeech": Budget(step_hint=38_400, max_allowed_runtime_s=44_405, eval_period_s=1_440),
+        "ogbg": Budget(step_hint=52_000, max_allowed_runtime_s=12_011, eval_period_s=240),
+        "wmt": Budget(step_hint=120_000, max_allowed_runtime_s=43_336, eval_period_s=840),
+    },
+    A100X4: {
+        "imagenet_vit": Budget(step_hint=167_999, max_allowed_runtime_s=64_292, eval_period_s=2_571),
+        "ogbg": Budget(step_hint=52_000, max_allowed_runtime_s=11_303, eval_period_s=452),
+    },
+}
+
+
+def budget(workload_name: str, profile: str) -> Budget | None:
+    """The official budget of a workload under a hardware profile; None where none is known.
+
+    Raises:
+        ValueError: there is no such profile.
+    """
+    if profile not in BUDGETS:
+        raise ValueError(f"unknown hardware profile {profile!r}; known: {', '.join(BUDGETS)}")
+    return BUDGETS[profile].get(workload_name)
