@@ -30,7 +30,7 @@ _MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfin
 INK = "#0b0c0d"
 _MOST_LETTERS = 60
 # What is more than this is drawn in part, or as pixels.
-_MOST_BACKGROUND_CURVES = 60
+_MOST_BACKGROUND_CURVES = 40
 _MOST_VECTOR_POINTS = 200
 _AXES = {
     Cost.STEPS: "step",
@@ -217,10 +217,12 @@ def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
         where = [[_place(trial, name, line.searched) for trial in own] for name in (x, y)]
         axes.scatter(*where, color=_GREY, marker=_MISSES.get(state, "_"), **look)
     for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
+        if name and not isinstance(line.searched[name][0], str):
+            which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         if name and _is_wide(line.searched[name]):
             (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
             is_long = line.searched[name][1] > 30 * line.searched[name][0]
-            which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5)))
+            which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
             which.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             which.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.tick_params(labelsize=7, which="both")
