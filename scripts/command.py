@@ -1,6 +1,7 @@
-"""How a script starts: flags parsed, expected errors shown as one line, and an exit code for each kind of them."""
+"""How a script starts and ends: flags parsed, expected errors and interruptions shown as one line, with an exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,13 @@ from absl import app, flags, logging
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
+from tuning.interruption import Interrupted, stop_while_importing
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop_while_importing)  # importing the libraries takes seconds
+
 from tuning import compilation_cache, plain_output
 from tuning.errors import UserError, one_line
-from tuning.interruption import Interrupted
 
 flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
 flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0, upper_bound=2**64 - 1)
@@ -35,6 +40,8 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
 
     if script != "__main__":
         return
+    if signal.getsignal(signal.SIGINT) is stop_while_importing:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     plain_output.use()
     try:
         app.run(start, flags_parser=_parse if not takes_words else _parse_flags)

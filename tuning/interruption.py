@@ -1,6 +1,8 @@
 """Signals that ask a trial to end: it saves its state first, if there is any."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,12 @@ class Interrupted(BaseException):
             return f"stopped by {self.signal_name}: no new checkpoint; run the same command with --resume to go on"
         saved = f"the checkpoint of step {self.saved_step} is saved"
         return f"stopped by {self.signal_name}: {saved}; run the same command with --resume to go on"
+
+
+def stop_while_importing(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGINT for the time in which libraries are loaded, whose half-done imports make a long traceback."""
+    print("stopped by SIGINT before anything was begun", file=sys.stderr, flush=True)
+    os._exit(_EXIT_CODES["SIGINT"])
 
 
 class Interruption:

@@ -37,7 +37,7 @@ class MetricsLogger:
         self._trial_dir, self._write = trial_dir, write
         self._rows: list[dict[str, Any]] = []
         self._eval_rows: list[dict[str, Any]] = []
-        self._n_fetched = 0
+        self._n_fetched = self._n_written = 0
         self._unread_losses: list[Any] = []
         self._n_lost = 0  # losses that were not finite since one that was
 
@@ -85,14 +85,16 @@ class MetricsLogger:
             self._n_lost = 0 if is_finite else self._n_lost + 1
 
     def flush(self) -> None:
-        """Writes both files as they stand; a file without rows is not made."""
+        """Writes both files as they stand, if rows were added; a file without rows is not made."""
         for row in self._rows[self._n_fetched :]:
             row.update({name: _plain_number(value) for name, value in row.items()})
         self._n_fetched = len(self._rows)
         while self._unread_losses:
             self._read_loss()
-        if self._rows:
-            records.write_csv(self._trial_dir / "measurements.csv", self._rows, self._write)
+        if len(self._rows) == self._n_written:
+            return
+        self._n_written = len(self._rows)
+        records.write_csv(self._trial_dir / "measurements.csv", self._rows, self._write)
         if self._eval_rows:
             records.write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows, self._write)
 

@@ -125,13 +125,13 @@ def log_loss(call):
 DESCRIBED = ("rng_seed", "trial_index", "max_global_steps", "stop_at_target", "pruning", "matmul_precision")
 
 
-def run_fake_trial(trial_dir, workload, submission, point=None, **options):
-    """run_trial, on a folder that it claims; options are those of `describe` and of `run_trial`."""
+def run_fake_trial(trial_dir, workload, submission, point=None, claim=(), **options):
+    """run_trial, on a folder that it claims by `claim`'s options; others are those of `describe` and of `run_trial`."""
     described = {"rng_seed": 0, "trial_index": 1}
     described |= {name: options.pop(name) for name in DESCRIBED if name in options}
     description = describe("fake", workload, submission, point or Point(0.1), data_dir=str(trial_dir), **described)
-    with Claim.take(trial_dir) as claim:
-        return run_trial(description, workload, submission, claim, **options)
+    with Claim.take(trial_dir, **dict(claim)) as own:
+        return run_trial(description, workload, submission, own, **options)
 
 
 def run_for_ever(trial_dir):

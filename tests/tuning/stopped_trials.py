@@ -1,0 +1,76 @@
+"""A process that runs short trials which stop themselves, as SIGSTOP from outside would, before a chosen write.
+
+`python stopped_trials.py FOLDER` prints how many writes to the disk a trial makes, from a first one in FOLDER. Then it
+reads lines "FOLDER N" and forks a process for each, whose N-th write is preceded by SIGSTOP. It prints the process's
+id, and at its end how it ended.
+"""
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
+
+from tuning.claim import ClaimLost, FolderClaimed
+from tuning.trial import Checkpointing
+
+BEAT_S, LEASE_S = 0.05, 0.3
+WRITES = ("replace", "rename", "fsync", "unlink")
+
+
+def run(folder: Path) -> None:
+    """40 steps, an evaluation and a checkpoint after every tenth."""
+    claim = dict(beat_s=BEAT_S, lease_s=LEASE_S)
+    own = dict(checkpointing=Checkpointing(keep=2), resume=True, claim=claim)
+    run_fake_trial(folder, FakeWorkload(), fake_submission(log_loss), **own)
+
+
+def before_each_write(do) -> None:
+    def with_it(write):
+        def do_and_write(*arguments, **named):
+            do()
+            return write(*arguments, **named)
+
+        return do_and_write
+
+    for name in WRITES:
+        setattr(os, name, with_it(getattr(os, name)))
+
+
+def stop_before(n: int) -> None:
+    count = itertools.count(1)
+    before_each_write(lambda: os.kill(os.getpid(), signal.SIGSTOP) if next(count) == n else None)
+
+
+def print_total(folder: Path) -> None:
+    made = []
+    before_each_write(lambda: made.append(1))
+    run(folder)
+    print(len(made), flush=True)
+
+
+def main() -> None:
+    if not (child := os.fork()):
+        print_total(Path(sys.argv[1]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    for line in sys.stdin:
+        folder, n = line.rsplit(" ", 1)
+        child = os.fork()
+        if not child:
+            stop_before(int(n))
+            try:
+                run(Path(folder))
+            except ClaimLost:
+                os._exit(17)
+            except FolderClaimed:
+                os._exit(18)
+            os._exit(0)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
