@@ -1,4 +1,4 @@
-"""How a script starts and ends: flags parsed, expected errors and interruptions shown as one line, with an exit code."""
+"""How a script starts and ends: flags parsed; errors and interruptions as one line, with an exit code for each kind."""
 
 import os
 import signal
@@ -6,17 +6,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags, logging
-
-# XLA's CPU backend calls OpenBLAS for factorisations; OpenBLAS's own threads then spin on the cores that XLA's need. It
-# is read when NumPy is loaded, hence here.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
 from tuning.interruption import Interrupted, stop_while_importing
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_while_importing)  # importing the libraries takes seconds
+
+# XLA's CPU backend calls OpenBLAS for factorisations; OpenBLAS's own threads then spin on the cores that XLA's need. It
+# is read when NumPy is loaded, hence here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from absl import app, flags, logging
 
 from tuning import compilation_cache, plain_output
 from tuning.errors import UserError, one_line
