@@ -75,7 +75,7 @@ class Claim:
                 shutil.rmtree(prepared, ignore_errors=True)
                 _remove_empty(made)
                 raise
-            _clear_leftovers(folder, staging)
+            _clear_leftovers(folder)
         return cls(folder, staging, made, beat_s)
 
     def __enter__(self) -> "Claim":
@@ -257,9 +257,12 @@ def _write_beat(place: Path, count: int) -> None:
         file.write(f"{os.getpid()}:{count}".encode().zfill(20))
 
 
-def _clear_leftovers(folder: Path, staging: Path) -> None:
-    """Removes what comers left that were killed: only those whose process is known to be gone."""
+def _clear_leftovers(folder: Path) -> None:
+    """Removes what killed processes left: released claims, and those of comers that are known to be gone."""
     for place in folder.glob(f"{_CLAIM}-*"):
+        if place.name.startswith(f"{_CLAIM}-{_OWNER}"):
+            shutil.rmtree(place, ignore_errors=True)
+            continue
         infos = [*place.glob("owner.json"), *place.glob("*/owner.json")]
         try:
             is_dead = all(process_identity.has_ended(json.loads(info.read_bytes())["process"]) for info in infos)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line per trial, and the closing table."""
+"""What is shown of a run on the terminal: one live line per trial, and the closing table."""
 
 import math
 import sys
@@ -86,15 +86,15 @@ def _duration(seconds: float) -> str:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
-    """A row per trial: what came of it, steps and seconds to target, compile seconds apart, best metric."""
-    table = Table("trial", "outcome", "steps to target", "seconds to target", "compile seconds", "best metric")
+    """A row per trial: its end, its steps to the target, its seconds by both clocks, its best metric."""
+    table = Table("trial", "outcome", "steps to target", "seconds to target", "without compilation", "best metric")
     for outcome in outcomes:
         table.add_row(
             str(outcome.trial_index),
             outcome.reason or "target",
             _cell(outcome.steps_to_target, "d"),
+            _cell(outcome.seconds_to_target, ".2f"),
             _cell(outcome.training_seconds_to_target, ".2f"),
-            _cell(outcome.compile_seconds, ".2f"),
             _cell(outcome.best_validation_metric, ".4f"),
         )
     (console or Console(file=sys.stdout)).print(table)

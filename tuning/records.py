@@ -1,6 +1,7 @@
 """How results are written to files, each one whole at any moment."""
 
 import csv
+import glob
 import io
 import json
 import math
@@ -8,6 +9,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+_LEFTOVER_S = 3600.0
 
 Write = Callable[[Path, bytes], None]  # puts a whole file in its place: `write_bytes`, or a claim's `write`
 
@@ -18,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_text`."""
+    """As `write_text`. Temporary files that earlier processes left, since they were killed, go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,9 +29,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _clear_leftovers(temporary, f".{glob.escape(path.name)}.*.tmp")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # of a full disk, which it would keep full
+
+
+def _clear_leftovers(own: Path, pattern: str) -> None:
+    """Both times are the disk's, so the machine's clock does not matter; an hour is longer than any write."""
+    for other in own.parent.glob(pattern):
+        try:
+            if own.stat().st_mtime - other.stat().st_mtime > _LEFTOVER_S:
+                other.unlink()
+        except FileNotFoundError:
+            pass  # it was in use, and has its place now
 
 
 def write_json(path: Path, content: Mapping[str, Any], write: Write = write_bytes) -> None:

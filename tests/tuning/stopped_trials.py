@@ -1,8 +1,8 @@
-"""A process that runs short trials which stop themselves, as SIGSTOP from outside would, before a chosen write.
+"""A process that runs short trials which stop or kill themselves before a chosen write, as a signal from outside would.
 
 `python stopped_trials.py FOLDER` prints how many writes to the disk a trial makes, from a first one in FOLDER. Then it
-reads lines "FOLDER N" and forks a process for each, whose N-th write is preceded by SIGSTOP. It prints the process's
-id, and at its end how it ended.
+reads lines "FOLDER N SIGNAL" and forks a process for each, which sends itself the signal before its N-th write. It
+prints the process's id, and at its end how it ended.
 """
 
 import itertools
@@ -39,9 +39,9 @@ def before_each_write(do) -> None:
         setattr(os, name, with_it(getattr(os, name)))
 
 
-def stop_before(n: int) -> None:
+def signal_before(n: int, name: str) -> None:
     count = itertools.count(1)
-    before_each_write(lambda: os.kill(os.getpid(), signal.SIGSTOP) if next(count) == n else None)
+    before_each_write(lambda: os.kill(os.getpid(), getattr(signal, name)) if next(count) == n else None)
 
 
 def print_total(folder: Path) -> None:
@@ -57,10 +57,10 @@ def main() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     for line in sys.stdin:
-        folder, n = line.rsplit(" ", 1)
+        folder, n, name = line.rsplit(maxsplit=2)
         child = os.fork()
         if not child:
-            stop_before(int(n))
+            signal_before(int(n), name)
             try:
                 run(Path(folder))
             except ClaimLost:

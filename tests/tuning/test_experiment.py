@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import logging
@@ -62,13 +63,14 @@ def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path
     assert [path.name for path in folder.iterdir()] == ["trial_1"]
 
 
-def test_the_table_has_a_row_per_trial(request_for):
-    text = io.StringIO()
-    progress.print_outcomes(run_experiment(request_for(num_tuning_trials=2)), Console(file=text, width=200))
+def test_the_table_has_a_row_per_trial_with_both_clocks(request_for):
+    text, (hit, miss) = io.StringIO(), run_experiment(request_for(num_tuning_trials=2))
+    hit = dataclasses.replace(hit, seconds_to_target=19.61, compile_seconds_to_target=18.21)
+    progress.print_outcomes([hit, miss], Console(file=text, width=200))
     lines = [line for line in text.getvalue().splitlines() if "│" in line]
     first, second = [line.replace(" ", "").split("│")[1:-1] for line in lines]
-    assert (first[0], first[1], first[2], first[5]) == ("1", "target", "10", "0.1000")
-    assert (second[0], second[1], second[2], second[3], second[5]) == ("2", "diverged", "-", "-", "-")
+    assert first == ["1", "target", "10", "19.61", "1.40", "0.1000"]
+    assert second == ["2", "diverged", "-", "-", "-", "-"]
 
 
 def test_the_progress_line_tells_step_metric_rate_and_time_left():

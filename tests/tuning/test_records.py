@@ -29,6 +29,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path):
+    for name, age_s in ((".a.csv.1.tmp", 7200), (".a.csv.2.tmp", 60), (".b.csv.1.tmp", 7200)):
+        (tmp_path / name).write_text("part")
+        then = (tmp_path / name).stat().st_mtime - age_s
+        os.utime(tmp_path / name, (then, then))
+    records.write_text(tmp_path / "a.csv", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.csv.2.tmp", ".b.csv.1.tmp", "a.csv"]
+
+
 def test_json_is_strict(tmp_path):
     content = {"x": math.inf, "y": np.float32(0.5), "z": [math.nan, (1, "b")], "n": None}
     records.write_json(tmp_path / "a.json", content)

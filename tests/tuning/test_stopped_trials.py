@@ -1,5 +1,10 @@
-"""A trial that was stopped beyond its lease and continued writes nothing, wherever in its writes it stood."""
+"""A trial is stopped or killed before any of its writes: of the start, of evaluations, of checkpoints, of the end.
 
+Stopped beyond its lease and continued, it writes nothing. Killed, it is resumed to the same files.
+"""
+
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +20,9 @@ from tuning.claim import Claim, owner
 ROOT = Path(__file__).parents[2]
 
 
-N_TRIES = 20
+N_STOPS, N_KILLS = 20, 30
+TIMES = {"score", "total_duration", "preemption_count"}
+TIMES |= {f"accumulated_{kind}_time" for kind in ("submission", "eval", "logging")}
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +56,10 @@ def everything(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("i", range(N_TRIES))
-def test_it_writes_nothing(server, tmp_path, i):
-    """Tries lie evenly over the writes: those of the start, of evaluations, checkpoints and the end."""
+@pytest.mark.parametrize("i", range(N_STOPS))
+def test_stopped_beyond_its_lease_it_writes_nothing(server, tmp_path, i):
     folder, (process, n_writes) = tmp_path / "t", server
-    print(folder, 1 + i * (n_writes - 1) // (N_TRIES - 1), file=process.stdin, flush=True)
+    print(folder, 1 + i * (n_writes - 1) // (N_STOPS - 1), "SIGSTOP", file=process.stdin, flush=True)
     child = int(process.stdout.readline())
     while state(child) != "T":
         time.sleep(0.02)
@@ -66,3 +72,29 @@ def test_it_writes_nothing(server, tmp_path, i):
         os.kill(child, signal.SIGCONT)
         assert int(process.stdout.readline()) == (0 if had_ended else 17 if had_begun else 18)
         assert everything(tmp_path) == before
+
+
+def contents(folder):
+    found = {}
+    for name in ("measurements.csv", "eval_measurements.csv"):
+        with open(folder / name, newline="") as file:
+            found[name] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    outcome = json.loads((folder / "outcome.json").read_text())
+    left_out = ("seconds", "compiles", "hits", "resumptions")
+    return found | {k: v for k, v in outcome.items() if k != "data_dir" and not any(word in k for word in left_out)}
+
+
+@pytest.mark.slow
+def test_killed_it_is_resumed_to_the_same_files_and_leaves_no_others(server, tmp_path):
+    process, n_writes = server
+    stopped_trials.run(tmp_path / "whole")
+    whole, names = contents(tmp_path / "whole"), {path.name for path in (tmp_path / "whole").rglob("*")}
+    for i in range(N_KILLS):
+        folder = tmp_path / str(i)
+        print(folder, 1 + i * (n_writes - 1) // (N_KILLS - 1), "SIGKILL", file=process.stdin, flush=True)
+        assert int(process.stdout.readline()) and int(process.stdout.readline()) == -9
+        stopped_trials.run(folder)
+        assert contents(folder) == whole, i
+        found = {path.name for path in folder.rglob("*")}
+        # The last checkpoint but two stays if the kill came right before its removal.
+        assert names <= found <= names | {"flags_1.json", "meta_data_1.json", "20.checkpoint"}
