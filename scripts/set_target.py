@@ -1,8 +1,8 @@
-"""Sets a workload's target with its first-order references; writes it and every trial behind it.
+"""Sets workloads' targets with their first-order references; writes them and every trial behind them.
 
 A run that was cut short continues.
 
-python scripts/set_target.py --workload=b3db --experiment_dir=experiments/targets --workers=2
+python scripts/set_target.py --workloads=b3db,mnist_vit,pydoc_lm --experiment_dir=experiments/targets --workers=2
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from absl import flags
 
 from tuning import target
 
-flags.DEFINE_string("workload", None, "Name of the workload; its target must not be set yet.", required=True)
+flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are not set yet.", required=True)
 flags.DEFINE_list("references", ["submissions/nesterov", "submissions/nadamw"], "First-order submissions.")
 flags.DEFINE_integer("num_tuning_trials", 40, "Random points of each reference.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 20, "Repetitions of the best point.", lower_bound=1)
@@ -21,24 +21,30 @@ flags.DEFINE_integer("workers", 1, "Processes beside each other, a core each.", 
 flags.DEFINE_string(
     "experiment_dir", None, "Where the trials' folders go; finished ones are used again.", required=True
 )
-flags.DEFINE_string("out", "results/targets", "Where the result goes.")
-flags.DEFINE_string("presets", "presets", "Where the reference run's point goes, as a search space.")
+flags.DEFINE_string("out", "results/targets", "Where the results go.")
+flags.DEFINE_string("presets", "presets", "Where the reference runs' points go, as search spaces.")
 
 
 def main(chosen: dict[str, Any]) -> None:
-    protocol = target.Protocol(
-        workload=chosen["workload"],
-        references=tuple(chosen["references"]),
-        n_points=chosen["num_tuning_trials"],
-        n_seeds=chosen["num_seeds"],
-        search_seed=chosen["rng_seed"],
-        folder=Path(chosen["experiment_dir"]),
-        data_dir=chosen["data_dir"],
-    )
-    found = target.find_target(protocol, chosen["workers"])
-    print(f"validation target {found['validation_target']}, test target {found['test_target']}")
-    files = target.write(found, Path(chosen["out"]), Path(chosen["presets"]))
-    print(f"written to {' and '.join(map(str, files))}; now set the targets in the workload")
+    out, presets = Path(chosen["out"]), Path(chosen["presets"])
+    for workload in chosen["workloads"]:
+        target.result_file(out, workload)
+    protocols = [
+        target.Protocol(
+            workload=workload,
+            references=tuple(chosen["references"]),
+            n_points=chosen["num_tuning_trials"],
+            n_seeds=chosen["num_seeds"],
+            search_seed=chosen["rng_seed"],
+            folder=Path(chosen["experiment_dir"]),
+            data_dir=chosen["data_dir"],
+        )
+        for workload in chosen["workloads"]
+    ]
+    for found in target.find_targets(protocols, chosen["workers"], say=lambda line: print(line, flush=True)):
+        files = target.write(found, out, presets)
+        print(f"{found['workload']}: validation target {found['validation_target']}, test {found['test_target']}")
+        print(f"written to {' and '.join(map(str, files))}; now set the targets in the workload", flush=True)
 
 
 command.run(__name__, main)

@@ -14,7 +14,8 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ class Protocol:
     def seeds(self) -> range:
         return range(self.search_seed + 1, self.search_seed + 1 + self.n_seeds)
 
+    def search_jobs(self, index: int) -> list["Job"]:
+        """Point `index` of each reference, if there is one."""
+        return [Job(self, path, index) for path in self.references if index < self.n_points]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -75,37 +80,62 @@ class Job:
         return self.protocol.folder / self.protocol.workload / Path(self.reference).name / place
 
 
-def find_target(protocol: Protocol, workers: int = 1, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The procedure's result: the targets, the point that they come from, and every trial.
+def find_targets(
+    protocols: Sequence[Protocol], workers: int = 1, say: Callable[[str], None] = print
+) -> Iterator[dict[str, Any]]:
+    """Of each workload the procedure's result: the targets, the point that they come from, and every trial.
 
-    Raises:
-        UserError: the workload's target is set: a target is set once.
+    The searches take turns, point by point.
     """
-    workload = registry.load(protocol.workload)
-    if math.isfinite(workload.validation_target_value):
-        raise UserError(f"the target of {protocol.workload} is set and frozen; to set it anew, make it infinite first")
-    jobs = [Job(protocol, path, i) for i in range(protocol.n_points) for path in protocol.references]
-    searched = dict(zip(jobs, target_workers.run(run, jobs, workers, say), strict=True))
-    best = max(searched, key=lambda job: _goodness(searched[job], workload))
-    again = [Job(protocol, best.reference, best.index, seed) for seed in protocol.seeds]
-    repeated = list(target_workers.run(run, again, workers, say))
-    curves = [_curve(job, workload) for job in again]
-    found = _targets(repeated, curves, workload)
+    with target_workers.pool(workers) as pool:
+
+        def submit(jobs: Iterable[Job]) -> dict[Job, Future]:
+            futures = {job: pool.submit(run, job) for job in jobs}
+            for job, future in futures.items():
+                future.add_done_callback(functools.partial(_tell, say, job))
+            return futures
+
+        indices = range(max(protocol.n_points for protocol in protocols))
+        searches = submit(job for i in indices for protocol in protocols for job in protocol.search_jobs(i))
+        repeats = []
+        for protocol in protocols:
+            searched = {job: future.result() for job, future in searches.items() if job.protocol == protocol}
+            workload = registry.load(protocol.workload)
+            best = max(searched, key=lambda job: _signed(searched[job].best_validation_metric, workload))
+            repeats.append((searched, submit(Job(protocol, best.reference, best.index, n) for n in protocol.seeds)))
+        for protocol, (searched, futures) in zip(protocols, repeats, strict=True):
+            repeated = {job: future.result() for job, future in futures.items()}
+            yield _result(registry.load(protocol.workload), searched, repeated)
+
+
+def _tell(say: Callable[[str], None], job: Job, future: Future) -> None:
+    if future.cancelled() or future.exception() is not None:
+        return
+    outcome = future.result()
+    point = " ".join(f"{name}={value:.3g}" for name, value in outcome.hyperparameters.items())
+    best = "none" if outcome.best_validation_metric is None else f"{outcome.best_validation_metric:.4f}"
+    ended = f"{outcome.reason or 'done'} at step {outcome.global_step}"
+    say(f"{job.folder}: best {best}, {ended}, {outcome.training_seconds:.1f} s [{point}]")
+
+
+def _result(workload: Workload, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
+    curves, outcomes = [_curve(job, workload) for job in repeated], list(repeated.values())
+    found = _targets(outcomes, curves, workload)
     steps = [_first_hit(curve, found["validation_target"], workload) for curve in curves]
+    summaries: dict[str, list[dict[str, Any]]] = {}
+    for job, outcome in searched.items():
+        summaries.setdefault(Path(job.reference).name, []).append(_summary(outcome))
     return {
-        "workload": protocol.workload,
-        "reference": repeated[0].submission,
-        "hyperparameters": repeated[0].hyperparameters,
+        "workload": outcomes[0].workload,
+        "reference": outcomes[0].submission,
+        "hyperparameters": outcomes[0].hyperparameters,
         **found,
-        "step_budget": repeated[0].step_budget,
+        "step_budget": outcomes[0].step_budget,
         "rungs": RUNGS,
         "median_steps_to_target": statistics.median(math.inf if step is None else step for step in steps),
-        "repetitions": [_summary(o) | {"steps_to_target": s} for o, s in zip(repeated, steps, strict=True)],
-        "searches": {
-            Path(path).name: [_summary(outcome) for job, outcome in searched.items() if job.reference == path]
-            for path in protocol.references
-        },
-        "environment": repeated[0].environment,
+        "repetitions": [_summary(o) | {"steps_to_target": s} for o, s in zip(outcomes, steps, strict=True)],
+        "searches": summaries,
+        "environment": outcomes[0].environment,
     }
 
 
@@ -171,10 +201,6 @@ def _signed(metric: float | None, workload: Workload) -> float:
     return metric if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else -metric
 
 
-def _goodness(outcome: Outcome, workload: Workload) -> float:
-    return _signed(outcome.best_validation_metric, workload)
-
-
 def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
     """Step -> validation and test metric."""
     with (job.folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
@@ -204,9 +230,22 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in names} | {"training_seconds": round(outcome.training_seconds, 2)}
 
 
+def result_file(folder: Path, workload: str) -> Path:
+    """Where a workload's result goes.
+
+    Raises:
+        UserError: it is there: a target is set once.
+    """
+    file = folder / f"{workload}.json"
+    if file.exists():
+        raise UserError(f"the target of {workload} is set: {str(file)!r}; remove that file to set it anew")
+    return file
+
+
 def write(found: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
     """The result, a trial to a line, and its point as a search space of one point."""
-    file, preset = folder / f"{found['workload']}.json", presets / f"{found['workload']}_{found['reference']}.json"
+    file = result_file(folder, found["workload"])
+    preset = presets / f"{found['workload']}_{found['reference']}.json"
     records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(found[key])}" for key in found) + "\n}\n")
     records.write_text(preset, json.dumps([found["hyperparameters"]], indent=2) + "\n")
     return file, preset

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 
@@ -49,7 +48,8 @@ def world(tmp_path, monkeypatch):
 
 
 def find(protocol):
-    return target.find_target(protocol, say=lambda line: None)
+    (found,) = target.find_targets([protocol], say=lambda line: None)
+    return found
 
 
 @pytest.mark.parametrize("direction", Direction)
@@ -82,14 +82,6 @@ def test_finished_trials_are_used_again(world):
     assert ran == [3.0]
 
 
-def test_a_target_is_set_once(world):
-    protocol, workload, ran = world()
-    workload.validation_target_value = 0.8
-    with pytest.raises(UserError, match="the target of fake is set and frozen"):
-        find(protocol)
-    assert not ran and math.isfinite(workload.validation_target_value)
-
-
 def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
     protocol, _, _ = world()
     found = find(protocol)
@@ -97,13 +89,16 @@ def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
     assert json.loads(file.read_text()) == json.loads(json.dumps(found))
     (point,) = search_space.points(search_space.read(preset), 1, seed=0)
     assert point._asdict() == found["hyperparameters"] and preset.name == "fake_one.json"
+    with pytest.raises(UserError, match="the target of fake is set: .*remove that file to set it anew"):
+        target.write(found, tmp_path / "targets", tmp_path / "presets")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
 def test_each_worker_keeps_to_one_core():
-    cores = list(target_workers._outcomes(os.sched_getaffinity, [0, 0, 0], 2))
-    assert all(len(core) == 1 for core in cores) and len(os.sched_getaffinity(0)) >= 1
+    with target_workers.pool(2) as pool:
+        cores = [future.result() for future in [pool.submit(os.sched_getaffinity, 0) for _ in range(3)]]
+    assert all(len(core) == 1 for core in cores)
 
 
 @pytest.mark.parametrize("name", ["nesterov", "nadamw"])
