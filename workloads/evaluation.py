@@ -1,11 +1,13 @@
 """A model's outputs over a whole split, gathered on the host."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from workloads.spec import ForwardPassMode, Workload
 
@@ -21,17 +23,13 @@ class Predictions:
 
 
 class Predictor:
-    """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split."""
+    """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split.
+
+    The devices of a single host share each batch, whose rows they must divide.
+    """
 
     def __init__(self, workload: Workload) -> None:
-        def forward(params: Any, batch: Mapping[str, Any], model_state: Any) -> tuple[Any, Any, Any]:
-            logits, _ = workload.model_fn(
-                params, batch, model_state, ForwardPassMode.EVAL, None, update_batch_norm=False
-            )
-            loss = workload.loss_fn(batch["targets"], logits, batch["weights"])
-            return logits, loss["summed"], loss["n_valid_examples"]
-
-        self._forward = jax.jit(forward)
+        self._workload = workload
 
     def __call__(self, params: Any, model_state: Any, batches: Iterable[Mapping[str, Any]]) -> Predictions:
         outputs, labels = [], []
@@ -43,3 +41,18 @@ class Predictor:
         n_terms = float(np.sum(counts, dtype=np.float64))
         mean_loss = float(np.sum(losses, dtype=np.float64)) / n_terms if n_terms else float("nan")
         return Predictions(np.concatenate(logits), np.concatenate(targets), np.concatenate(weights), mean_loss)
+
+    @functools.cached_property
+    def _forward(self) -> Any:
+        """Made at the first evaluation: a workload alone uses no device."""
+        if jax.process_count() > 1:
+            return jax.jit(self._one_batch)
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+        everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
+        return jax.jit(self._one_batch, in_shardings=(everywhere, split, everywhere), out_shardings=everywhere)
+
+    def _one_batch(self, params: Any, batch: Mapping[str, Any], model_state: Any) -> tuple[Any, Any, Any]:
+        workload = self._workload
+        logits, _ = workload.model_fn(params, batch, model_state, ForwardPassMode.EVAL, None, update_batch_norm=False)
+        loss = workload.loss_fn(batch["targets"], logits, batch["weights"])
+        return logits, loss["summed"], loss["n_valid_examples"]

@@ -7,6 +7,7 @@ from tests.workloads.graph_samples import as_jraph, random_graphs
 from workloads.graphs.b3db import B3dbWorkload
 from workloads.graphs.metrics import mean_average_precision
 from workloads.graphs.model import GraphNetworkModel
+from workloads.graphs.ogbg import OgbgWorkload
 from workloads.graphs.pipeline import BatchShape, assemble, plan
 from workloads.spec import ForwardPassMode, LossType
 
@@ -51,8 +52,7 @@ def _naive_loss(labels, logits, weights, smoothing):
         for task in range(labels.shape[1]):
             if weights[row, task] > 0 and not np.isnan(labels[row, task]):
                 p = 1 / (1 + np.exp(-float(logits[row, task])))
-                # optax.smooth_labels spreads over the last axis, the tasks, as upstream does.
-                y = labels[row, task] * (1 - smoothing) + smoothing / labels.shape[1]
+                y = labels[row, task] * (1 - smoothing) + smoothing / 2
                 summed -= y * np.log(p) + (1 - y) * np.log(1 - p)
                 count += 1
     return summed, count
@@ -74,6 +74,16 @@ def test_loss_is_the_masked_sum_over_labelled_pairs(smoothing):
     gradient = jax.grad(lambda x: workload.loss_fn(labels, x, weights)["summed"])(jnp.asarray(logits))
     assert np.isfinite(gradient).all() and (np.asarray(gradient)[weights == 0] == 0).all() and gradient[0, 0] == 0
     assert workload.loss_type is LossType.SIGMOID_CROSS_ENTROPY
+
+
+@pytest.mark.parametrize(("workload", "low"), [(B3dbWorkload(), 0.2 / 2), (OgbgWorkload(), 0.2 / 128)])
+def test_smoothed_labels_lie_between_the_two_outcomes_or_are_upstreams(workload, low):
+    """One binary task's 0 and 1 become 0.1 and 0.9; AlgoPerf's `ogbg` takes its 128 tasks for classes."""
+    logits = np.array([[0.7], [-1.3]])
+    targets = np.array([[low], [0.8 + low]])
+    expected = np.logaddexp(0, logits) - targets * logits
+    loss = workload.loss_fn(np.array([[0.0], [1.0]]), logits, None, label_smoothing=0.2)
+    np.testing.assert_allclose(loss["per_example"], expected[:, 0], rtol=1e-6)
 
 
 def test_dropout_acts_in_train_mode_only_and_takes_a_traced_rate():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jraph
 import numpy as np
@@ -47,6 +49,24 @@ def test_sub_batches_are_what_jraph_makes_of_the_same_graphs():
     for start in range(0, len(parts) - SHAPE.sub_batches + 1, SHAPE.sub_batches):
         batch = assemble(GRAPHS, parts[start : start + 3], SHAPE)["inputs"]
         _equal(batch, jraph.batch_np(blocks[start : start + 3]))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 7])
+def test_rows_that_the_devices_do_not_divide_are_filled_up_at_the_end(devices):
+    parts = plan(GRAPHS, np.arange(GRAPHS.n_graphs), SHAPE)[:3]
+    one = assemble(GRAPHS, parts, SHAPE)
+    many = assemble(GRAPHS, parts, dataclasses.replace(SHAPE, devices=devices))
+    assert all(len(leaf) % devices == 0 for leaf in jax.tree.leaves(many))
+    graph, alone = many["inputs"], one["inputs"]
+    for name in ("nodes", "edges", "senders", "receivers"):
+        rows = getattr(graph, name)
+        _equal(rows[: len(getattr(alone, name))], getattr(alone, name))
+    assert (graph.senders[len(alone.senders) :] == len(graph.nodes) - 1).all()
+    # The last graph, which is padding, owns what is added.
+    assert (graph.n_node.sum(), graph.n_edge.sum()) == (len(graph.nodes), len(graph.edges))
+    for name in ("n_node", "n_edge"):
+        _equal(getattr(graph, name)[: len(alone.n_node) - 1], getattr(alone, name)[:-1])
+    assert many["weights"].sum() == one["weights"].sum() and not many["weights"][len(alone.n_node) - 1 :].any()
 
 
 def test_labels_follow_their_graphs_and_padding_has_no_weight():

@@ -4,7 +4,8 @@ A batch is S sub-batches one after another. A sub-batch of nominal size B holds 
 and 56 B directed edges, and is padded to B + 1 graphs, 26 B + 1 nodes and 56 B edges by one graph that owns
 the spare nodes and edges (all at its first node), then empty graphs: what `jraph.dynamically_batch` makes of
 the same graphs in the same order. No edge leaves its sub-batch. The numbers 26 and 56 are AlgoPerf's,
-molpcba's means.
+molpcba's means. Rows of graphs, nodes and edges that the devices do not divide are filled up at the batch's end; no
+real row moves, so that any number of devices draws the same dropout masks.
 """
 
 import dataclasses
@@ -22,19 +23,20 @@ EDGES_PER_GRAPH = 56
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """`sub_batches` times room for `graphs_per_sub_batch` graphs of mean size."""
+    """`sub_batches` times room for `graphs_per_sub_batch` graphs of mean size, on `devices` devices."""
 
     sub_batches: int
     graphs_per_sub_batch: int
+    devices: int = 1
 
     @classmethod
-    def of(cls, *, global_batch_size: int, sub_batches: int) -> "BatchShape":
+    def of(cls, *, global_batch_size: int, sub_batches: int, devices: int = 1) -> "BatchShape":
         """Raises ValueError if the batch size is not a positive multiple of the number of sub-batches."""
         if global_batch_size < 1 or global_batch_size % sub_batches:
             raise ValueError(
                 f"the batch size must be a positive multiple of the {sub_batches} sub-batches, not {global_batch_size}"
             )
-        return cls(sub_batches, global_batch_size // sub_batches)
+        return cls(sub_batches, global_batch_size // sub_batches, devices)
 
     @property
     def max_nodes(self) -> int:
@@ -43,6 +45,12 @@ class BatchShape:
     @property
     def max_edges(self) -> int:
         return EDGES_PER_GRAPH * self.graphs_per_sub_batch
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Graphs, nodes and edges of a whole batch: multiples of the number of devices."""
+        counts = (self.graphs_per_sub_batch + 1, self.max_nodes + 1, self.max_edges)
+        return tuple(-(-self.sub_batches * count // self.devices) * self.devices for count in counts)
 
 
 def plan(graphs: PackedGraphs, order: np.ndarray, shape: BatchShape) -> list[np.ndarray]:
@@ -78,15 +86,14 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
     """At most S planned sub-batches -> one batch; missing ones are all padding.
 
     `inputs`: GraphsTuple, features float32, indices int32. `targets`, `weights`: [S (B + 1), n_tasks]
-    float32, both 0 where a label is missing or the graph is padding.
+    float32, both 0 where a label is missing or the graph is padding. The last graph owns what the devices add.
     """
-    n_rows = shape.sub_batches * (shape.graphs_per_sub_batch + 1)
-    n_nodes, n_edges = shape.sub_batches * (shape.max_nodes + 1), shape.sub_batches * shape.max_edges
+    n_rows, n_nodes, n_edges = shape.rows
     batch = jraph.GraphsTuple(
         nodes=np.zeros((n_nodes, graphs.node_features.shape[1]), np.float32),
         edges=np.zeros((n_edges, graphs.bond_features.shape[1]), np.float32),
-        senders=np.empty(n_edges, np.int32),
-        receivers=np.empty(n_edges, np.int32),
+        senders=np.full(n_edges, n_nodes - 1, np.int32),
+        receivers=np.full(n_edges, n_nodes - 1, np.int32),
         globals={},
         n_node=np.zeros(n_rows, np.int32),
         n_edge=np.zeros(n_rows, np.int32),
@@ -106,6 +113,8 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
             node=index * (shape.max_nodes + 1),
             edge=index * shape.max_edges,
         )
+    batch.n_node[-1] += n_nodes - batch.n_node.sum()
+    batch.n_edge[-1] += n_edges - batch.n_edge.sum()
     return {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
 
 

@@ -35,6 +35,7 @@ class GraphWorkload(FlaxWorkload):
     node_feature_dim: int = 9
     edge_feature_dim: int = 3
     sub_batches: int = 1  # independent of the number of devices, so that one and many see the same batches
+    smoothing_classes: int = 2  # label smoothing a moves 0 to a / classes, and 1 to 1 - a + a / classes
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +78,8 @@ class GraphWorkload(FlaxWorkload):
         present = ~jnp.isnan(label_batch)
         if mask_batch is not None:
             present &= mask_batch > 0
-        labels = optax.smooth_labels(jnp.where(present, label_batch, 0.0), label_smoothing)
+        labels = jnp.where(present, label_batch, 0.0)
+        labels = (1 - label_smoothing) * labels + label_smoothing / self.smoothing_classes
         losses = jnp.where(present, optax.sigmoid_binary_cross_entropy(logits_batch, labels), 0.0)
         return {
             "summed": losses.sum(),
@@ -96,7 +98,7 @@ class GraphWorkload(FlaxWorkload):
         num_batches: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         del cache, repeat_final_dataset
-        shape = BatchShape.of(global_batch_size=global_batch_size, sub_batches=self.sub_batches)
+        shape = self._shape(global_batch_size)
         if data_dir not in self._graphs:
             self._graphs[data_dir] = self._load_graphs(data_dir)
         graphs = self._graphs[data_dir]
@@ -105,7 +107,7 @@ class GraphWorkload(FlaxWorkload):
         return islice(evaluation_batches(graphs, self._evaluated(graphs, split), shape), num_batches)
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> TrainingBatches:
-        shape = BatchShape.of(global_batch_size=global_batch_size, sub_batches=self.sub_batches)
+        shape = self._shape(global_batch_size)
         seed = host_seed(data_rng)
         graphs = synthetic_molecules(
             4 * global_batch_size,
@@ -115,6 +117,11 @@ class GraphWorkload(FlaxWorkload):
             seed=seed,
         )
         return TrainingBatches(graphs, graphs.indices("train"), shape, seed=seed)
+
+    def _shape(self, global_batch_size: int) -> BatchShape:
+        return BatchShape.of(
+            global_batch_size=global_batch_size, sub_batches=self.sub_batches, devices=jax.device_count()
+        )
 
     def _evaluated(self, graphs: PackedGraphs, split: str) -> np.ndarray:
         """Graph ids of a split; "eval_train" is the same random part of "train" in every run."""

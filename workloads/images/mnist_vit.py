@@ -31,7 +31,7 @@ class MnistVitWorkload(ImageWorkload):
 
     @property
     def eval_batch_size(self) -> int:
-        return 50
+        return 64
 
     def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
         """The digits come with the package, so `data_dir` is not used.
