@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from workloads.tfds_data import PreparedData
+
 
 class LossType(enum.Enum):
     SOFTMAX_CROSS_ENTROPY = 0
@@ -120,6 +122,7 @@ class Workload(abc.ABC):
     test_target: Target
     budget: Budget
     split_sizes: SplitSizes
+    prepared_data: tuple[PreparedData, ...] = ()  # what `scripts/prepare_data.py` is to make
 
     def __init__(self) -> None:
         self.metrics_logger = None

@@ -1,7 +1,7 @@
 """TFDS data sets as `scripts/prepare_data.py` leaves them, array_record files, read without TensorFlow."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,24 @@ class Dataset:
     def path(self) -> Path:
         """Its folder, below that of all data sets."""
         return Path(self.name, *([self.config] if self.config else []), self.version)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A data set that a workload reads, and how `scripts/prepare_data.py` makes it.
+
+    Attributes:
+        n_examples: split -> the published number of examples.
+        archives: files that TFDS makes it from, looked for in the manual folder.
+        source: where to get those by hand; None where TFDS downloads what is not in the manual folder.
+        finish: (data folder, whether to make it anew) makes of it what training reads; None where it is read as it is.
+    """
+
+    dataset: Dataset
+    n_examples: Mapping[str, int]
+    archives: tuple[str, ...]
+    source: str | None = None
+    finish: Callable[[str, bool], Any] | None = None
 
 
 def folder(data_dir: str | None) -> Path:

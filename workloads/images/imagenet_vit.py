@@ -31,6 +31,15 @@ class ImagenetVitWorkload(ImageWorkload):
     test_target = Target("accuracy", 0.6519)
     budget = Budget(step_hint=167_999, max_allowed_runtime_s=69_768, eval_period_s=420)
     split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
+    prepared_data = (
+        tfds_data.PreparedData(
+            TRAINING,
+            {"train": 1_281_167, "validation": 50_000},
+            ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+            source="https://image-net.org/download-images, after registration",
+        ),
+        tfds_data.PreparedData(TEST, {"test": 10_000}, ("imagenetv2-matched-frequency.tar.gz",)),
+    )
 
     @property
     def eval_batch_size(self) -> int:
