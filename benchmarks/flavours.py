@@ -13,7 +13,7 @@ from benchmarks.programs import PARTS, cost_of_parts, step_programs
 from benchmarks.timing import markdown
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
-from submissions.kfac.capture import capture
+from submissions.kfac.capture import capture, families, trace
 from submissions.kfac.convolution import patches
 from submissions.kfac.factors import Use, input_factor, output_factor
 from submissions.kfac.layers import Layer, find_layers
@@ -84,15 +84,18 @@ def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use
 
     def values(params: Any) -> tuple[dict, dict]:
         problem = Problem(workload, batch, None, 0.0, None, jax.random.PRNGKey(0))
-        captured = capture(problem.forward, params, layers)
-        convolutions.update(captured.convolutions)
+        traced = trace(problem.forward, params)
+        found, _ = families(traced.products, params, layers)
+        convolutions.update({kernel: family.uses[0].raw_convolution for kernel, family in found.items()})
+        captured = capture(traced, params, found)
         return captured.inputs, captured.pullback(captured.outputs)[1]
 
     inputs, gradients = jax.eval_shape(values, params)
     for layer in layers:
-        if layer.name in inputs:
-            yield layer, "A", Use(inputs[layer.name][0], Rows(batch_size), convolutions.get(layer.name))
-            yield layer, "B", Use(gradients[layer.name][0], Rows(batch_size))
+        kernel = layer.kernel_path
+        if kernel in inputs:
+            yield layer, "A", Use(inputs[kernel][0], Rows(batch_size), convolutions[kernel])
+            yield layer, "B", Use(gradients[kernel][0], Rows(batch_size))
 
 
 def positions_and_width(use: Use) -> tuple[int, int]:

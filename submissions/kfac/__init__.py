@@ -1,14 +1,17 @@
-"""K-FAC-expand and K-FAC-reduce for any Flax model, as an optax gradient transformation."""
+"""K-FAC-expand and K-FAC-reduce as an optax gradient transformation, for models of Flax Linen, NNX and plain JAX."""
 
 from .adaptive import Scaling, bases_by_layer, eigenbasis_adam
+from .coverage import CurvatureWarning, describe
+from .discovery import trace_layers
 from .eigenbasis import Refresh
 from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
-from .layers import Layer, describe, find_layers
-from .sharing import Layout, Sharing, batch_layout, graph_layout
+from .layers import Layer, find_layers
+from .sharing import Layout, Sharing, batch_layout, graph_layout, row_layout
 from .transform import Momentum, WeightDecay, kfac
 
 __all__ = [
+    "CurvatureWarning",
     "Estimate",
     "Fisher",
     "Geometry",
@@ -29,4 +32,6 @@ __all__ = [
     "graph_layout",
     "kfac",
     "probe",
+    "row_layout",
+    "trace_layers",
 ]

@@ -1,8 +1,8 @@
-"""Layer inputs and output gradients of a Flax model, without a change to the model: the only file that knows Flax.
+"""Layer inputs and output gradients of a model, without a change to the model.
 
-`flax.linen.intercept_methods` reaches every Dense, DenseGeneral and Conv that a forward pass calls. Its input is read,
-and a zero *perturbation* is added to its output, whose gradient is the layer's output gradient. One forward pass serves
-any number of backward passes.
+The forward pass is traced once, its products with the layers' kernels are found in the jaxpr, and the jaxpr is
+evaluated: the products' inputs are read, and a zero *perturbation* is added to their outputs, whose gradient is the
+layer's output gradient. One forward pass serves any number of backward passes.
 """
 
 import math
@@ -11,161 +11,201 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax.core import tracers
 from jax import Array
+from jax.extend.core import ClosedJaxpr
 
-from .convolution import Convolution
+from .convolution import Convolution, patches
 from .devices import vary
-from .layers import Layer
+from .layers import Layer, Path, leaf_path
+from .products import Kind, Product, Products, find_products
+from .replay import replay
 
 PyTree = Any
 Forward = Callable[[PyTree], tuple[PyTree, PyTree]]  # params -> (outputs, auxiliary values)
 
-_LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv)
+
+class KernelUse(NamedTuple):
+    """One use of a family's layers in the forward pass.
+
+    Attributes:
+        product: where the kernel meets the input.
+        is_transposed: whether the kernel's outputs are contracted, as by an embedding's `attend`.
+    """
+
+    product: Product
+    is_transposed: bool
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Lengths of the product's own axes of positions `[lead, *sites]`, without time."""
+        shape, axes = self.product.output.shape, self.product.output_axes
+        rows = axes[:-1] if self.product.convolution else self._rows(len(shape), axes)
+        return tuple(shape[axis] for axis in rows)
+
+    @property
+    def time(self) -> tuple[int, ...]:
+        """Lengths of the scans that use the kernel again at each step."""
+        pairs = zip(self.product.lengths, self.product.is_sliced, strict=True)
+        return tuple(length for length, is_sliced in pairs if not is_sliced)
+
+    @property
+    def raw_convolution(self) -> Convolution | None:
+        """How to read the arranged input as patches, where it is none yet."""
+        return None if self.time else self.product.convolution
+
+    def arrange_input(self, x: Array) -> Array:
+        """An input as the equation has it, after the scans' axes, as `[layers, lead, *time, *sites, d]`.
+
+        Without the axis `layers` where no scan stacks them; `[..., *spatial, channels]` of a convolution, but its
+        patches where there is a time; without d for the indices of a lookup.
+        """
+        product, n_scans = self.product, len(self.product.lengths)
+        if product.kind is Kind.CONVOLUTION:
+            x = x.transpose(*range(n_scans), *(n_scans + axis for axis in product.input_axes))
+            if not self.time:
+                return x
+            merged = patches(x.reshape(-1, *x.shape[n_scans + 1 :]), product.convolution)
+            return self._time_behind(merged.reshape(*x.shape[: n_scans + 1], *merged.shape[1:]))
+        return self._time_behind(self._merged(x, product.input_axes))
+
+    def arrange_gradient(self, gradient: Array) -> Array:
+        """An output gradient in the same order `[layers, lead, *time, *sites, d]`."""
+        product, n_scans = self.product, len(self.product.lengths)
+        if product.kind is Kind.CONVOLUTION:
+            return self._time_behind(gradient.transpose(*range(n_scans), *(n_scans + a for a in product.output_axes)))
+        return self._time_behind(self._merged(gradient, product.output_axes))
+
+    def _merged(self, x: Array, axes: Sequence[int]) -> Array:
+        """The axes behind all others and merged; of a lookup's indices dropped."""
+        n_scans = len(self.product.lengths)
+        rows = self._rows(x.ndim - n_scans, axes)
+        x = x.transpose(*range(n_scans), *(n_scans + axis for axis in (*rows, *axes)))
+        is_index = not jnp.issubdtype(x.dtype, jnp.inexact) and self.product.kind is Kind.LOOKUP
+        features = () if is_index else (math.prod(x.shape[n_scans + len(rows) :]),)
+        return x.reshape(*x.shape[: n_scans + len(rows)], *features)
+
+    def _rows(self, n_axes: int, axes: Sequence[int]) -> list[int]:
+        return [axis for axis in range(n_axes) if axis not in axes]
+
+    def _time_behind(self, x: Array) -> Array:
+        """`[*scans, lead, ...]` -> `[layers, lead, *time, ...]`."""
+        sliced = [i for i, is_sliced in enumerate(self.product.is_sliced) if is_sliced]
+        time = [i for i, is_sliced in enumerate(self.product.is_sliced) if not is_sliced]
+        n_scans = len(self.product.lengths)
+        return x.transpose(*sliced, n_scans, *time, *range(n_scans + 1, x.ndim)) if time else x
+
+
+class Family(NamedTuple):
+    """The layers of one kernel: one, or those that a scan over depth stacks.
+
+    Attributes:
+        layers: in the order given.
+        uses: of the kernel in the forward pass.
+    """
+
+    layers: tuple[Layer, ...]
+    uses: tuple[KernelUse, ...]
+
+    def of_layers(self, x: Array) -> Array:
+        """What was captured of these layers: where a scan stacks them, the parts `[layers, ...]` of those given."""
+        indices = [layer.index for layer in self.layers]
+        return x if indices in ([None], list(range(len(x)))) else x[jnp.array(indices)]
+
+
+class Traced(NamedTuple):
+    """A forward pass as a jaxpr.
+
+    Attributes:
+        closed: the jaxpr, from the parameters' leaves to those of (outputs, auxiliary values).
+        results: these as a tree of shapes.
+        products: of the parameters.
+    """
+
+    closed: ClosedJaxpr
+    results: PyTree
+    products: Products
 
 
 class Captured(NamedTuple):
     """What one forward pass gave.
 
     Attributes:
-        outputs: the model's outputs, an array or a tree of such.
+        outputs: the model's outputs.
         aux: the forward pass's auxiliary values.
-        inputs: layer name -> its input at each use: `[lead, *sites, d_in]`, raw for a convolution.
-        convolutions: layer name -> its geometry, for convolutions alone.
-        pullback: cotangent of `outputs` -> (gradient like params, layer name -> output gradients at each use
-            `[lead, *sites, d_out]`); may be called more than once.
-        uncaptured: layer name -> why it was not captured.
+        inputs: kernel -> its input at each use, see `KernelUse.arrange_input`.
+        pullback: cotangent of `outputs` -> (gradient like params, kernel -> output gradients at each use, see
+            `KernelUse.arrange_gradient`); may be called more than once.
     """
 
-    outputs: Array
+    outputs: PyTree
     aux: PyTree
-    inputs: dict[str, list[Array]]
-    convolutions: dict[str, Convolution]
-    pullback: Callable[[PyTree], tuple[PyTree, dict[str, list[Array]]]]
-    uncaptured: dict[str, str]
+    inputs: dict[Path, list[Array]]
+    pullback: Callable[[PyTree], tuple[PyTree, dict[Path, list[Array]]]]
 
 
-def capture(forward: Forward, params: PyTree, layers: Sequence[Layer], output_gradients: bool = True) -> Captured:
-    """Run `forward(params)` once, capturing the inputs of `layers`, and prepare its backward passes.
+def trace(forward: Forward, params: PyTree) -> Traced:
+    """Trace `forward(params)` and find its products."""
+    closed, results = jax.make_jaxpr(forward, return_shape=True)(params)
+    leaves = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return Traced(closed, results, find_products(closed, leaves, len(jax.tree.leaves(results[0]))))
+
+
+def families(
+    products: Products, params: PyTree, layers: Sequence[Layer], output_gradients: bool = True
+) -> tuple[dict[Path, Family], dict[str, str]]:
+    """The layers that the forward pass uses as such, by kernel; and layer name -> why another is not used so.
+
+    Without `output_gradients` the transposed uses of an embedding are left out, as of these A is the output side.
+    """
+    known = {leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+    found: dict[Path, Family] = {}
+    reasons: dict[str, str] = {}
+    for layer in layers:
+        uses, reason = _uses(products, known, layer)
+        if not output_gradients:
+            uses = tuple(use for use in uses if not use.is_transposed)
+            reason = reason or (None if uses else "it is used transposed alone, so that A is of its outputs")
+        if reason:
+            reasons[layer.name] = reason
+        else:
+            others = found[layer.kernel_path].layers if layer.kernel_path in found else ()
+            found[layer.kernel_path] = Family((*others, layer), uses)
+    return found, reasons
+
+
+def capture(
+    traced: Traced, params: PyTree, by_kernel: Mapping[Path, Family], output_gradients: bool = True
+) -> Captured:
+    """Carry out a traced forward pass once, capturing inputs, and prepare its backward passes.
 
     Without `output_gradients` the outputs are not perturbed, and the pullback gives the gradient like params alone.
-
-    A layer is left out, with the reason, where it is not called, is called inside another transformation (`nn.remat`,
-    `nn.scan`, `nn.jit`), whose values may not leave it, or is not of a form that K-FAC knows.
     """
-    by_path = {layer.path: layer for layer in layers}
-    plan = _Plan(by_path)
-    if layers:  # a first pass, of shapes alone
-        jax.eval_shape(lambda p: plan.run(forward, p, None)[0], params)
-    names = {layer.name for layer in layers if plan.shapes.get(layer.name) and layer.name not in plan.uncaptured}
-    uncaptured = {layer.name: "not called" for layer in layers if layer.name not in names} | plan.uncaptured
-    plan = plan.restricted(names)
-    perturbed_names = sorted(names) if output_gradients else []
-    zeros = {name: [jnp.zeros(s.shape, s.dtype) for s in plan.shapes[name]] for name in perturbed_names}
+    products = {use.product.key: use.product for family in by_kernel.values() for use in family.uses}
+    perturbed = products if output_gradients else {}
+    zeros = {key: jnp.zeros((*p.lengths, *p.output.shape), p.output.dtype) for key, p in perturbed.items()}
+    structure = jax.tree.structure(traced.results)
 
-    def perturbed(p: PyTree, perturbations: dict[str, list[Array]]) -> tuple[Array, tuple[PyTree, dict]]:
-        (outputs, aux), inputs = plan.run(forward, p, perturbations)
+    def run(p: PyTree, perturbations: dict) -> tuple[PyTree, tuple[PyTree, dict]]:
+        results, inputs = replay(traced.closed, jax.tree.leaves(p), products, perturbations)
+        outputs, aux = jax.tree.unflatten(structure, results)
         return outputs, (aux, inputs)
 
-    outputs, vjp, (aux, inputs) = jax.vjp(perturbed, params, vary(zeros), has_aux=True)
+    outputs, vjp, (aux, inputs) = jax.vjp(run, params, vary(zeros), has_aux=True)
 
-    def pullback(cotangent: PyTree) -> tuple[PyTree, dict[str, list[Array]]]:
+    def pullback(cotangent: PyTree) -> tuple[PyTree, dict[Path, list[Array]]]:
         gradient, at_outputs = vjp(jax.tree.map(_cast_like, cotangent, outputs))
-        flat = {name: [_flatten(g, plan.n_output_axes[name]) for g in uses] for name, uses in at_outputs.items()}
-        return gradient, flat
+        arranged = {
+            kernel: [family.of_layers(use.arrange_gradient(at_outputs[use.product.key])) for use in family.uses]
+            for kernel, family in by_kernel.items()
+            if output_gradients
+        }
+        return gradient, arranged
 
-    return Captured(outputs, aux, inputs, plan.convolutions, pullback, uncaptured)
-
-
-class _Plan:
-    """What the interception found, and runs of it: a first one to learn shapes and reasons, a second to capture."""
-
-    def __init__(self, by_path: Mapping[tuple[str, ...], Layer]):
-        self.by_path = by_path
-        self.shapes: dict[str, list[jax.ShapeDtypeStruct]] = {}
-        self.convolutions: dict[str, Convolution] = {}
-        self.n_output_axes = {layer.name: layer.n_output_axes for layer in by_path.values()}
-        self.uncaptured: dict[str, str] = {}
-
-    def restricted(self, names: set[str]) -> "_Plan":
-        plan = _Plan({path: layer for path, layer in self.by_path.items() if layer.name in names})
-        plan.shapes = {name: self.shapes[name] for name in names}
-        return plan
-
-    def run(self, forward: Forward, params: PyTree, perturbations: Mapping[str, list[Array]] | None):
-        """`forward(params)` and the captured inputs; without perturbations it only learns."""
-        inputs: dict[str, list[Array]] = {}
-        here = tracers.current_trace()
-
-        def interceptor(call, args, kwargs, context):
-            module = context.module
-            layer = self.by_path.get(tuple(module.path))
-            if layer is None or context.method_name != "__call__" or not isinstance(module, _LINEAR):
-                return call(*args, **kwargs)
-            y = call(*args, **kwargs)
-            if perturbations is None:
-                self._learn(module, layer, args, y, tracers.current_trace() == here)
-                return y
-            uses = inputs.setdefault(layer.name, [])
-            x = args[0]
-            if isinstance(module, nn.Conv):
-                self.convolutions[layer.name] = _geometry(module, x)
-            else:
-                x = _flatten(x, len(layer.kernel_shape) - layer.n_output_axes)
-            uses.append(x)
-            return y + perturbations[layer.name][len(uses) - 1] if layer.name in perturbations else y
-
-        with nn.intercept_methods(interceptor):
-            return forward(params), inputs
-
-    def _learn(self, module: nn.Module, layer: Layer, args: Sequence[Array], y: Array, outermost: bool) -> None:
-        reason = None if outermost else "called inside nn.remat, nn.scan or nn.jit"
-        reason = reason or _unsupported(module, layer, args, y)
-        if reason:
-            self.uncaptured[layer.name] = reason
-        self.shapes.setdefault(layer.name, []).append(jax.ShapeDtypeStruct(y.shape, y.dtype))
-
-
-def _unsupported(module: nn.Module, layer: Layer, args: Sequence[Array], y: Array) -> str | None:
-    """Why a call's form is not one that K-FAC knows; None if it is."""
-    if len(args) != 1:
-        return "not called with its input as the one positional argument"
-    x = args[0]
-    if isinstance(module, nn.Conv):
-        if x.ndim != len(module.kernel_size) + 2:
-            return "its input has not exactly one batch axis"
-        if module.feature_group_count != 1 or module.mask is not None:
-            return "a grouped or masked convolution"
-        if _pair(module.input_dilation, x.ndim - 2) != (1,) * (x.ndim - 2):
-            return "a convolution with input dilation"
-        if isinstance(module.padding, str) and module.padding not in ("SAME", "VALID"):
-            return f"a convolution with {module.padding} padding"
-        return None
-    if isinstance(module, nn.DenseGeneral):
-        axes = _pair(module.axis, None)
-        trailing = tuple(range(x.ndim - len(axes), x.ndim))
-        if tuple(axis % x.ndim for axis in axes) != trailing or _pair(module.batch_dims, None):
-            return "a DenseGeneral over other than its input's trailing axes"
-    n_input_axes = len(layer.kernel_shape) - layer.n_output_axes
-    if x.ndim <= n_input_axes or tuple(x.shape[-n_input_axes:]) != layer.kernel_shape[:n_input_axes]:
-        return "its input does not fit its kernel, or has no batch axis"
-    if tuple(y.shape[-layer.n_output_axes :]) != layer.kernel_shape[n_input_axes:]:
-        return "its output does not fit its kernel"
-    return None
-
-
-def _geometry(module: nn.Conv, x: Array) -> Convolution:
-    n = x.ndim - 2
-    window, strides, dilation = tuple(module.kernel_size), _pair(module.strides, n), _pair(module.kernel_dilation, n)
-    padding = module.padding
-    if isinstance(padding, str):
-        reach = [(size - 1) * step + 1 for size, step in zip(window, dilation, strict=True)]
-        padding = jax.lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
-    elif isinstance(padding, int):
-        padding = [(padding, padding)] * n
-    padding = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding)
-    return Convolution(window, strides, padding, dilation)
+    arranged = {
+        kernel: [family.of_layers(use.arrange_input(inputs[use.product.key])) for use in family.uses]
+        for kernel, family in by_kernel.items()
+    }
+    return Captured(outputs, aux, arranged, pullback)
 
 
 def _cast_like(cotangent: Array, output: Array) -> Array:
@@ -173,15 +213,49 @@ def _cast_like(cotangent: Array, output: Array) -> Array:
     return cotangent.astype(output.dtype) if jnp.issubdtype(output.dtype, jnp.inexact) else cotangent
 
 
-def _pair(value: int | Sequence[int] | None, n: int | None) -> tuple[int, ...]:
-    """A Flax argument that may be one number, several or None, as a tuple (of `n` where one number stands for all)."""
-    if value is None:
-        value = 1
-    if isinstance(value, int):
-        return (value,) * (1 if n is None else n)
-    return tuple(value)
+def _uses(products: Products, known: set[Path], layer: Layer) -> tuple[tuple[KernelUse, ...], str | None]:
+    """A layer's uses; or why these are not those of a linear layer."""
+    kernel, bias = layer.kernel_path, layer.bias_path
+    missing = [path for path in layer.leaf_paths if path not in known]
+    if missing:
+        return (), f"the parameters have no leaf {'.'.join(missing[0])}; were they meant for another tree?"
+    if kernel in products.problems:
+        return (), f"its {layer.kernel} is used by {products.problems[kernel]}, so that it is no kernel of a product"
+    if kernel not in products.by_leaf:
+        return (), "the forward pass's outputs do not depend on it"
+    uses = []
+    for product in products.by_leaf[kernel]:
+        use, reason = _use(product, layer)
+        if reason:
+            return (), reason
+        uses.append(use)
+    if bias is not None and products.bias_of(kernel) != bias:
+        return (), _bias_reason(products, kernel, bias, layer)
+    return tuple(uses), None
 
 
-def _flatten(x: Array, n_axes: int) -> Array:
-    """Merge the last `n_axes` axes."""
-    return x.reshape(*x.shape[: x.ndim - n_axes], math.prod(x.shape[x.ndim - n_axes :]))
+def _use(product: Product, layer: Layer) -> tuple[KernelUse | None, str | None]:
+    n = len(layer.kernel_shape)
+    inputs, outputs = tuple(range(n - layer.n_output_axes)), tuple(range(n - layer.n_output_axes, n))
+    if any(product.is_sliced) != (layer.index is not None):
+        stacked = "a scan slices its kernel" if any(product.is_sliced) else "no scan slices its kernel"
+        return None, f"{stacked}, unlike that of the layer given; find the layers by `trace_layers`"
+    if product.contracted != inputs and not (not layer.has_bias and product.contracted == outputs):
+        return None, (
+            f"its inputs meet the axes {product.contracted} of its kernel, not {inputs}; "
+            "find the layers by `trace_layers`"
+        )
+    use = KernelUse(product, product.contracted != inputs)
+    if not use.positions:
+        return None, "its input has no axis of examples"
+    return use, None
+
+
+def _bias_reason(products: Products, kernel: Path, bias: Path, layer: Layer) -> str:
+    consumers = {use for product in products.by_leaf[kernel] for use in products.consumers[product.key]}
+    consumers = sorted(use for use in consumers if isinstance(use, str))
+    if consumers:
+        return f"its product goes into {', '.join(consumers)}, not into the sum with its {layer.bias} alone"
+    if bias in products.problems:
+        return f"its {layer.bias} is used by {products.problems[bias]}, and not added to its product alone"
+    return f"its {layer.bias} is not added to each of its products"

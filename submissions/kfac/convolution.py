@@ -14,17 +14,21 @@ class Convolution(NamedTuple):
 
     Attributes:
         window, strides, dilation: kernel size, window strides and kernel dilation.
-        padding: (low, high) zeros added to each axis.
+        padding: (low, high) zeros added to each axis; where negative, entries taken away.
+        input_dilation: the inputs are spread so far apart, with zeros between them, as by a transposed convolution.
     """
 
     window: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...] = ()
 
     def offsets(self, x: Array) -> list[Array]:
         """For each kernel position, in the kernel's order, the inputs it meets: `[batch, *spatial_out, channels]`."""
-        padded = jnp.pad(x, [(0, 0), *self.padding, (0, 0)])
+        spread = self.input_dilation or (1,) * len(self.window)
+        inner = [(low, high, step - 1) for (low, high), step in zip(self.padding, spread, strict=True)]
+        padded = jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
         reach = [(size - 1) * step for size, step in zip(self.window, self.dilation, strict=True)]
         n_out = [(n - r - 1) // s + 1 for n, r, s in zip(padded.shape[1:-1], reach, self.strides, strict=True)]
         slices = []

@@ -7,18 +7,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .capture import Captured, Forward, capture
+from .capture import Captured, Forward, capture, families, trace
+from .coverage import Reasons, left_out, report, report_ambiguous
 from .devices import AxisNames, own_key, sum_over, vary
 from .eigenbasis import Bases
-from .factors import Use, fisher_diagonal, input_sums, output_factor
+from .family import InputSums, Method, OutputSums, combined, input_products, second_order
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
-from .layers import Layer
+from .layers import Layer, Path, at_least_float32
+from .placement import split_described
 from .sharing import Layout, Sharing
 
 PyTree = Any
-Loss = Callable[[Array], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
+Loss = Callable[[PyTree], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
+ByLayer = dict[str, OutputSums]
 
-_ROWS = 1  # folded into the key, for draws of rows apart from those of pseudo-targets
+# Folded into the key: for draws of rows apart from those of pseudo-targets, and for heads after the first.
+_ROWS, _HEADS = 1, 2
 
 
 class Estimate(NamedTuple):
@@ -31,7 +35,7 @@ class Estimate(NamedTuple):
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`), diagonals `[n, 1]` in place of sides too
             wide; B is None without output factors; empty where none were asked for.
         eigenvalues: layer name -> those of the Fisher in the bases given `[n_rows, d_out]`; empty without bases.
-        uncaptured: layer name -> why it has no factors.
+        uncaptured: layer name -> why it has no factors. It is static, so that an estimate may leave `jit`.
     """
 
     loss: Array
@@ -39,7 +43,7 @@ class Estimate(NamedTuple):
     aux: PyTree
     factors: dict[str, tuple[Array, Array | None]]
     eigenvalues: dict[str, Array]
-    uncaptured: dict[str, str]
+    uncaptured: Reasons
 
 
 class Sums(NamedTuple):
@@ -49,33 +53,34 @@ class Sums(NamedTuple):
         loss: summed loss `[]`.
         n_terms: number of terms M of the loss `[]`.
         gradients: of the summed loss, like params.
-        input_products: layer name -> (A times its number of rows, that number `[]`).
-        output_products: layer name -> M B, or None without output factors.
-        eigenvalues: layer name -> M times the Fisher's eigenvalues.
+        inputs: layer name -> sums of its inputs.
+        outputs: layer name -> sums of its output gradients; empty without output factors.
     """
 
     loss: Array
     n_terms: Array
     gradients: PyTree
-    input_products: dict[str, tuple[Array, Array]]
-    output_products: dict[str, Array | None]
-    eigenvalues: dict[str, Array]
+    inputs: dict[str, InputSums]
+    outputs: dict[str, OutputSums]
 
-    def mean(self, aux: PyTree, uncaptured: dict[str, str]) -> Estimate:
+    def mean(self, aux: PyTree, uncaptured: Mapping[str, str]) -> Estimate:
         """The estimate that the sums make, with the forward pass's auxiliary values and what was not captured."""
 
-        def per_term(sums: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: x / self.n_terms.astype(x.dtype), sums)
+        def per_term(sums: Array) -> Array:
+            # In float32 at least: half precision holds neither a large number of terms nor its reciprocal.
+            wide = at_least_float32(sums)
+            return (wide / self.n_terms.astype(wide.dtype)).astype(sums.dtype)
 
-        a = {name: products / jnp.maximum(n_rows, 1) for name, (products, n_rows) in self.input_products.items()}
-        b = per_term(self.output_products)
+        eigenvalues = {
+            name: per_term(sums.eigenvalues) for name, sums in self.outputs.items() if sums.eigenvalues is not None
+        }
         return Estimate(
             self.loss / self.n_terms,
-            per_term(self.gradients),
+            jax.tree.map(per_term, self.gradients),
             aux,
-            {name: (a[name], b[name]) for name in a},
-            per_term(self.eigenvalues),
-            uncaptured,
+            {name: combined(sums, self.outputs.get(name), self.n_terms) for name, sums in self.inputs.items()},
+            eigenvalues,
+            Reasons(uncaptured),
         )
 
 
@@ -95,16 +100,19 @@ def estimate_sums(
     sharing: Sharing = Sharing.REDUCE,
     output_factors: bool = True,
     fisher: Fisher = Fisher.SAMPLED,
-    geometry: Geometry | None = None,
-    weights: Array | None = None,
+    geometry: Geometry | Sequence[Geometry] | None = None,
+    weights: Array | Sequence[Array | None] | None = None,
+    logits: Callable[[PyTree], Array | Sequence[Array]] | None = None,
     rows_per_width: int = 0,
     key: Array | None = None,
     bases: Mapping[str, Bases] | None = None,
     axis_name: AxisNames | None = None,
+    strict: bool = False,
 ) -> tuple[Sums, PyTree, dict[str, str]]:
     """Summed loss, its gradients, and the products that the factors of `layers` are made of.
 
-    The loss costs one backward pass, the Fisher one more (none when empirical), on the same forward pass.
+    The loss costs one backward pass, the Fisher one more (none when empirical), on the same forward pass. A layer that
+    has no factors is warned of, once.
 
     Args:
         forward: params -> (outputs, auxiliary values).
@@ -113,87 +121,141 @@ def estimate_sums(
         layout: the batch's leading axes.
         output_factors: False estimates A alone, from the forward pass of the loss: no pseudo-targets and no second
             backward pass, whatever the loss; the arguments `fisher`, `geometry` and `weights` then have no effect.
-        geometry: the loss's geometry; not needed by the empirical Fisher.
-        weights: loss weights, as for `fisher.sample_cotangent`.
+        geometry: the loss's geometry; not needed by the empirical Fisher. One for each head, if there are several.
+        weights: loss weights, as for `fisher.sample_cotangent`; one for each head, if there are several.
+        logits: outputs -> the logits that the geometry is of, or a sequence of several heads' whose losses add up; None
+            where the outputs are the logits.
         rows_per_width: see `factors.input_sums`.
         key: random key for the pseudo-targets, and for which rows are taken.
         bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
         axis_name: name of the axis (or names) of `shard_map`, `pmap` or `vmap` along which the batch is split: the sums
             are then those of the whole batch, the auxiliary values each device's own. None gives each device's own.
+        strict: whether a layer without factors is an error.
 
     Returns:
         The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
 
     Raises:
-        ValueError: layers without a layout, geometry or key where one is needed, bases without output factors, or rows
-            of a layer that the layout does not have.
+        ValueError: layers without a layout, geometry or key where one is needed, bases without output factors, or in
+            strict mode a layer that has no factors.
     """
+    params, key = vary(params), own_key(key, axis_name)
+    if not layers:
+        outputs, pullback, aux = jax.vjp(forward, params, has_aux=True)
+        summed, loss_pullback, n_terms = jax.vjp(loss, outputs, has_aux=True)
+        (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
+        return sum_over(Sums(summed, n_terms, gradients, {}, {}), axis_name), aux, {}
+    _check(layout, output_factors, fisher, geometry, rows_per_width, key, bases)
+    traced = trace(forward, params)
+    found, uncaptured = families(traced.products, params, layers, output_factors)
+    found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
+    uncaptured |= undescribed
+    report(params, layers, uncaptured, left_out(traced.products, layers), strict)
+    report_ambiguous(found, layout)
+    captured = capture(traced, params, found, output_factors)
+    summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
+    gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
+    row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
+    method = Method(layout, sharing, rows_per_width, row_key)
+    outputs: ByLayer = {}
+    if output_factors and found:
+        heads = _heads(captured.outputs, logits, geometry, weights, fisher)
+
+        def products(gradients: Mapping[Path, list[Array]]) -> ByLayer:
+            found_sums = (
+                second_order(family, captured.inputs[kernel], gradients[kernel], method, bases)
+                for kernel, family in found.items()
+            )
+            return {name: sums for by_layer in found_sums for name, sums in by_layer.items()}
+
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, products)
+    inputs = {
+        name: sums
+        for kernel, family in found.items()
+        for name, sums in input_products(family, captured.inputs[kernel], method).items()
+    }
+    return sum_over(Sums(summed, n_terms, gradients, inputs, outputs), axis_name), captured.aux, uncaptured
+
+
+class _Head(NamedTuple):
+    """Logits of one loss: their values, its geometry and weights, and how a cotangent becomes one of the outputs."""
+
+    logits: Array
+    geometry: Geometry
+    weights: Array | None
+    to_outputs: Callable[[Array], PyTree]
+
+
+def _check(layout, output_factors, fisher, geometry, rows_per_width, key, bases) -> None:
     if bases is not None and not output_factors:
         raise ValueError("eigenvalues in the given bases need the output factors: leave out output_factors=False")
     needs_geometry = output_factors and fisher is not Fisher.EMPIRICAL
-    if layers and (layout is None or (geometry is None and needs_geometry)):
+    if layout is None or (geometry is None and needs_geometry):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
-    if layers and rows_per_width and key is None:
+    if rows_per_width and key is None:
         raise ValueError("rows_per_width draws the rows at random: give a key")
-    params, key = vary(params), own_key(key, axis_name)
-    captured = capture(forward, params, layers, output_factors)
-    summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
-    gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
-    input_products, output_products, eigenvalues = {}, {}, {}
-    if captured.inputs:
-        by_name = {layer.name: layer for layer in layers if layer.name in captured.inputs}
-        inputs = {name: _uses(name, values, layout, captured) for name, values in captured.inputs.items()}
-        outputs = jax.lax.stop_gradient(captured.outputs)
-
-        def second_order(gradients_at_outputs: dict[str, list[Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
-            uses = {name: _uses(name, gradients_at_outputs[name], layout) for name in by_name}
-            return _second_order(by_name, inputs, uses, sharing, bases)
-
-        if fisher is Fisher.SAMPLED and output_factors:
-            at_outputs = captured.pullback(sample_cotangent(geometry, outputs, weights, key))[1]
-        if not output_factors:
-            output_products = dict.fromkeys(by_name)
-        elif fisher is Fisher.EXACT:
-            output_products, eigenvalues = _summed_over_columns(
-                captured, lambda k: root_column(geometry, outputs, weights, k), second_order
-            )
-        else:
-            output_products, eigenvalues = second_order(at_outputs)
-        row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
-        input_products = {
-            name: input_sums(inputs[name], sharing, layer.has_bias, layer.are_diagonal[0], rows_per_width, row_key)
-            for name, layer in by_name.items()
-        }
-    sums = Sums(summed, n_terms, gradients, input_products, output_products, eigenvalues)
-    return sum_over(sums, axis_name), captured.aux, captured.uncaptured
 
 
-def _uses(name: str, values: list[Array], layout: Layout, captured: Captured | None = None) -> list[Use]:
-    convolution = captured.convolutions.get(name) if captured else None
-    return [Use(value, layout.rows(value.shape[0], name), convolution) for value in values]
+def _heads(outputs: PyTree, logits: Callable | None, geometry: Any, weights: Any, fisher: Fisher) -> list[_Head]:
+    """The heads whose pseudo-targets are drawn; none where the Fisher needs no pseudo-targets."""
+    if fisher is Fisher.EMPIRICAL:
+        return []
+    outputs = jax.lax.stop_gradient(outputs)
+    picked, to_outputs = jax.vjp(logits or (lambda z: z), outputs)
+    if isinstance(picked, jax.Array):
+        return [_Head(picked, geometry, weights, lambda c: to_outputs(c.astype(picked.dtype))[0])]
+    if not isinstance(picked, (tuple, list)) or not all(isinstance(own, jax.Array) for own in picked):
+        raise ValueError(
+            f"the model's outputs are a {type(picked).__name__}: give `logits`, a function of the outputs that returns "
+            "the array, or the sequence of arrays, that the loss is of"
+        )
+    geometry = [geometry] * len(picked) if isinstance(geometry, Geometry) else geometry
+    weights = [weights] * len(picked) if weights is None or isinstance(weights, jax.Array) else weights
+    if not len(picked) == len(geometry) == len(weights):
+        raise ValueError(f"{len(picked)} heads of logits, {len(geometry)} geometries and {len(weights)} weights differ")
+
+    def of_head(index: int) -> Callable[[Array], PyTree]:
+        def one(cotangent: Array) -> PyTree:
+            others = [jnp.zeros_like(own) for own in picked]
+            others[index] = cotangent.astype(picked[index].dtype)
+            return to_outputs(type(picked)(others))[0]
+
+        return one
+
+    return [_Head(own, geometry[i], weights[i], of_head(i)) for i, own in enumerate(picked)]
 
 
-def _second_order(
-    layers: Mapping[str, Layer],
-    inputs: Mapping[str, list[Use]],
-    gradients: Mapping[str, list[Use]],
-    sharing: Sharing,
-    bases: Mapping[str, Bases] | None,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What sums over rows of output gradients: M B, and where there are bases M times the Fisher's eigenvalues."""
-    products, eigenvalues, one = {}, {}, jnp.ones([])
-    for name, layer in layers.items():
-        products[name] = output_factor(gradients[name], sharing, one, layer.are_diagonal[1])
-        if bases is not None:
-            sides = inputs[name], gradients[name]
-            eigenvalues[name] = fisher_diagonal(*sides, sharing, layer.has_bias, one, *bases[name])
-    return products, eigenvalues
+def _output_sums(
+    captured: Captured,
+    heads: Sequence[_Head],
+    fisher: Fisher,
+    key: Array | None,
+    at_outputs: Mapping[Path, list[Array]],
+    products: Callable[[Mapping[Path, list[Array]]], ByLayer],
+) -> ByLayer:
+    """The sums over the output gradients that the Fisher is made of.
+
+    Heads have pseudo-targets independent of one another, so that one backward pass is enough for all of them.
+    """
+    if fisher is Fisher.EMPIRICAL:
+        return products(at_outputs)
+    if fisher is Fisher.SAMPLED:
+        keys = [key, *(jax.random.fold_in(key, _HEADS + i) for i in range(len(heads) - 1))]
+        drawn = [
+            head.to_outputs(sample_cotangent(head.geometry, head.logits, head.weights, own))
+            for head, own in zip(heads, keys, strict=True)
+        ]
+        total = drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *each: sum(each), *drawn)
+        return products(captured.pullback(total)[1])
+    sums = [_summed_over_columns(captured, head, products) for head in heads]
+    return sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
 
 
-def _summed_over_columns(captured: Captured, column: Callable, second_order: Callable) -> PyTree:
-    def one(index: Array) -> PyTree:
-        return second_order(captured.pullback(column(index))[1])
+def _summed_over_columns(captured: Captured, head: _Head, products: Callable) -> ByLayer:
+    def one(index: Array) -> ByLayer:
+        cotangent = root_column(head.geometry, head.logits, head.weights, index)
+        return products(captured.pullback(head.to_outputs(cotangent))[1])
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
-    indices = jnp.arange(n_root_columns(captured.outputs))
+    indices = jnp.arange(n_root_columns(head.logits))
     return jax.lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(k)), None), vary(zeros), indices)[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers import Layer, at_least_float32, replace_layers
+from .layers import Layer, at_least_float32, leaf_path, named_leaves, replace_layers
 
 PyTree = Any
 
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Layers of one `(n_rows, d_out)`, whose arrays lie stacked along a leading axis, in this order."""
+    """Layers of one `(n_rows, d_out)` and kind of factors, their arrays stacked along a leading axis, in this order."""
 
     layers: tuple[Layer, ...]
 
@@ -44,7 +44,8 @@ class Group:
 
     @property
     def name(self) -> str:
-        return f"{self.n_rows}x{self.d_out}"
+        embeddings = "_embeddings" if self.layers[0].is_embedding else ""
+        return f"{self.n_rows}x{self.d_out}{embeddings}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,9 +68,9 @@ class Group:
 
 def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
     """The layers in groups, both in the order of their first layer."""
-    by_shape: dict[tuple[int, int], list[Layer]] = {}
+    by_shape: dict[tuple, list[Layer]] = {}
     for layer in layers:
-        by_shape.setdefault((layer.n_rows, layer.d_out), []).append(layer)
+        by_shape.setdefault((layer.n_rows, layer.d_out, layer.are_diagonal), []).append(layer)
     return tuple(Group(tuple(alike)) for alike in by_shape.values())
 
 
@@ -84,10 +85,10 @@ def unstack(groups: Sequence[Group], stacked: Mapping[str, PyTree]) -> dict[str,
 
 def split(tree: PyTree, groups: Sequence[Group]) -> Parts:
     """A parameter-like tree in parts."""
-    in_layers = {layer.path for group in groups for layer in group.layers}
-    leaves = ((_keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
-    others = {".".join(keys): at_least_float32(leaf) for keys, leaf in leaves if keys[:-1] not in in_layers}
-    return Parts({group.name: group.read(tree) for group in groups}, others)
+    leaves = named_leaves(tree)
+    in_layers = {path for group in groups for layer in group.layers for path in layer.leaf_paths}
+    others = {".".join(path): at_least_float32(leaf) for path, leaf in leaves.items() if path not in in_layers}
+    return Parts({group.name: group.read(leaves) for group in groups}, others)
 
 
 def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
@@ -95,8 +96,8 @@ def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
     layers = tuple(layer for group in groups for layer in group.layers)
     tree = replace_layers(like, layers, unstack(groups, parts.matrices))
 
-    def other(path: Sequence[Any], leaf: Array) -> Array:
-        return parts.others.get(".".join(_keys(path)), leaf).astype(leaf.dtype)
+    def other(keys: Sequence[Any], leaf: Array) -> Array:
+        return parts.others.get(".".join(leaf_path(keys)), leaf).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(other, tree)
 
@@ -104,7 +105,3 @@ def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
 def for_each(values: Array) -> Array:
     """One value a layer `[n_layers]`, in the form that broadcasts over its matrices `[n_layers, 1, 1]`."""
     return values[:, None, None]
-
-
-def _keys(path: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(str(getattr(key, "key", key)) for key in path)

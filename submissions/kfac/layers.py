@@ -1,12 +1,15 @@
 """Which parameters are the weights of a linear layer, and how a layer's weights form one matrix.
 
-A linear layer is `s = a W + b` with input `a [d_in]` and output `s [d_out]`. Its parameters are read off the parameter
-tree alone: a mapping with a `kernel` and usually a `bias`, whose shape tells how many of the kernel's axes are outputs.
+A linear layer is `s = a W + b` with input `a [d_in]` and output `s [d_out]`. Its kernel W is one leaf of the parameter
+tree, its bias b another leaf of the same node. An embedding is a layer whose input is a one-hot vector.
+
+A leaf is named by the keys on its way from the root, so that any tree will do: nested dicts, NNX states, dataclasses.
+The box that Flax puts around a leaf (`nn.Partitioned`, `nnx.Param`) is no part of its name.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 
 PyTree = Any
+Path = tuple[str, ...]
 
 # Above this width a whole Kronecker factor costs more than it gives (vocabulary-like outputs): 8,192² float32 is
 # 256 MiB.
 MAX_FACTOR_WIDTH = 8192
+
+_PROJECTIONS = ("query", "key", "value")
+_BOX = "value"  # the attribute in which Flax's boxes hold their leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +32,43 @@ class Layer:
     """A linear layer's place in the parameter tree and the split of its kernel into inputs and outputs.
 
     Attributes:
-        path: keys from the root of the parameter tree to the mapping that holds `kernel` and `bias`.
+        path: keys from the root of the parameter tree to the node that holds the kernel and the bias.
         kernel_shape: `[*input_axes, *output_axes]`.
         n_output_axes: how many trailing axes of the kernel are outputs.
-        has_bias: whether there is a `bias` of shape `[*output_axes]`.
+        has_bias: whether there is a bias of shape `[*output_axes]`.
         max_width: of a side that is wider, the factor is its diagonal alone.
+        kernel, bias: the leaves' keys in the node at `path`.
+        index: position on a further leading axis of kernel and bias, where a scan over depth stacks layers; else None.
+        is_embedding: whether the input is one-hot, so that A is a diagonal.
     """
 
-    path: tuple[str, ...]
+    path: Path
     kernel_shape: tuple[int, ...]
     n_output_axes: int
     has_bias: bool
     max_width: int = MAX_FACTOR_WIDTH
+    kernel: str = "kernel"
+    bias: str = "bias"
+    index: int | None = None
+    is_embedding: bool = False
 
     @property
     def name(self) -> str:
-        return ".".join(self.path)
+        keys = self.path if self.kernel in ("kernel", "embedding") and self.path else self.kernel_path
+        return ".".join(keys) + ("" if self.index is None else f"[{self.index}]")
+
+    @property
+    def kernel_path(self) -> Path:
+        return (*self.path, self.kernel)
+
+    @property
+    def bias_path(self) -> Path | None:
+        return (*self.path, self.bias) if self.has_bias else None
+
+    @property
+    def leaf_paths(self) -> tuple[Path, ...]:
+        """Of the kernel, and of the bias if there is one."""
+        return (self.kernel_path, self.bias_path) if self.has_bias else (self.kernel_path,)
 
     @property
     def d_in(self) -> int:
@@ -59,7 +87,9 @@ class Layer:
     @property
     def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of A and of B: `[n, n]`, or `[n, 1]` for its diagonal."""
-        return tuple((size, size if size <= self.max_width else 1) for size in (self.n_rows, self.d_out))
+        whole = self.n_rows <= self.max_width and not self.is_embedding, self.d_out <= self.max_width
+        sizes = self.n_rows, self.d_out
+        return tuple((size, size if is_whole else 1) for size, is_whole in zip(sizes, whole, strict=True))
 
     @property
     def are_diagonal(self) -> tuple[bool, bool]:
@@ -68,20 +98,44 @@ class Layer:
 
     def rows(self, tree: PyTree) -> list[Array]:
         """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
-        leaves = _descend(tree, self.path)
-        parts = [leaves["kernel"].reshape(self.d_in, self.d_out)]
-        if self.has_bias:
-            parts.append(leaves["bias"].reshape(1, self.d_out))
-        return [at_least_float32(part) for part in parts]
+        leaves = named_leaves(tree)
+        values = [leaves[path] if self.index is None else leaves[path][self.index] for path in self.leaf_paths]
+        return [at_least_float32(value.reshape(-1, self.d_out)) for value in values]
 
     def read(self, tree: PyTree) -> Array:
         """The layer's matrix `[n_rows, d_out]` in a parameter-like tree."""
         return jnp.concatenate(self.rows(tree))
 
-    def write(self, leaves: Mapping[str, Array], matrix: Array) -> dict[str, Array]:
-        """The inverse of `read`: `{"kernel", "bias"}` in the shapes and dtypes of `leaves`."""
-        values = {"kernel": matrix[: self.d_in], "bias": matrix[self.d_in :]}
-        return {key: values[key].reshape(leaf.shape).astype(leaf.dtype) for key, leaf in leaves.items()}
+    def write(self, matrix: Array) -> dict[Path, Array]:
+        """The inverse of `read`: path -> values of the kernel and of the bias."""
+        shapes = self.kernel_shape, self.kernel_shape[-self.n_output_axes :]
+        parts = matrix[: self.d_in], matrix[self.d_in :]
+        return {path: part.reshape(s) for path, part, s in zip(self.leaf_paths, parts, shapes, strict=False)}
+
+
+class Leaves(dict[Path, Any]):
+    """The leaves of a tree by path, in tree order."""
+
+
+def named_leaves(tree: PyTree) -> Leaves:
+    """The leaves of a tree by path; those of `Leaves` are itself."""
+    if isinstance(tree, Leaves):
+        return tree
+    return Leaves((leaf_path(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def leaf_path(keys: Sequence[Any]) -> Path:
+    """The keys of a leaf as words, without the attribute of a box around it."""
+    if len(keys) > 1 and getattr(keys[-1], "name", None) == _BOX:
+        keys = keys[:-1]
+    return tuple(str(_word(key)) for key in keys)
+
+
+def _word(key: Any) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return key
 
 
 def at_least_float32(x: Array) -> Array:
@@ -94,74 +148,71 @@ def is_diagonal(shape: Sequence[int]) -> bool:
 
 
 def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Layer, ...]:
-    """Every linear layer of a parameter tree that K-FAC can precondition, in tree order.
+    """The linear layers that the names and shapes of a Flax parameter tree tell, in tree order.
+
+    `trace_layers` finds them by the forward pass, whatever their names and shapes.
 
     A side wider than `max_width` has a diagonal factor, and in the eigenbasis keeps its own axes.
 
     A kernel is left out, and so goes to the first-order fallback, where its split is unknown (three axes and no bias,
-    or a bias that is not the kernel's trailing shape, as in layers stacked by a scan), where other parameters
-    share its mapping, and where both sides are wider than `max_width`.
+    but for those of attention, or a bias that is not the kernel's trailing shape), where other parameters share its
+    node, and where both sides are wider than `max_width`. Layers that a scan over depth stacked are found one by one.
     """
-    found = (_layer(path, leaves, max_width) for path, leaves in _mappings(params, ()))
-    return tuple(layer for layer in found if layer and not all(layer.are_diagonal))
+    nodes: dict[Path, dict[str, Any]] = {}
+    for path, leaf in named_leaves(params).items():
+        for depth in range(len(path)):
+            value = leaf if depth == len(path) - 1 else None
+            nodes.setdefault(path[:depth], {})[path[depth]] = value
+    found = []
+    for path, children in nodes.items():
+        if set(children) == {"embedding"} and getattr(children["embedding"], "ndim", 0) == 2:
+            shape = tuple(children["embedding"].shape)
+            found.append(Layer(path, shape, 1, False, max_width, kernel="embedding", is_embedding=True))
+        elif "kernel" in children and not set(children) - {"kernel", "bias"} and None not in children.values():
+            found += _split(path, children, _is_attention(path, nodes), max_width)
+    return tuple(layer for layer in found if not all(layer.are_diagonal))
 
 
-def replace_layers(tree: PyTree, layers: tuple[Layer, ...], matrices: Mapping[str, Array]) -> PyTree:
+def _split(path: Path, leaves: Mapping[str, Any], is_attention: bool, max_width: int) -> list[Layer]:
+    """A node's layer, or the layers that a scan over depth stacked in it; none where the split is not known."""
+    kernel, bias = (None if leaf is None else tuple(leaf.shape) for leaf in (leaves["kernel"], leaves.get("bias")))
+    n_outputs = len(bias) if bias is not None else 2 if is_attention and path[-1] != "out" else 1
+    if len(kernel) < 2 or not 0 < n_outputs < len(kernel):
+        return []
+    if bias is None:
+        is_known = len(kernel) != 3 or is_attention
+        return [Layer(path, kernel, n_outputs, False, max_width)] if is_known else []
+    if kernel[-n_outputs:] == bias:
+        return [Layer(path, kernel, n_outputs, True, max_width)]
+    if n_outputs > 1 and kernel[0] == bias[0] and kernel[1 - n_outputs :] == bias[1:]:
+        return [Layer(path, kernel[1:], n_outputs - 1, True, max_width, index=i) for i in range(kernel[0])]
+    return []
+
+
+def _is_attention(path: Path, nodes: Mapping[Path, Mapping[str, Any]]) -> bool:
+    """Whether a node is a projection of Flax's attention: `[d, heads, d_head]`, and `out` of `[heads, d_head, d]`."""
+    projections = {name: nodes.get((*path[:-1], name), {}).get("kernel") for name in (*_PROJECTIONS, "out")}
+    shapes = {name: tuple(getattr(kernel, "shape", ())) for name, kernel in projections.items()}
+    if not path or path[-1] not in shapes or any(len(shape) != 3 for shape in shapes.values()):
+        return False
+    return {shapes[name][1:] for name in _PROJECTIONS} == {shapes["out"][:2]}
+
+
+def replace_layers(tree: PyTree, layers: Sequence[Layer], matrices: Mapping[str, Array]) -> PyTree:
     """A copy of a parameter-like tree with the named layers' leaves taken from `matrices {name: [n_rows, d_out]}`."""
-    by_path = {layer.path: layer for layer in layers if layer.name in matrices}
+    new: dict[Path, Any] = {}
+    leaves = named_leaves(tree)
+    for layer in layers:
+        if layer.name not in matrices:
+            continue
+        for path, value in layer.write(matrices[layer.name]).items():
+            if layer.index is None:
+                new[path] = value
+            else:
+                new.setdefault(path, list(leaves[path]))[layer.index] = value
 
-    def visit(node: PyTree, path: tuple[str, ...]) -> PyTree:
-        if path in by_path:
-            return type(node)(by_path[path].write(node, matrices[by_path[path].name]))
-        if isinstance(node, Mapping):
-            return type(node)({key: visit(value, (*path, key)) for key, value in node.items()})
-        return node
+    def replaced(keys: Sequence[Any], leaf: Array) -> Array:
+        value = new.get(leaf_path(keys), leaf)
+        return (jnp.stack(value) if isinstance(value, list) else value).astype(leaf.dtype)
 
-    return visit(tree, ())
-
-
-def describe(params: PyTree, layers: tuple[Layer, ...]) -> str:
-    """Which parameters are preconditioned and which go to the fallback, one line each; every parameter once."""
-    preconditioned = {layer.path: layer for layer in layers}
-    lines, n_preconditioned, n_all = [], 0, 0
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        path = tuple(getattr(key, "key", str(key)) for key in keys)
-        layer = preconditioned.get(path[:-1])
-        n_all += leaf.size
-        n_preconditioned += leaf.size if layer else 0
-        how = "factors " + " and ".join(map(_factor, layer.factor_shapes)) if layer else "fallback"
-        lines.append(f"  {'.'.join(path)} {tuple(leaf.shape)}: {how}")
-    head = f"{n_preconditioned:,} of {n_all:,} parameters in {len(layers)} layers are preconditioned:"
-    return "\n".join([head, *lines])
-
-
-def _factor(shape: Sequence[int]) -> str:
-    return f"{shape[0]} (diagonal)" if is_diagonal(shape) else str(shape[0])
-
-
-def _layer(path: tuple[str, ...], leaves: Mapping[str, Any], max_width: int) -> Layer | None:
-    if "kernel" not in leaves or set(leaves) - {"kernel", "bias"}:
-        return None
-    kernel, bias = leaves["kernel"], leaves.get("bias")
-    if isinstance(kernel, Mapping) or kernel.ndim < 2:
-        return None
-    n_output_axes = 1 if bias is None else bias.ndim
-    ambiguous = bias is None and kernel.ndim == 3
-    if ambiguous or n_output_axes >= kernel.ndim or n_output_axes < 1:
-        return None
-    if bias is not None and tuple(kernel.shape[-n_output_axes:]) != tuple(bias.shape):
-        return None
-    return Layer(path, tuple(kernel.shape), n_output_axes, bias is not None, max_width)
-
-
-def _mappings(node: PyTree, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    if isinstance(node, Mapping):
-        yield path, node
-        for key, value in node.items():
-            yield from _mappings(value, (*path, key))
-
-
-def _descend(tree: PyTree, path: tuple[str, ...]) -> Mapping[str, Array]:
-    for key in path:
-        tree = tree[key]
-    return tree
+    return jax.tree_util.tree_map_with_path(replaced, tree)

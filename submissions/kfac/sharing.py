@@ -8,8 +8,9 @@ Source: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern
 """
 
 import enum
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,46 +32,124 @@ class Rows(NamedTuple):
         n_examples: examples in the batch, padding included.
         example_of: `[lead]` int32, the example of each entry; None where entry i is example i.
         is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
+        is_real: `[lead]` 1 for a real entry and 0 for padding; None where all are real.
+        is_shared: whether all examples have each entry in common.
     """
 
     n_examples: int
     example_of: Array | None = None
     is_example: Array | None = None
+    is_real: Array | None = None
+    is_shared: bool = False
+
+
+class LayoutError(ValueError):
+    """A layer's rows are none that the layout describes."""
 
 
 class Layout(NamedTuple):
-    """The leading axes that a batch has: how long each is, and which examples its entries belong to.
+    """The leading axes that a batch has: how long they are, and which examples their entries belong to.
 
     Attributes:
-        by_length: length of a leading axis -> its rows; None where two axes have that length.
+        by_shape: lengths of one or more leading axes -> their rows; None where two kinds of rows have these lengths.
+            Rows of several axes are those of the axes merged into one.
+        example_axis: where the examples lie among the leading axes of a layer's input, if it has more than one: 0, or 1
+            for time-major data; None for 0 that is taken for granted.
     """
 
-    by_length: Mapping[int, Rows | None]
+    by_shape: Mapping[tuple[int, ...], Rows | None]
+    example_axis: int | None = None
 
-    def rows(self, length: int, layer: str) -> Rows:
-        """The rows of a leading axis of `length`.
+    def rows(self, shape: Sequence[int]) -> tuple[Rows, int]:
+        """The rows of a layer with positions `shape [lead, *sites]`, and how many of these axes they describe.
 
         Raises:
-            ValueError: no axis, or more than one, has that length.
+            LayoutError: no rows, or more than one kind, have these leading axes.
         """
-        if length not in self.by_length:
-            known = ", ".join(str(known) for known in sorted(self.by_length))
-            raise ValueError(
-                f"layer {layer}: its input's leading axis has length {length}, which is none of the batch's ({known}); "
-                "keep examples (or nodes, edges, graphs) on the leading axis"
+        known = [key for key in self.by_shape if tuple(shape[: len(key)]) == key]
+        if not known:
+            listed = ", ".join("x".join(map(str, key)) for key in sorted(self.by_shape))
+            raise LayoutError(
+                f"its input's leading axes are {'x'.join(map(str, shape))}, which are none of the layout's ({listed}); "
+                "say whose example each row is by `row_layout`"
             )
-        rows = self.by_length[length]
+        key = max(known, key=len)
+        rows = self.by_shape[key]
         if rows is None:
-            raise ValueError(
-                f"layer {layer}: two axes of the batch have length {length}, so its rows are ambiguous; "
+            raise LayoutError(
+                f"two axes of the batch have length {key[0]}, so its rows are ambiguous; "
                 "change the padding so that nodes, edges and graphs differ in number"
             )
-        return rows
+        return rows, len(key)
+
+    def is_ambiguous(self, shape: Sequence[int]) -> bool:
+        """Whether time-major positions would look the same, and nothing says that these are not."""
+        known = self.example_axis is None and len(shape) > 1 and shape[0] == shape[1]
+        return known and (shape[0],) in self.by_shape and tuple(shape[:2]) not in self.by_shape
 
 
-def batch_layout(n_examples: int, is_example: Array | None = None) -> Layout:
-    """The layout of a batch whose leading axis is the example, `is_example [n_examples]` being its mask."""
-    return Layout({n_examples: Rows(n_examples, None, is_example)})
+def batch_layout(
+    n_examples: int,
+    is_example: Array | None = None,
+    *,
+    is_token: Array | None = None,
+    example_axis: int | None = None,
+) -> Layout:
+    """The layout of a batch whose leading axis is the example.
+
+    Args:
+        is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
+        is_token: `[n_examples, positions]` 1 for a real token and 0 for padding: a layer whose input begins with these
+            two axes has the padding left out of its factors, and reduce's means are over the real tokens.
+        example_axis: 1 for time-major inputs `[positions, n_examples, ...]`, of which `is_token` is the transpose; an
+            input with one leading axis has the examples there all the same. 0 says that inputs are not time-major, and
+            so ends the warning where there are as many positions as examples.
+
+    Raises:
+        ValueError: `is_token` is not of that shape.
+    """
+    if example_axis not in (None, 0, 1):
+        raise ValueError(f"example_axis is {example_axis}; it must be 0, 1 or None")
+    by_shape = {(n_examples,): Rows(n_examples, None, is_example)}
+    if is_token is not None:
+        if is_token.ndim != 2 or is_token.shape[0] != n_examples:
+            raise ValueError(f"is_token must be [{n_examples}, positions]; its shape is {is_token.shape}")
+        example_of = jnp.repeat(jnp.arange(n_examples), is_token.shape[1])
+        by_shape[is_token.shape] = Rows(n_examples, example_of, is_example, is_token.reshape(-1))
+    return Layout(by_shape, example_axis)
+
+
+def row_layout(
+    n_examples: int,
+    examples: Sequence[Array] = (),
+    *,
+    is_example: Array | None = None,
+    shared: Sequence[int] = (),
+) -> Layout:
+    """A layout that says whose example each row is, where rows are not one example's each.
+
+    `row_layout(8, [jnp.repeat(jnp.arange(8), 5)])` describes `[8·5, d]` made of `[8, 5, d]` by a reshape. Windows of an
+    image, tokens sent to experts and the like are told in the same way.
+
+    Args:
+        n_examples: examples in the batch; a leading axis of this length is the examples, as in `batch_layout`.
+        examples: int arrays `[*lead]`, each for layers whose inputs have these leading axes: the example of each entry,
+            or below 0 for padding.
+        is_example: as for `batch_layout`.
+        shared: lengths of leading axes whose entries all examples have in common, as of a table of positions. Such a
+            layer's factors need the sampled Fisher, in which examples are independent.
+
+    Raises:
+        ValueError: two of these have the same leading axes.
+    """
+    by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
+    described = [(tuple(own.shape), own.reshape(-1)) for own in map(jnp.asarray, examples)]
+    rows = [(shape, Rows(n_examples, jnp.maximum(own, 0), is_example, own >= 0)) for shape, own in described]
+    for shape, own in [*rows, *(((length,), Rows(length, is_shared=True)) for length in shared)]:
+        if shape in by_shape:
+            raise ValueError(f"two kinds of rows have the leading axes {'x'.join(map(str, shape))}")
+        by_shape[shape] = own
+    return Layout(by_shape)
 
 
 def graph_layout(n_node: Array, n_edge: Array, total_nodes: int, total_edges: int, is_example: Array) -> Layout:
@@ -88,23 +167,31 @@ def graph_layout(n_node: Array, n_edge: Array, total_nodes: int, total_edges: in
         (total_edges, jnp.repeat(graphs, n_edge, total_repeat_length=total_edges)),
         (n_graphs, None),
     ]
-    by_length: dict[int, Rows | None] = {}
+    by_shape: dict[tuple[int, ...], Rows | None] = {}
     for length, example_of in axes:
-        by_length[length] = None if length in by_length else Rows(n_graphs, example_of, is_example)
-    return Layout(by_length)
+        by_shape[length,] = None if (length,) in by_shape else Rows(n_graphs, example_of, is_example)
+    return Layout(by_shape, example_axis=0)
 
 
 def expand(x: Array, rows: Rows) -> tuple[Array, Array]:
     """`[lead, *sites, d]` -> (`[lead·sites, d]`, padding set to zero; 1 for the real rows `[lead·sites]`)."""
     flat = x.reshape(-1, x.shape[-1])
-    if rows.is_example is None:
+    is_real = real_entries(rows)
+    if is_real is None:
         return flat, jnp.ones(len(flat), x.dtype)
-    is_real = rows.is_example.astype(x.dtype)
-    if rows.example_of is not None:
-        is_real = is_real[rows.example_of]
-    is_real = jnp.repeat(is_real, len(flat) // x.shape[0])
+    is_real = jnp.repeat(is_real.astype(x.dtype), len(flat) // x.shape[0])
     # `where`, not a product: padding may hold anything, infinities included.
     return jnp.where(is_real[:, None] > 0, flat, 0), is_real
+
+
+def real_entries(rows: Rows) -> Array | None:
+    """`[lead]` 1 for the entries of real examples that are real themselves; None where all are."""
+    if rows.is_example is None or rows.example_of is None:
+        masks = [rows.is_example, rows.is_real]
+    else:
+        masks = [rows.is_example[rows.example_of], rows.is_real]
+    masks = [mask > 0 for mask in masks if mask is not None]
+    return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 def example_sums(x: Array, rows: Rows) -> tuple[Array, Array]:
@@ -119,6 +206,9 @@ def example_sums(x: Array, rows: Rows) -> tuple[Array, Array]:
 def combine_entries(sums: Array, n_sites: int, rows: Rows) -> tuple[Array, Array]:
     """As `example_sums`, from `sums [lead, d]` over the `n_sites` positions of each entry of the leading axis."""
     counts = jnp.full(sums.shape[0], n_sites, sums.dtype)
+    if rows.is_real is not None:
+        is_real = rows.is_real > 0
+        sums, counts = jnp.where(is_real[:, None], sums, 0), jnp.where(is_real, counts, 0)
     if rows.example_of is not None:
         sums, counts = (jax.ops.segment_sum(v, rows.example_of, rows.n_examples) for v in (sums, counts))
     if rows.is_example is not None:

@@ -18,10 +18,11 @@ from ...algoperf import schedule
 from ...algoperf.contract import Algorithm, StepResult
 from ...algoperf.hyperparameters import Hyperparameters
 from ...algoperf.problem import Problem
+from ..coverage import describe
 from ..eigenbasis import Bases
 from ..estimate import Estimate, Sums, estimate_sums
 from ..fisher import Fisher, Geometry, probe
-from ..layers import Layer, describe, find_layers
+from ..layers import Layer, find_layers
 from ..sharing import Layout, Sharing, batch_layout, graph_layout
 
 PyTree = Any
@@ -247,7 +248,7 @@ def _layout(problem: Problem) -> Layout:
     if weights is not None:
         is_example = (weights > 0).reshape(n_examples, -1).any(1).astype(jnp.float32)
     if not hasattr(inputs, "n_node"):
-        return batch_layout(n_examples, is_example)
+        return batch_layout(n_examples, is_example, example_axis=0)
     if is_example is None:
         raise ValueError("a batch of graphs needs 'weights', to tell padding graphs from examples")
     return graph_layout(inputs.n_node, inputs.n_edge, inputs.nodes.shape[0], inputs.edges.shape[0], is_example)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from submissions.kfac import Sharing
-from submissions.kfac.capture import capture
+from submissions.kfac.capture import trace
 from submissions.kfac.convolution import patch_sums, patches
 from submissions.kfac.factors import Use, input_factor
-from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Rows
 
 CONVOLUTIONS = {
@@ -32,16 +31,16 @@ def inputs(conv: nn.Conv) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, *spatial, 3)), jnp.float32)
 
 
-def captured(conv: nn.Conv, params, x):
-    found = capture(lambda p: (conv.apply({"params": p}, x), None), params, find_layers(params))
-    assert found.uncaptured == {}
-    return found
+def geometry_of(conv: nn.Conv, params, x):
+    traced = trace(lambda p: (conv.apply({"params": p}, x), None), params)
+    (product,) = traced.products.by_leaf["kernel",]
+    return product.convolution
 
 
 def test_patches_times_kernel_is_the_convolution(conv, randomized):
     x = inputs(conv)
     params = randomized(conv, x)
-    geometry = captured(conv, params, x).convolutions[""]
+    geometry = geometry_of(conv, params, x)
     got = patches(x, geometry) @ params["kernel"].reshape(-1, 4) + params.get("bias", 0)
     np.testing.assert_allclose(got, conv.apply({"params": params}, x), rtol=1e-5, atol=1e-5)
 
@@ -49,7 +48,7 @@ def test_patches_times_kernel_is_the_convolution(conv, randomized):
 def test_reduce_builds_no_patches():
     """Nothing as large as them on its way, where expand has them whole."""
     conv, x = nn.Conv(8, (3, 3)), jnp.ones((4, 16, 16, 8))
-    geometry = captured(conv, conv.init(jax.random.key(0), x)["params"], x).convolutions[""]
+    geometry = geometry_of(conv, conv.init(jax.random.key(0), x)["params"], x)
 
     def largest(sharing):
         program = jax.make_jaxpr(lambda x: input_factor([Use(x, Rows(4), geometry)], sharing, True))(x)
@@ -60,7 +59,7 @@ def test_reduce_builds_no_patches():
 
 def test_patches_equal_xla_patches_reordered(conv, randomized):
     x = inputs(conv)
-    geometry = captured(conv, randomized(conv, x), x).convolutions[""]
+    geometry = geometry_of(conv, randomized(conv, x), x)
     spatial = "HW"[: len(geometry.window)]
     expected = jax.lax.conv_general_dilated_patches(
         x,
@@ -77,7 +76,7 @@ def test_patches_equal_xla_patches_reordered(conv, randomized):
 
 def test_patch_sums_equal_summed_patches(conv, randomized):
     x = inputs(conv)
-    geometry = captured(conv, randomized(conv, x), x).convolutions[""]
+    geometry = geometry_of(conv, randomized(conv, x), x)
     sums, n_positions = patch_sums(x, geometry)
     every = patches(x, geometry)
     every = every.reshape(2, -1, every.shape[-1])
@@ -88,7 +87,7 @@ def test_patch_sums_equal_summed_patches(conv, randomized):
 def test_factors_of_a_convolution_are_those_of_its_patches(randomized):
     conv = CONVOLUTIONS["strided"]
     x = inputs(conv)
-    geometry = captured(conv, randomized(conv, x), x).convolutions[""]
+    geometry = geometry_of(conv, randomized(conv, x), x)
     rows = Rows(2, None, jnp.asarray([1.0, 0.0]))
     every = patches(x, geometry)
     for sharing in Sharing:

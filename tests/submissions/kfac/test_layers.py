@@ -32,6 +32,7 @@ def test_split_of_every_kernel(params):
         "attention.key": (4, 6, True, 5),
         "attention.value": (4, 6, True, 5),
         "attention.out": (6, 4, True, 7),
+        "embedding": (3, 7, False, 3),
         "conv": (12, 5, True, 13),
         "plain": (6, 7, False, 6),
         "wide": (7, 20, True, 8),
@@ -42,7 +43,6 @@ def test_split_of_every_kernel(params):
     "leaves",
     [
         {"kernel": (3, 4, 5)},  # [in, out, out] or [in, in, out]
-        {"kernel": (6, 4, 5), "bias": (6, 5)},  # six layers stacked by a scan
         {"kernel": (6, 4, 5), "bias": (4,)},
         {"kernel": (4, 5), "bias": (5,), "scale": (5,)},
         {"kernel": (4, 5), "bias": (4, 5)},
@@ -58,24 +58,44 @@ def test_read_is_bias_last_and_write_its_inverse(params):
         leaves = params
         for key in layer.path:
             leaves = leaves[key]
+        leaves = {"kernel": leaves[layer.kernel], **({"bias": leaves["bias"]} if layer.has_bias else {})}
         matrix = layer.read(params)
         x = np.random.default_rng(0).normal(size=layer.d_in).astype(np.float32)
         n_inputs = len(layer.kernel_shape) - layer.n_output_axes
         expected = np.tensordot(x.reshape(layer.kernel_shape[:n_inputs]), leaves["kernel"], n_inputs)
         expected = (expected + leaves.get("bias", 0)).reshape(-1)
         np.testing.assert_allclose(np.append(x, [1] * layer.has_bias) @ matrix, expected, rtol=1e-4, atol=1e-5)
-        jax.tree.map(np.testing.assert_array_equal, layer.write(leaves, matrix), dict(leaves))
+        written = dict(zip(leaves, layer.write(matrix).values(), strict=True))
+        jax.tree.map(np.testing.assert_array_equal, written, leaves)
 
 
-def test_write_keeps_the_leaves_dtype():
+def test_replacement_keeps_the_leaves_dtype():
     params = {"l": {"kernel": jnp.ones((2, 3), jnp.bfloat16), "bias": jnp.ones(3)}}
     (layer,) = find_layers(params)
     matrix = layer.read(params)
     assert matrix.dtype == jnp.float32
-    assert {key: leaf.dtype for key, leaf in layer.write(params["l"], matrix).items()} == {
-        "kernel": jnp.bfloat16,
-        "bias": jnp.float32,
-    }
+    replaced = replace_layers(params, [layer], {"l": 2 * matrix})["l"]
+    assert {key: leaf.dtype for key, leaf in replaced.items()} == {"kernel": jnp.bfloat16, "bias": jnp.float32}
+    assert all((leaf == 2).all() for leaf in replaced.values())
+
+
+def test_layers_stacked_by_a_scan_are_found_one_by_one():
+    """Each reads and writes its own part of the leaves alone."""
+    params = {"l": {"kernel": jnp.arange(24.0).reshape(3, 2, 4), "bias": jnp.arange(12.0).reshape(3, 4)}}
+    layers = find_layers(params)
+    assert [(layer.name, layer.n_rows, layer.d_out) for layer in layers] == [(f"l[{i}]", 3, 4) for i in range(3)]
+    np.testing.assert_array_equal(layers[1].read(params), [*params["l"]["kernel"][1], params["l"]["bias"][1]])
+    got = replace_layers(params, layers, {"l[1]": jnp.zeros((3, 4))})["l"]
+    jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old.at[1].set(0)), got, params["l"])
+
+
+def test_attention_without_biases_is_known_by_its_projections():
+    shapes = {"query": (6, 2, 3), "key": (6, 2, 3), "value": (6, 2, 3), "out": (2, 3, 6)}
+    params = {"a": {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}}
+    found = {layer.name: (layer.d_in, layer.d_out) for layer in find_layers(params)}
+    assert found == {f"a.{name}": (6, 6) for name in shapes}
+    other = {"a": {**params["a"], "out": {"kernel": jnp.zeros((3, 2, 6))}}}
+    assert find_layers(other) == ()
 
 
 def test_replace_changes_the_named_layers_alone(params):
@@ -93,8 +113,8 @@ def test_description_counts_every_parameter_once(params):
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     assert sorted(listed) == sorted(".".join(key.key for key in path) for path, _ in leaves)
     fallback = {line.split()[0] for line in lines if line.endswith("fallback")}
-    assert fallback == {"norm.scale", "norm.bias", "ambiguous.kernel", "embedding.embedding"}
+    assert fallback == {"norm.scale", "norm.bias", "ambiguous.kernel"}
     n_all = sum(leaf.size for _, leaf in leaves)
     n_preconditioned = sum(layer.n_rows * layer.d_out for layer in layers)
-    assert head.startswith(f"{n_preconditioned:,} of {n_all:,} parameters in 7 layers")
-    assert n_all - n_preconditioned == 4 + 4 + 5 * 6 + 3 * 7
+    assert head.startswith(f"{n_preconditioned:,} of {n_all:,} parameters in 8 layers")
+    assert n_all - n_preconditioned == 4 + 4 + 5 * 6

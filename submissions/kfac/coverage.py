@@ -1,0 +1,140 @@
+"""Which parameters have curvature and which do not, with the reason: for people to read, and as a warning."""
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from .capture import Forward, families, trace
+from .fisher import Fisher
+from .layers import Layer, Path, is_diagonal, named_leaves
+from .placement import ambiguous, split_described
+from .products import Products
+from .sharing import Layout
+
+PyTree = Any
+
+_NO_PRODUCT = "no kernel of a linear layer"
+
+
+class CurvatureWarning(UserWarning):
+    """Some parameters have no curvature, or its rows may be taken for another example's."""
+
+
+class Reasons(dict[str, str]):
+    """Layer name -> why it has no factors. In a pytree it is part of the structure, so that it may leave `jit`."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.items())))
+
+
+jax.tree_util.register_static(Reasons)
+
+
+def describe(
+    params: PyTree,
+    layers: Sequence[Layer],
+    forward: Forward | None = None,
+    layout: Layout | None = None,
+    fisher: Fisher = Fisher.SAMPLED,
+) -> str:
+    """Which parameters are preconditioned and which go to the fallback, one line each; every parameter once.
+
+    With `forward`, and the arguments for `estimate`, it is told what this very model's estimate will have, and the
+    reason where it has none. Without it is what the layers promise, if the model uses them as layers.
+
+    Args:
+        forward: params -> (outputs, auxiliary values); only shapes are computed.
+        layout: the batch's leading axes; without, all rows are taken as described.
+    """
+    refused: dict[str, str] = {}
+    missing: dict[Path, str] = {}
+    if forward is not None:
+        products = trace(forward, params).products
+        found, refused = families(products, params, layers)
+        refused |= split_described(found, layout, fisher)[1] if layout is not None else {}
+        missing = left_out(products, layers)
+    by_leaf: dict[Path, list[Layer]] = {}
+    for layer in layers:
+        for path in layer.leaf_paths:
+            by_leaf.setdefault(path, []).append(layer)
+    lines, n_preconditioned, n_all = [], 0, 0
+    for path, leaf in named_leaves(params).items():
+        own = by_leaf.get(path, [])
+        reason = next((refused[layer.name] for layer in own if layer.name in refused), None)
+        n_all += leaf.size
+        if own and reason is None:
+            n_preconditioned += leaf.size
+            how = _factors(own)
+        else:
+            reason = reason or missing.get(path, _NO_PRODUCT if forward is not None else "")
+            how = f"fallback: {reason}" if reason else "fallback"
+        lines.append(f"  {'.'.join(path)} {tuple(leaf.shape)}: {how}")
+    n_layers = sum(layer.name not in refused for layer in layers)
+    return "\n".join([f"{n_preconditioned:,} of {n_all:,} parameters in {n_layers} layers are preconditioned:", *lines])
+
+
+def left_out(products: Products, layers: Sequence[Layer]) -> dict[Path, str]:
+    """Kernels that the forward pass multiplies by and that are in none of the layers, and why."""
+    known = {layer.kernel_path for layer in layers}
+    reasons = {}
+    for path in products.by_leaf:
+        if path not in known:
+            problem = products.problems.get(path)
+            reasons[path] = f"it is used by {problem} too" if problem else "its layer is not among those given"
+    return reasons
+
+
+def report(
+    params: PyTree, layers: Sequence[Layer], refused: Mapping[str, str], missing: Mapping[Path, str], strict: bool
+) -> None:
+    """Warn, once for each text, of the parameters that have no factors though a layer has them.
+
+    Args:
+        refused: layer name -> reason, see `Estimate.uncaptured`.
+        missing: kernel -> reason, see `left_out`.
+
+    Raises:
+        ValueError: `strict`, and there are such parameters.
+    """
+    if not refused and not missing:
+        return
+    leaves = named_leaves(params)
+    names: dict[str, list[str]] = {}
+    paths = set(missing)
+    for layer in layers:
+        if layer.name in refused:
+            names.setdefault(refused[layer.name], []).append(layer.name)
+            paths |= set(layer.leaf_paths)
+    for path, reason in missing.items():
+        names.setdefault(reason, []).append(".".join(path))
+    share = sum(leaves[path].size for path in paths if path in leaves) / sum(leaf.size for leaf in leaves.values())
+    lines = [f"  {', '.join(own)}: {reason}" for reason, own in names.items()]
+    count = sum(map(len, names.values()))
+    text = "\n".join([f"no curvature for {count} layers, {share:.1%} of the parameters:", *lines])
+    if strict:
+        raise ValueError(text)
+    warn_once(text + "\nThe optimiser's fallback trains them. `strict=True` makes this an error.")
+
+
+def report_ambiguous(families: Mapping[Path, Any], layout: Layout) -> None:
+    """Warn of inputs that have as many positions as examples, where nothing tells which axis is the examples'."""
+    names = ambiguous(families, layout)
+    if names:
+        warn_once(
+            f"inputs of {', '.join(names)} have two leading axes of the batch's length; the first is taken as the "
+            "examples'. Say so by `batch_layout(..., example_axis=0)`, or for time-major data `example_axis=1`."
+        )
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A warning that is shown once, however often a step is traced."""
+    warnings.warn(text, CurvatureWarning, stacklevel=5)
+
+
+def _factors(layers: Sequence[Layer]) -> str:
+    sides = " and ".join(f"{n} (diagonal)" if is_diagonal((n, m)) else str(n) for n, m in layers[0].factor_shapes)
+    return f"factors {sides}" if layers[0].index is None else f"{len(layers)} times factors {sides}"

@@ -1,0 +1,74 @@
+"""The linear layers that a forward pass shows, whatever the parameters' names and shapes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .capture import trace
+from .layers import MAX_FACTOR_WIDTH, Layer, Path, named_leaves
+from .products import Kind, Products
+
+PyTree = Any
+
+
+def trace_layers(
+    params: PyTree, forward: Callable[[PyTree], Any], max_width: int = MAX_FACTOR_WIDTH
+) -> tuple[Layer, ...]:
+    """Every linear layer of a model that K-FAC can precondition, in the order of the parameter tree.
+
+    Where `find_layers` reads names and shapes, this looks at what the forward pass does with the parameters: which leaf
+    is multiplied with an input, over which axes, and what is added to the product. It finds attention without biases,
+    layers stacked by a scan over depth, and kernels of any name.
+
+    Args:
+        forward: params -> (outputs, auxiliary values), as for `estimate`; only shapes are computed.
+        max_width: see `find_layers`.
+    """
+    products, leaves = trace(forward, params).products, named_leaves(params)
+    found = [
+        layer
+        for path, leaf in leaves.items()
+        if path in products.by_leaf and path not in products.problems
+        for layer in _layers(path, tuple(leaf.shape), products, max_width)
+    ]
+    return tuple(layer for layer in found if not all(layer.are_diagonal))
+
+
+def _layers(path: Path, shape: tuple[int, ...], products: Products, max_width: int) -> list[Layer]:
+    """A kernel's layer, or those that a scan over depth stacks in it; none where its uses differ."""
+    uses = products.by_leaf[path]
+    stacked = {any(product.is_sliced) for product in uses}
+    if len(stacked) > 1:
+        return []
+    is_stacked = stacked.pop()
+    shape, length = (shape[1:], shape[0]) if is_stacked else (shape, None)
+    n_inputs = _n_input_axes({product.contracted for product in uses}, len(shape))
+    if n_inputs is None:
+        return []
+    is_transposed = any(product.contracted[0] != 0 for product in uses)
+    bias = None if is_transposed else products.bias_of(path)
+    if bias is not None and (bias[:-1] != path[:-1] or _is_added_elsewhere(bias, path, products)):
+        bias = None
+    common = {
+        "path": path[:-1],
+        "kernel_shape": shape,
+        "n_output_axes": len(shape) - n_inputs,
+        "has_bias": bias is not None,
+        "max_width": max_width,
+        "kernel": path[-1],
+        "bias": bias[-1] if bias else "bias",
+        "is_embedding": any(product.kind is Kind.LOOKUP for product in uses),
+    }
+    return [Layer(**common, index=index) for index in (range(length) if is_stacked else (None,))]
+
+
+def _n_input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> int | None:
+    """How many leading axes are the matrix's rows, if every use contracts all of them or all others; else None."""
+    sides = {tuple(range(n)) for n in range(1, n_axes)}
+    rows = {axes if axes in sides else tuple(i for i in range(n_axes) if i not in axes) for axes in contracted}
+    return len(rows.pop()) if len(rows) == 1 and rows <= sides else None
+
+
+def _is_added_elsewhere(bias: Path, kernel: Path, products: Products) -> bool:
+    """Whether a leaf is the bias of another kernel too."""
+    own = {product.key for product in products.by_leaf[kernel]}
+    return any(bias in consumers and key not in own for key, consumers in products.consumers.items())

@@ -1,0 +1,137 @@
+"""Embeddings: looked up, used as a matrix, and both in one model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from submissions.kfac import (
+    Fisher,
+    Geometry,
+    LossKind,
+    Sharing,
+    batch_layout,
+    eigenbasis_adam,
+    estimate,
+    find_layers,
+    kfac,
+)
+from submissions.kfac.eigenbasis import Bases, Refresh
+from submissions.kfac.embedding import nearest_product
+
+RNG = np.random.default_rng(0)
+TOKENS = jnp.asarray(RNG.integers(0, 7, size=(4, 5)))
+IS_TOKEN = jnp.asarray([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], jnp.float32)
+
+
+class Words(nn.Module):
+    """An embedding, looked up or multiplied with one-hot vectors, which `Dense` does as well."""
+
+    is_lookup: bool
+
+    @nn.compact
+    def __call__(self, tokens):
+        if self.is_lookup:
+            x = nn.Embed(7, 3, name="words")(tokens)
+        else:
+            x = nn.Dense(3, use_bias=False, name="words")(jax.nn.one_hot(tokens, 7))
+        x = (nn.tanh(x) * IS_TOKEN[..., None]).sum(1)
+        return nn.Dense(2, name="head")(x)
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+def test_a_lookup_is_a_product_with_one_hot_vectors(randomized, sharing):
+    params = randomized(Words(True), TOKENS)
+    dense = {**params, "words": {"kernel": params["words"]["embedding"]}}
+    basis = jnp.asarray(np.linalg.qr(RNG.normal(size=(3, 3)))[0], jnp.float32)
+    head = Bases(jnp.eye(4), jnp.eye(2))
+
+    def run(is_lookup, p, own):
+        return estimate(
+            lambda q: (Words(is_lookup).apply({"params": q}, TOKENS), None),
+            lambda z: (jnp.square(z).sum(), jnp.asarray(4.0)),
+            p,
+            layers=find_layers(p),
+            layout=batch_layout(4, is_token=IS_TOKEN),
+            sharing=sharing,
+            fisher=Fisher.EXACT,
+            geometry=Geometry(LossKind.SQUARE, 2.0),
+            bases={"words": own, "head": head},
+            strict=True,
+        )
+
+    got = jax.jit(lambda p: run(True, p, Bases(None, basis)))(params)
+    expected = jax.jit(lambda p: run(False, p, Bases(jnp.eye(7), basis)))(dense)
+    a, b = got.factors["words"]
+    np.testing.assert_allclose(a[:, 0], jnp.diagonal(expected.factors["words"][0]), rtol=1e-5)
+    if sharing is Sharing.EXPAND:
+        counts = np.bincount(TOKENS[IS_TOKEN > 0], minlength=7)
+        np.testing.assert_allclose(a[:, 0], counts / counts.sum(), rtol=1e-6)
+    np.testing.assert_allclose(b, expected.factors["words"][1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got.eigenvalues["words"], expected.eigenvalues["words"], rtol=1e-4, atol=1e-6)
+
+
+def test_nearest_product_is_the_leading_singular_pair():
+    def factor(n):
+        rows = RNG.normal(size=(n + 2, n))
+        return rows.T @ rows
+
+    first, second = (
+        (np.abs(RNG.normal(size=(5, 1))), factor(3)),
+        (1e3 * np.abs(RNG.normal(size=(5, 1))), 1e-3 * factor(3)),
+    )
+    summed = sum(np.outer(a.ravel(), b.ravel()) for a, b in (first, second))
+    u, s, vt = np.linalg.svd(summed)
+    a, b = nearest_product(*(tuple(map(jnp.float32, pair)) for pair in (first, second)))
+    np.testing.assert_allclose(np.outer(a.ravel(), b.ravel()), s[0] * np.outer(u[:, 0], vt[0]), rtol=1e-4, atol=1e-4)
+    assert (np.asarray(a) >= 0).all() and (np.linalg.eigvalsh(b) > 0).all()
+    nothing = jnp.zeros((5, 1)), jnp.zeros((3, 3))
+    for pair in ((first, nothing), (nothing, first)):
+        got = nearest_product(*(tuple(map(jnp.float32, own)) for own in pair))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), got, first)
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        words = nn.Embed(7, 3, name="words")
+        return words.attend(nn.Dense(3, name="dense")(nn.tanh(words(tokens))))
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+def test_a_tied_embedding_has_the_sum_of_both_uses_and_trains(randomized, sharing):
+    """The factors of each use are those of an untied model with the same values."""
+
+    class Untied(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            x = nn.Dense(3, name="dense")(nn.tanh(nn.Embed(7, 3, name="words")(tokens)))
+            return nn.Embed(7, 3, name="classes").attend(x)
+
+    def run(model, p):
+        return estimate(
+            lambda q: (model.apply({"params": q}, TOKENS), None),
+            lambda z: (jnp.square(z).sum(), jnp.asarray(20.0)),
+            p,
+            layers=find_layers(p),
+            layout=batch_layout(4),
+            sharing=sharing,
+            geometry=Geometry(LossKind.SOFTMAX),
+            key=jax.random.key(0),
+            strict=True,
+        )
+
+    params = randomized(Tied(), TOKENS)
+    batch = jax.jit(lambda p: run(Tied(), p))(params)
+    untied = jax.jit(lambda p: run(Untied(), p))({**params, "classes": params["words"]}).factors
+    expected = nearest_product(untied["words"], untied["classes"])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), batch.factors["words"], expected)
+    for optimizer, option in (
+        (kfac(find_layers(params), learning_rate=0.1, damping=1e-2), {"refresh_inverses": True}),
+        (eigenbasis_adam(find_layers(params), learning_rate=0.1), {"refresh": Refresh.FULL}),
+    ):
+        state = optimizer.init(params)
+        updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, **option)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+        assert sum(jnp.vdot(u, g) for u, g in zip(*map(jax.tree.leaves, (updates, batch.gradients)), strict=True)) < 0
