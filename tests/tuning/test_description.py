@@ -56,8 +56,11 @@ def train(described, folder, kill_at=None):
         return done or run_trial(described, workload, submission, claim, **own)
 
 
-def test_every_field_states_what_happens():
+def test_what_decides_the_numbers_must_match():
     assert OTHERS.keys() == FIELDS.keys()
+    may_differ = {name for name, on_resume in FIELDS.items() if on_resume is OnResume.MAY_CHANGE}
+    assert may_differ == {"submission_path", "step_budget", "time_budget_s", "stop_at_target", "pruning", "data_dir"}
+    assert [name for name, on_resume in FIELDS.items() if on_resume is OnResume.WARN] == ["submission_version"]
 
 
 @pytest.mark.parametrize("name", FIELDS)
