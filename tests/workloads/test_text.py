@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from submissions.kfac.capture import capture
+from submissions.kfac.layers import find_layers
 from workloads.text import corpus
 from workloads.text.model import position_embedding
 from workloads.text.pydoc_lm import PydocLmWorkload, split_paragraphs
@@ -104,3 +106,15 @@ def test_loss_is_the_masked_sum_over_positions(workload, smoothing):
     np.testing.assert_allclose(loss["per_example"], expected.sum(1), rtol=1e-5)
     np.testing.assert_allclose(loss["summed"], expected.sum(), rtol=1e-5)
     assert loss["n_valid_examples"] == 3
+
+
+def test_every_linear_layer_is_one_that_kfac_captures(workload):
+    params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
+    layers, found = find_layers(params), []
+
+    def forward(p):
+        characters = jnp.zeros((2, 64), jnp.int32)
+        return workload.model.apply({"params": p}, characters, train=False, dropout_rate=0.0), None
+
+    jax.eval_shape(lambda p: found.append(capture(forward, p, layers).uncaptured), params)
+    assert len(layers) == 2 * 6 + 1 and found == [{}]
