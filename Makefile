@@ -8,7 +8,7 @@ CAN_DOCUMENT := $(VENV)/.can_document
 X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-prepare setup-docs demo test test-slow docs lint clean
+.PHONY: evidence help setup setup-prepare setup-docs demo test test-slow docs lint clean
 
 # An inherited module path would hide what the virtual environment lacks.
 unexport PYTHONPATH PYTHONHOME
@@ -45,6 +45,9 @@ $(CAN_DOCUMENT): $(INSTALLED) requirements-docs.txt
 demo: setup ## train one model on molecules with K-FAC-reduce; results under experiments/demo
 	$(VENV)/bin/python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
 	  --experiment_dir=experiments --experiment_name=demo --overwrite
+
+evidence: setup ## compare all submissions by docs/evidence.md, for hours; it continues (EVIDENCE_FLAGS=... for fewer trials)
+	$(VENV)/bin/python scripts/run_evidence.py $(EVIDENCE_FLAGS)
 
 test: setup ## run the tests, without the slow ones
 	JAX_ENABLE_X64=0 $(PYTEST) -q

@@ -34,8 +34,8 @@ _MOST_BACKGROUND_CURVES = 40
 _MOST_VECTOR_POINTS = 200
 _AXES = {
     Cost.STEPS: "step",
-    Cost.SECONDS: "submission seconds, with compilation",
-    Cost.TRAINING_SECONDS: "training seconds (all compilation taken off)",
+    Cost.SECONDS: "seconds, with compilation",
+    Cost.TRAINING_SECONDS: "training seconds",  # a curve's whole compilation taken off
 }
 
 _STYLE = {
@@ -43,7 +43,8 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text, which can be searched, and weighs a third of its outlines
+    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "text.parse_math": False,  # names may have dollar signs
     "svg.hashsalt": "report",
     **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
@@ -128,7 +129,7 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
     costs = [Cost.STEPS, Cost.SECONDS]
     if any(trial.compile_seconds is not None for line in c.lines for trial in line.trials):
         costs.append(Cost.TRAINING_SECONDS)
-    figure = _figure(4.5 * len(costs), 4.2)
+    figure = _figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
     others = [trial for line in c.lines for trial in line.trials if trial not in line.chosen]
     others = others[:: max(1, len(others) // _MOST_BACKGROUND_CURVES)]

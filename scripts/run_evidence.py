@@ -1,0 +1,62 @@
+"""Compares submissions by the protocol of docs/evidence.md, and writes its tables. Run again, it continues.
+
+    python scripts/run_evidence.py --workloads=b3db,mnist_vit --experiment_dir=experiments/evidence
+
+A reduced run: --num_tuning_trials=4 --num_confirmed=1 --num_seeds=2 --submissions=nadamw,kfac_reduce.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning import evidence, supervised_command
+from tuning.report import archive, files
+
+_REFERENCES = ["nesterov", "nadamw"]
+_CURVATURE = ["kfac_expand", "kfac_reduce", "ekfac_adam_expand", "ekfac_adam_reduce"]
+
+flags.DEFINE_list("workloads", ["b3db", "mnist_vit", "pydoc_lm"], "Names of the workloads.")
+flags.DEFINE_list(
+    "submissions", [*_REFERENCES, *_CURVATURE, "soap", "muon", "schedule_free_adamw"], "Folders under submissions/."
+)
+flags.DEFINE_list("references", _REFERENCES, "The first-order ones; ratios are to the best of their rows.")
+flags.DEFINE_integer("num_tuning_trials", 20, "Random points of each submission.", lower_bound=1)
+flags.DEFINE_integer("num_confirmed", 3, "Points that run again on one more seed.", lower_bound=1)
+flags.DEFINE_integer("num_seeds", 10, "Timed repetitions of the best point, each on a seed of its own.", lower_bound=1)
+flags.DEFINE_integer("workers", 2, "Processes of a search, which share the cores.", lower_bound=1)
+flags.DEFINE_integer("max_global_steps", None, "Stop trials before the workload's budget.", lower_bound=1)
+flags.DEFINE_string("targets", "results/targets", "Folder of the workloads' target files; empty for no rows of these.")
+flags.DEFINE_string("experiment_dir", "experiments/evidence", "Where the trials go; finished ones are used again.")
+flags.DEFINE_string("out", "results/evidence", "Where archives of the trials go, and the report that is read off them.")
+
+
+def main(chosen: dict[str, Any]) -> None:
+    folder, out = Path(chosen["experiment_dir"]).expanduser(), Path(chosen["out"]).expanduser()
+    passed = [f"--data_dir={chosen['data_dir']}"]
+    passed += [f"--max_global_steps={chosen['max_global_steps']}"] if chosen["max_global_steps"] else []
+    archives = []
+    for workload in chosen["workloads"]:
+        protocol = evidence.Protocol(
+            workload=workload,
+            submissions=tuple(map(evidence.submission_path, chosen["submissions"])),
+            folder=folder,
+            n_points=chosen["num_tuning_trials"],
+            n_confirmed=chosen["num_confirmed"],
+            n_seeds=chosen["num_seeds"],
+            seed=chosen["rng_seed"],
+            workers=chosen["workers"],
+            targets=Path(chosen["targets"]) if chosen["targets"] else None,
+            flags=tuple(passed),
+        )
+        evidence.carry_out(protocol, supervised_command.run)
+        archives.append(out / f"{workload}{files.ARCHIVE_ENDING}")
+        archive.pack([folder / workload], archives[-1])
+    report = Path(__file__).with_name("report.py")
+    references = f"--references={','.join(chosen['references'])}"
+    supervised_command.run([sys.executable, str(report), *map(str, archives), f"--out={out}", references])
+
+
+command.run(__name__, main)

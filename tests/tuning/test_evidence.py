@@ -1,0 +1,145 @@
+"""The protocol of an evidence run: which trials run, in which order, and what is chosen, with made-up trials."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tuning.report.folders import write_trial
+from tuning import evidence, supervised_command
+from tuning.errors import UserError
+from tuning.report import reading
+from tuning.report.protocols import Cost
+from tuning.report.summary import summarise
+
+# Evaluations to the target, by learning rate and seed; a rate that is not here misses.
+HITS = {0.1: {0: 2, 1: 7}, 0.2: {0: 3, 1: 3}, 0.3: {0: 4, 1: 9}, 0.4: {0: 9, 1: 1}}
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """(protocol, commands so far, run): `run` writes the trials of a command, as the scripts would."""
+    direction = evidence.Direction.HIGHER_IS_BETTER
+    target = type("Target", (), {"direction": direction})
+    monkeypatch.setattr(evidence.registry, "load", lambda name: type("Workload", (), {"validation_target": target}))
+    trial = {"best_validation_metric": 0.5, "hyperparameters": {"learning_rate": 0.2}}
+    best = {"best_validation_metric": 0.9, "hyperparameters": {"learning_rate": 0.4}}
+    found = {"reference": "sgd", "hyperparameters": {"learning_rate": 0.3}}
+    found["searches"] = {"sgd": [best, trial], "adam": [trial, best, {**best, "best_validation_metric": None}]}
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "digits.json").write_text(json.dumps(found))
+    paths = ("submissions/sgd", "submissions/kfac")
+    protocol = evidence.Protocol("digits", paths, tmp_path / "out", 5, 3, 2, targets=tmp_path / "targets")
+    commands: list[dict[str, str]] = []
+
+    def run(command):
+        flags = dict(word.removeprefix("--").split("=", 1) for word in command[2:] if "=" in word)
+        flags["script"] = Path(command[1]).name
+        commands.append(flags)
+        points = [{"learning_rate": rate} for rate in (0.0, 0.1, 0.2, 0.3, 0.4)]
+        if "tuning_search_space" in flags:
+            points = json.loads(Path(flags["tuning_search_space"]).read_text())
+        seed = int(flags["rng_seed"])
+        for index, point in enumerate(points, start=1):
+            hit = HITS.get(point["learning_rate"], {}).get(min(seed, 1))
+            place = Path(flags["experiment_dir"], flags["experiment_name"], "digits_jax", f"trial_{index}")
+            if not place.exists():
+                own = {"submission": Path(flags["submission_path"]).name}
+                values = [0.1] * 10 if hit is None else [0.1] * (hit - 1) + [0.9]
+                write_trial(place, values, point=point, outcome=own, seed=seed)
+
+    return protocol, commands, run
+
+
+def test_the_best_of_two_seeds_is_repeated_in_turns(machine, tmp_path):
+    protocol, commands, run = machine
+    evidence.carry_out(protocol, run, say=lambda line: None)
+    told = [
+        (
+            Path(c["experiment_dir"]).relative_to(tmp_path / "out" / "digits").as_posix(),
+            c["experiment_name"],
+            c["rng_seed"],
+        )
+        for c in commands
+    ]
+    searches = [(name, phase, seed) for name in ("sgd", "kfac") for phase, seed in (("search", "0"), ("confirm", "1"))]
+    order = ("sgd_for_target/target_reference", "adam_for_target/target_reference", "sgd/repeat", "kfac/repeat")
+    assert told == searches + [(place, f"study_{n}", str(n + 1)) for n in (1, 2) for place in order]
+    points = {c["experiment_dir"]: json.loads(Path(c["tuning_search_space"]).read_text()) for c in commands[4:]}
+    rates = [[point["learning_rate"] for point in own] for own in points.values()]
+    # The target's own point, the best of the other search in its file, and twice 0.2: 3 and 3 evaluations on both
+    # seeds, where 0.1 took 2 and 7, and 0.4, with 9 on the first seed, was not among the three.
+    assert rates == [[0.3], [0.4], [0.2], [0.2]]
+    confirmed = json.loads((tmp_path / "out/digits/kfac/confirmed_points.json").read_text())
+    assert [point["learning_rate"] for point in confirmed] == [0.1, 0.2, 0.3]
+    assert all(c["compilation_cache_dir"] == "" for c in commands if c["script"] == "run_trial.py")
+
+
+def test_the_report_reads_it(machine):
+    """Repetitions: 0.3 at 90 steps, 0.4 at 10 (the better reference), 0.2 at 30."""
+    protocol, _, run = machine
+    evidence.carry_out(protocol, run, say=lambda line: None)
+    records = reading.read([protocol.folder])
+    (comparison,) = summarise(records, ["sgd", "adam"]).comparisons
+    assert not records.problems
+    medians = {line.submission: line.costs[Cost.STEPS].median for line in comparison.lines}
+    assert medians == {"adam (target's own)": 10, "kfac": 30, "sgd": 30, "sgd (target's own)": 90}
+    assert comparison.reference == "adam (target's own)"
+    assert comparison.ratios["kfac"][Cost.STEPS].value == 3
+    assert comparison.line("kfac").search_hits == (4, 5)
+
+
+def test_it_continues_wherever_it_was_stopped(machine):
+    """Stopped after every timed trial, it ends with all of them, none run twice."""
+    protocol, commands, run = machine
+
+    class Stopped(Exception):
+        pass
+
+    def stopping(command):
+        run(command)
+        if commands[-1]["script"] == "run_trial.py":
+            raise Stopped
+
+    for _ in range(8):
+        with pytest.raises(Stopped):
+            evidence.carry_out(protocol, stopping, say=lambda line: None)
+    evidence.carry_out(protocol, stopping, say=lambda line: None)
+    timed = [(c["experiment_dir"], c["experiment_name"]) for c in commands if c["script"] == "run_trial.py"]
+    assert len(timed) == len(set(timed)) == 8
+
+
+def test_what_cannot_be_compared_is_refused(machine, tmp_path):
+    protocol, _, run = machine
+    with pytest.raises(UserError, match="no trial under .*sgd has ended, so there is no best point"):
+        evidence.carry_out(protocol, lambda command: None, say=lambda line: None)
+    (tmp_path / "targets" / "digits.json").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot take the references' .*digits.json .*; run scripts/set_target.py"):
+        evidence.carry_out(protocol, run, say=lambda line: None)
+
+
+def test_a_failed_command_is_named_with_its_code():
+    with pytest.raises(supervised_command.CommandFailed, match=re.escape("ended with code 7")) as failure:
+        supervised_command.run([sys.executable, "-c", "raise SystemExit(7)"])
+    assert failure.value.exit_code == 7
+
+
+def test_a_signal_goes_to_the_command_which_ends_first(tmp_path):
+    """SIGTERM to the parent; the child takes a moment to save its state, and its code is the parent's."""
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_): time.sleep(0.5); pathlib.Path('saved').touch(); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)"
+    )
+    parent = f"from tuning import supervised_command as s\ntry: s.run([{sys.executable!r}, '-c', {child!r}])\n"
+    parent += "except s.CommandFailed as error: raise SystemExit(error.exit_code)"
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env={"PYTHONPATH": root})
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75 and (tmp_path / "saved").exists()

@@ -1,0 +1,203 @@
+"""Which submission reaches a workload's target first: the protocol of docs/evidence.md, as commands that resume.
+
+Each submission's space is searched on one seed; its best points run again on one more seed; the best of these is
+repeated on fresh seeds, and so are the configurations that the target was set with. Every step is a call of
+scripts/run_sweep.py or scripts/run_trial.py, whose folders scripts/report.py reads:
+
+    FOLDER/{workload}/{submission}/search/…                          points, which share the machine
+    FOLDER/{workload}/{submission}/confirm/…                         the best of them on one more seed
+    FOLDER/{workload}/{submission}/repeat/study_N/…                  the best one, timed, alone on the machine
+    FOLDER/{workload}/{submission}_for_target/target_reference/…     the target's own configurations, timed with these
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuning import records
+from tuning.errors import UserError
+from tuning.outcome import Miss
+from tuning.report import protocols, reading
+from tuning.report.reading import Phase
+from workloads import registry
+from workloads.spec import Direction
+
+_PROJECT = Path(__file__).resolve().parents[1]
+
+Run = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    Attributes:
+        submissions: paths of their folders.
+        n_points, n_confirmed, n_seeds: of each submission's search, confirmation and timed repetition.
+        seed: of the search; confirmation and repetitions use those after it.
+        workers: processes of a search; repetitions run one at a time.
+        targets: folder of {workload}.json, whose first-order configurations are the references; None for no such rows.
+        flags: passed to every trial.
+    """
+
+    workload: str
+    submissions: tuple[str, ...]
+    folder: Path
+    n_points: int = 20
+    n_confirmed: int = 3
+    n_seeds: int = 10
+    seed: int = 0
+    workers: int = 2
+    targets: Path | None = None
+    flags: tuple[str, ...] = ()
+
+    def place(self, submission: str) -> Path:
+        return self.folder / self.workload / Path(submission).name
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One configuration to time: a point of a submission, in `place/study_N/…`."""
+
+    submission: str
+    place: Path
+    point: Mapping[str, Any]
+
+
+def submission_path(name: str) -> str:
+    """The folder of one of this project's submissions, wherever the command is run."""
+    return str(_PROJECT / "submissions" / name)
+
+
+def carry_out(protocol: Protocol, run: Run, say: Callable[[str], None] = print) -> None:
+    """Every trial of the protocol that is not there yet.
+
+    Args:
+        run: carries out one command; what it raises ends the protocol, and a later call continues.
+
+    Raises:
+        UserError: a submission has no ended trial, or the target's file cannot be used.
+    """
+    contenders = references(protocol)
+    for path in protocol.submissions:
+        run(_search(protocol, path))
+        _confirm(protocol, path, run)
+        contenders.append(Contender(path, protocol.place(path) / Phase.REPEAT, _best(protocol, path)))
+        say(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(contenders[-1].point)}")
+    for study in range(1, protocol.n_seeds + 1):
+        # In turns, so that a machine whose speed drifts slows all alike.
+        for contender in contenders:
+            _repeat(protocol, contender, study, run)
+        say(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
+
+
+def references(protocol: Protocol) -> list[Contender]:
+    """The configurations of the target's file: its own, and the best of every other first-order search in it."""
+    if protocol.targets is None:
+        return []
+    file = protocol.targets / f"{protocol.workload}.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        points = dict(_target_points(found, registry.load(protocol.workload).validation_target.direction))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"cannot take the references' configurations from {file} ({error})"
+        raise UserError(f"{problem}; run scripts/set_target.py, or give --targets= for none") from error
+    return [
+        Contender(
+            submission_path(name),
+            protocol.folder / protocol.workload / f"{name}_for_target" / Phase.REFERENCE,
+            point,
+        )
+        for name, point in points.items()
+    ]
+
+
+def _target_points(found: Mapping[str, Any], direction: Direction) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    sign = 1 if direction is Direction.HIGHER_IS_BETTER else -1
+    for name, trials in found["searches"].items():
+        known = [trial for trial in trials if trial["best_validation_metric"] is not None]
+        best = max(known, key=lambda trial: sign * trial["best_validation_metric"], default=None)
+        if name == found["reference"]:
+            yield name, found["hyperparameters"]
+        elif best is not None:
+            yield name, best["hyperparameters"]
+
+
+def _search(protocol: Protocol, path: str) -> list[str]:
+    return _sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points)
+
+
+def _confirm(protocol: Protocol, path: str, run: Run) -> None:
+    file = protocol.place(path) / "confirmed_points.json"
+    if not file.exists():
+        trials = _ended(protocol, path, Phase.SEARCH)
+        ranked = sorted(trials, key=lambda trial: protocols.merit([trial]))
+        _write_points(file, [trial.point for trial in ranked[: protocol.n_confirmed]])
+    n = len(json.loads(file.read_text(encoding="utf-8")))
+    run([*_sweep(protocol, path, Phase.CONFIRM, protocol.seed + 1, n), f"--tuning_search_space={file}"])
+
+
+def _best(protocol: Protocol, path: str) -> Mapping[str, Any]:
+    """The point with the fewest mean steps on both seeds; chosen once, and kept."""
+    file = protocol.place(path) / "best_point.json"
+    if not file.exists():
+        chosen, _ = protocols.best_point(_ended(protocol, path, Phase.SEARCH, Phase.CONFIRM))
+        _write_points(file, [chosen[0].point])
+    return json.loads(file.read_text(encoding="utf-8"))[0]
+
+
+def _ended(protocol: Protocol, path: str, *phases: Phase) -> list[reading.Trial]:
+    found = reading.read([protocol.place(path)])
+    trials = [t for t in found.trials if t.phase in phases and t.state not in protocols.NO_RESULT]
+    if not trials:
+        told = "; ".join(f"{problem.file} {problem.what}" for problem in found.problems[:1])
+        raise UserError(f"no trial under {protocol.place(path)} has ended, so there is no best point; {told}")
+    return trials
+
+
+def _write_points(file: Path, points: list[Mapping[str, Any]]) -> None:
+    records.write_text(file, json.dumps(points, indent=1) + "\n")
+
+
+def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int) -> list[str]:
+    return [
+        *_command(protocol, "run_sweep.py", path, protocol.place(path), phase, seed),
+        f"--num_tuning_trials={n_points}",
+        f"--workers={min(protocol.workers, n_points)}",
+    ]
+
+
+def _repeat(protocol: Protocol, contender: Contender, study: int, run: Run) -> None:
+    name, seed = f"study_{study}", protocol.seed + 1 + study
+    outcome = contender.place / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
+    if _is_done(outcome, contender.point):
+        return
+    file = contender.place.parent / "repeated_point.json"
+    _write_points(file, [contender.point])
+    command = _command(protocol, "run_trial.py", contender.submission, contender.place, name, seed)
+    # Without the cache, compilation takes what it takes, and AlgoPerf's clock is that of a first run.
+    run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
+
+
+def _is_done(file: Path, point: Mapping[str, Any]) -> bool:
+    """Whether the trial came to its end with this point; one process less to start."""
+    try:
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        return outcome["hyperparameters"] == point and outcome["reason"] != Miss.CRASHED
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _command(protocol: Protocol, script: str, path: str, folder: Path, name: str, seed: int) -> list[str]:
+    return [
+        sys.executable,
+        str(_PROJECT / "scripts" / script),
+        f"--workload={protocol.workload}",
+        f"--submission_path={path}",
+        f"--experiment_dir={folder}",
+        f"--experiment_name={name}",
+        f"--rng_seed={seed}",
+        *protocol.flags,
+    ]

@@ -1,0 +1,36 @@
+"""A command as a child process that gets this process's signals, and ends before it."""
+
+import signal
+import subprocess
+from collections.abc import Sequence
+
+from tuning.errors import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class CommandFailed(UserError):
+    """A command did not end well, whose own lines say why."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(command: Sequence[str]) -> None:
+    """Carry out the command. For the main thread.
+
+    Raises:
+        CommandFailed: it ended with another code than 0, which is this error's.
+    """
+    child = subprocess.Popen(command, start_new_session=True)  # so that a terminal's Ctrl-C arrives once, from here
+    earlier = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in _SIGNALS}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if code:
+        told = f"signal {-code}" if code < 0 else f"code {code}"
+        cure = "mend what its lines name, and run this command again: it continues"
+        raise CommandFailed(f"{' '.join(command[1:5])} … ended with {told}; {cure}", code if code > 0 else 128 - code)
