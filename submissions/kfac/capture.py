@@ -220,7 +220,7 @@ def _uses(products: Products, known: set[Path], layer: Layer) -> tuple[tuple[Ker
     if missing:
         return (), f"the parameters have no leaf {'.'.join(missing[0])}; were they meant for another tree?"
     if kernel in products.problems:
-        return (), f"its {layer.kernel} is used by {products.problems[kernel]}, so that it is no kernel of a product"
+        return (), f"its {layer.kernel} goes into {products.problems[kernel]}, not into linear layers' products alone"
     if kernel not in products.by_leaf:
         return (), "the forward pass's outputs do not depend on it"
     uses = []
@@ -257,5 +257,5 @@ def _bias_reason(products: Products, kernel: Path, bias: Path, layer: Layer) -> 
     if consumers:
         return f"its product goes into {', '.join(consumers)}, not into the sum with its {layer.bias} alone"
     if bias in products.problems:
-        return f"its {layer.bias} is used by {products.problems[bias]}, and not added to its product alone"
+        return f"its {layer.bias} goes into {products.problems[bias]}, not into the sum with its product alone"
     return f"its {layer.bias} is not added to each of its products"

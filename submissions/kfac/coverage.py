@@ -83,7 +83,7 @@ def left_out(products: Products, layers: Sequence[Layer]) -> dict[Path, str]:
     for path in products.by_leaf:
         if path not in known:
             problem = products.problems.get(path)
-            reasons[path] = f"it is used by {problem} too" if problem else "its layer is not among those given"
+            reasons[path] = f"it goes into {problem} too" if problem else "its layer is not among those given"
     return reasons
 
 

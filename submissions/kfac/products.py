@@ -197,7 +197,7 @@ class _Finder:
         product = match(eqn, kernel, tags[kernel]) if match and kernel is not None else None
         for operand, tag in enumerate(tags):
             if product is None or operand != kernel:
-                self.consume(tag, f"`{name}`")
+                self.consume(tag, _described(eqn))
         if product is None:
             return nothing
         product = dataclasses.replace(product, key=at, lengths=lengths)
@@ -230,6 +230,16 @@ def inner_jaxpr(eqn: JaxprEqn) -> Jaxpr:
     """The jaxpr that a call or scan carries out."""
     inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
     return getattr(inner, "jaxpr", inner)
+
+
+def _described(eqn: JaxprEqn) -> str:
+    """An equation in words."""
+    name = eqn.primitive.name
+    if name == "conv_general_dilated" and eqn.params["feature_group_count"] * eqn.params["batch_group_count"] > 1:
+        return "a grouped convolution"
+    if name == "dot_general" and eqn.params["dimension_numbers"][1][0]:
+        return "a product for each entry of one of its axes (a `dot_general` with batch axes)"
+    return f"`{name}`"
 
 
 def _needed(jaxpr: Jaxpr, is_needed: Sequence[bool]) -> set[Var]:

@@ -189,7 +189,7 @@ def real_entries(rows: Rows) -> Array | None:
     if rows.is_example is None or rows.example_of is None:
         masks = [rows.is_example, rows.is_real]
     else:
-        masks = [rows.is_example[rows.example_of], rows.is_real]
+        masks = [jnp.asarray(rows.is_example)[rows.example_of], rows.is_real]
     masks = [mask > 0 for mask in masks if mask is not None]
     return functools.reduce(jnp.logical_and, masks) if masks else None
 

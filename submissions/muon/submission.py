@@ -38,7 +38,7 @@ def _matrices(params: PyTree) -> PyTree:
         layer = split.get(tuple(getattr(key, "key", str(key)) for key in path))
         if layer is None:
             return None
-        axes = tuple(range(leaf.ndim))
+        axes = tuple(range(0 if layer.index is None else 1, leaf.ndim))  # without the axis that a scan stacks layers on
         return optax.contrib.MuonDimensionNumbers(axes[: -layer.n_output_axes], axes[-layer.n_output_axes :])
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
