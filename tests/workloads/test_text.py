@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from submissions.kfac.capture import capture
-from submissions.kfac.layers import find_layers
+from submissions.kfac import batch_layout, describe, find_layers
 from workloads.text import corpus
 from workloads.text.model import position_embedding
 from workloads.text.pydoc_lm import PydocLmWorkload, split_paragraphs
@@ -110,11 +109,11 @@ def test_loss_is_the_masked_sum_over_positions(workload, smoothing):
 
 def test_every_linear_layer_is_one_that_kfac_captures(workload):
     params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
-    layers, found = find_layers(params), []
+    layers = find_layers(params)
 
     def forward(p):
         characters = jnp.zeros((2, 64), jnp.int32)
         return workload.model.apply({"params": p}, characters, train=False, dropout_rate=0.0), None
 
-    jax.eval_shape(lambda p: found.append(capture(forward, p, layers).uncaptured), params)
-    assert len(layers) == 2 * 6 + 1 and found == [{}]
+    told = describe(params, layers, forward, batch_layout(2))
+    assert len(layers) == 2 * 6 + 2 and "parameters in 14 layers are preconditioned" in told, told
