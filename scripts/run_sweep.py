@@ -15,6 +15,7 @@ from absl import flags
 
 from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
+from workloads import budgets
 
 flags.DEFINE_string("workload", None, "Name of the workload.")
 flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.")
@@ -26,6 +27,7 @@ flags.DEFINE_integer("num_studies", 1, "Studies, each with points and a seed of 
 flags.DEFINE_enum("sampling", "random", ["random", "halton", "sobol"], "How ranges are drawn.")
 flags.DEFINE_string("storage", None, "postgresql://… for several machines; an SQLite file in the folder if not given.")
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of an official workload, on this machine.")
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)

@@ -12,6 +12,7 @@ from absl import flags
 from tuning import experiment, progress
 from tuning.description import MatmulPrecision
 from tuning.interruption import Interruption
+from workloads import budgets
 
 flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
 flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
@@ -20,6 +21,7 @@ flags.DEFINE_integer("num_tuning_trials", 1, "How many points of the space to ru
 flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
 flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of an official workload, on this machine.")
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_enum(

@@ -28,6 +28,7 @@ class Request:
     num_tuning_trials: int = 1  # a list of fewer points is run to its end
     rng_seed: int = 0
     max_global_steps: int | None = None
+    hardware_profile: str | None = None  # whose budget of an official workload; None is the workload's own
     batch_size: int | None = None  # None is the submission's own
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
     matmul_precision: str = MatmulPrecision.DEFAULT
@@ -67,7 +68,7 @@ def run_experiment(request: Request, interruption: Interruption | None = None) -
     folder = request.folder
     machine.refuse_without_devices()
     with setup_phase():
-        workload = registry.load(request.workload)
+        workload = registry.load(request.workload, request.hardware_profile)
     chosen = submission.load(request.submission_path).with_batch_sizes(request.batch_size, request.eval_batch_size)
     space = search_space.read(request.tuning_search_space or chosen.search_space_file)
     points = search_space.points(space, request.num_tuning_trials, request.rng_seed)

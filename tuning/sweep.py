@@ -48,6 +48,7 @@ class Request:
     storage: str | None = None
     data_dir: str = "~/data"
     max_global_steps: int | None = None
+    hardware_profile: str | None = None  # whose budget of an official workload; None is the workload's own
     batch_size: int | None = None
     eval_batch_size: int | None = None
     checkpoints_to_keep: int = 2
@@ -86,7 +87,7 @@ class Sweep:
         self.request = request
         place = request.place
         with setup_phase():
-            self.workload = registry.load(request.workload)
+            self.workload = registry.load(request.workload, request.hardware_profile)
         own = submission.load(request.submission_path)
         self.submission = own.with_batch_sizes(request.batch_size, request.eval_batch_size)
         space = search_space.read(request.tuning_search_space or own.search_space_file)

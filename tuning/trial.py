@@ -170,6 +170,7 @@ def _workload_properties(workload: Any) -> dict[str, Any]:
     """The workload's fixed numbers, under the names AlgoPerf's meta data gives them."""
     return {
         "workload.target_metric_name": workload.target_metric_name,
+        "workload.target_direction": workload.validation_target.direction.value,
         "workload.validation_target_value": workload.validation_target_value,
         "workload.test_target_value": workload.test_target_value,
         "workload.num_train_examples": workload.num_train_examples,
@@ -181,6 +182,7 @@ def _workload_properties(workload: Any) -> dict[str, Any]:
         "workload.eval_period_time_sec": workload.eval_period_time_sec,
         "workload.eval_period_steps": workload.eval_period_steps,
         "workload.step_hint": workload.step_hint,
+        "workload.hardware_profile": workload.hardware_profile,
     }
 
 

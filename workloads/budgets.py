@@ -28,11 +28,28 @@ BUDGETS: dict[str, dict[str, Budget]] = {
 
 
 def budget(workload_name: str, profile: str) -> Budget | None:
-    """The official budget of a workload under a hardware profile; None where none is known.
+    """The official budget of a base workload, or of a variant named after one; None where none is known.
 
     Raises:
         ValueError: there is no such profile.
     """
     if profile not in BUDGETS:
         raise ValueError(f"unknown hardware profile {profile!r}; known: {', '.join(BUDGETS)}")
-    return BUDGETS[profile].get(workload_name)
+    known = BUDGETS[profile]
+    base = next((name for name in known if f"{workload_name}_".startswith(f"{name}_")), None)
+    return None if base is None else known[base]
+
+
+def required(workload_name: str, profile: str) -> Budget:
+    """As `budget`.
+
+    Raises:
+        ValueError: none is known; the message lists the workloads of the profile.
+    """
+    found = budget(workload_name, profile)
+    if found is None:
+        known = ", ".join(BUDGETS[profile])
+        raise ValueError(
+            f"hardware profile {profile} has no budget for {workload_name!r}, only for {known}; leave it out"
+        )
+    return found

@@ -2,6 +2,7 @@
 
 import importlib
 
+from workloads import budgets
 from workloads.spec import Workload
 
 _GRAPHS, _IMAGES = "workloads.graphs", "workloads.images"
@@ -25,13 +26,20 @@ def names() -> list[str]:
     return sorted(_CLASSES)
 
 
-def load(name: str) -> Workload:
+def load(name: str, hardware_profile: str | None = None) -> Workload:
     """A new instance of the workload called `name`.
 
+    Args:
+        hardware_profile: of `budgets`, in place of the workload's own budget.
+
     Raises:
-        ValueError: no workload has this name; the message lists those there are.
+        ValueError: no workload has this name, or the profile has no budget for it; the message lists those there are.
     """
     if name not in _CLASSES:
         raise ValueError(f"unknown workload {name!r}; known workloads: {', '.join(names())}")
     module, kind = _CLASSES[name]
-    return getattr(importlib.import_module(module), kind)()
+    workload = getattr(importlib.import_module(module), kind)()
+    if hardware_profile is not None:
+        workload.hardware_profile = hardware_profile
+        workload.budget = budgets.required(name, hardware_profile)
+    return workload

@@ -35,6 +35,7 @@ class FakeTime:
 class FakeWorkload:
     loss_type = model_params_types = None
     target_metric_name = "score"
+    hardware_profile = None
     test_target_value = 0.0
     num_train_examples = num_eval_train_examples = num_validation_examples = num_test_examples = 10
     eval_batch_size = 8

@@ -143,3 +143,21 @@ def test_a_signal_goes_to_the_command_which_ends_first(tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75 and (tmp_path / "saved").exists()
+
+
+@pytest.mark.slow
+def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
+    """By the real commands, which leave what is done alone when called again."""
+    script = Path(__file__).parents[2] / "scripts" / "run_evidence.py"
+    command = [sys.executable, script, "--workloads=mnist_vit", "--submissions=nadamw", "--num_tuning_trials=1"]
+    command += ["--num_confirmed=1", "--num_seeds=1", "--max_global_steps=2", "--targets="]
+    command += [f"--experiment_dir={tmp_path / 'trials'}", f"--out={tmp_path / 'out'}"]
+    archive = tmp_path / "out" / "mnist_vit.tar.xz"
+    archives = []
+    for _ in range(2):
+        subprocess.run(command, check=True, capture_output=True)
+        trials = reading.read([archive]).trials
+        assert [(trial.phase, trial.rng_seed) for trial in trials] == [("confirm", 1), ("repeat", 2), ("search", 0)]
+        assert "| nadamw" in (tmp_path / "out" / "table.md").read_text()
+        archives.append(archive.read_bytes())
+    assert archives[0] == archives[1]

@@ -24,7 +24,7 @@ def request_for(tmp_path, monkeypatch):
         loss = math.nan if call.hyperparameters.learning_rate == 9 else 1.0
         call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
 
-    monkeypatch.setattr(experiment.registry, "load", lambda name: FakeWorkload(target=0.1))
+    monkeypatch.setattr(experiment.registry, "load", lambda name, profile: FakeWorkload(target=0.1))
     monkeypatch.setattr(experiment.submission, "load", lambda path: fake_submission(log))
     space = tmp_path / "space.json"
     space.write_text(json.dumps([{"learning_rate": rate} for rate in (1, 9, 2)]))

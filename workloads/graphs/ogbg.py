@@ -5,11 +5,12 @@ Data: TFDS `ogbg_molpcba` 0.1.3. Source of model, sizes, budgets and targets: th
 
 from flax import linen as nn
 
+from workloads import budgets
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.molpcba import DATASET, load_molpcba, prepare_store
 from workloads.graphs.store import PackedGraphs
 from workloads.graphs.workload import GraphWorkload
-from workloads.spec import Budget, SplitSizes, Target
+from workloads.spec import SplitSizes, Target
 from workloads.tfds_data import PreparedData
 
 _N_TASKS = 128
@@ -21,7 +22,7 @@ class OgbgWorkload(GraphWorkload):
     smoothing_classes = _N_TASKS  # as AlgoPerf's, which takes the tasks for classes
     validation_target = Target("mean_average_precision", 0.28098)
     test_target = Target("mean_average_precision", 0.268729)
-    budget = Budget(step_hint=52_000, max_allowed_runtime_s=12_011, eval_period_s=240)
+    budget = budgets.BUDGETS[budgets.V100X8]["ogbg"]
     split_sizes = SplitSizes(train=350_343, eval_train=43_793, validation=43_793, test=43_793)
     prepared_data = (
         PreparedData(

@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from workloads import tfds_data
+from workloads import budgets, tfds_data
 from workloads.images.streaming import StreamedImages, prepare_jpeg
 from workloads.images.vit import Gate, NormPlacement, Pooling, ViT
 from workloads.images.workload import ImageWorkload
-from workloads.spec import Budget, SplitSizes, Target
+from workloads.spec import SplitSizes, Target
 
 TRAINING = tfds_data.Dataset("imagenet2012", "5.1.0")
 TEST = tfds_data.Dataset("imagenet_v2", "3.0.0", "matched-frequency")
@@ -29,7 +29,7 @@ class ImagenetVitWorkload(ImageWorkload):
     pixel_mean, pixel_stddev = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     validation_target = Target("accuracy", 0.77309)
     test_target = Target("accuracy", 0.6519)
-    budget = Budget(step_hint=167_999, max_allowed_runtime_s=69_768, eval_period_s=420)
+    budget = budgets.BUDGETS[budgets.V100X8]["imagenet_vit"]
     split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
     prepared_data = (
         tfds_data.PreparedData(
