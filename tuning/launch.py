@@ -17,7 +17,7 @@ from tuning.interruption import Interrupted, Interruption
 from tuning.sweep import Sweep
 from tuning.sweep_view import counts
 
-_MOST_UNFIT = 3  # starts of a worker in a row, of those whose machine or devices do not work
+_MOST_UNFIT = 2  # starts of a worker in a row, of those whose machine or devices do not work
 _PAUSE_S = 5.0  # before the next of these
 _SAVE_S = 60.0  # for workers to save their state when the sweep is stopped
 _LOG = logging.getLogger(__name__)

@@ -106,6 +106,51 @@ def test_another_sweep_of_the_same_name(tmp_path):
     Sweep(request(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["q?x", "h#x", "a%41b", "{x}", "cuda/"])
+def test_a_name_is_one_folder_one_database_and_one_study(tmp_path, name):
+    sweep = Sweep(request(tmp_path, experiment_name=name))
+    assert [path.name for path in tmp_path.iterdir()] == [name.rstrip("/")]
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["study.db"]
+    sweep.queues[0].claim()
+    for same in (name, name.rstrip("/")):
+        again = request(tmp_path, experiment_name=same)
+        for found in (Sweep(again).status(), stored(again.place, again.folder.name)):
+            assert [point.state for _, point in found] == ["running", "waiting", "waiting"]
+    assert [path.name for path in tmp_path.iterdir()] == [name.rstrip("/")]
+
+
+@pytest.mark.parametrize("name", ["..", "a/../..", "/", "", "n" * 300, "\udcff"])
+def test_a_name_that_is_no_folders_is_refused(tmp_path, name):
+    refused(tmp_path, experiment_name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+_INTERRUPTED_CHANGE = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")  # so that changed pages go to the file before the end
+connection.execute("BEGIN")
+connection.execute("UPDATE trials SET state = 'FAIL'")
+connection.execute("UPDATE trial_user_attributes SET value_json = value_json || hex(randomblob(9999))")
+os._exit(9)
+"""
+
+
+def test_one_looks_beside_a_change_that_was_cut_short(tmp_path):
+    Sweep(request(tmp_path))
+    file = tmp_path / "e" / "study.db"
+    assert subprocess.run([sys.executable, "-c", _INTERRUPTED_CHANGE, str(file)]).returncode == 9
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert (
+        set(before) == {"study.db", "study.db-journal"} and before["study.db-journal"][:8].hex() == "d9d505f920a163d7"
+    )
+    with read_only(tmp_path / "e"):
+        assert [point.state for _, point in stored(file, "e")] == ["waiting"] * 3
+    assert [point.state for _, point in stored(file, "e")] == ["waiting"] * 3
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+    assert [point.state for _, point in Sweep(request(tmp_path)).status()] == ["waiting"] * 3  # and one goes on
+
+
 def test_one_looks_only_at_what_is_there(tmp_path):
     with pytest.raises(UserError, match="no sweep is in .*study.db: check --experiment_dir and --experiment_name"):
         stored(request(tmp_path).place, "e")

@@ -1,0 +1,143 @@
+"""What a worker does with a point whose trial ends in this way or that; the trials themselves are made up."""
+
+import errno
+import json
+
+import pytest
+
+pytest.importorskip("optuna")
+pytest.importorskip("rdkit")
+pytest.importorskip("grain")
+
+from tuning import worker
+from tuning.claim import Claim, ClaimLost, FolderClaimed
+from tuning.errors import MachineFault, UserError
+from tuning.interruption import Interrupted
+from tuning.sweep import Request, Sweep
+from tuning.worker import FaultInTrial, Worker
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Starts a worker on three points; `endings` maps a trial's index to what its trial raises, or does first."""
+    monkeypatch.setattr(worker, "_IDLE_S", 0.02)
+
+    def start(endings=None, max_retries=1, before=lambda sweep: None, **changes):
+        request = Request(
+            "b3db", "submissions/nadamw", str(tmp_path), "e", num_tuning_trials=3, heartbeat_s=0.1, **changes
+        )
+        sweep = Sweep(Request(**vars(request) | {"max_retries": max_retries}))
+        said, ran = [], []
+
+        def trial(description, workload, submission, claim, *, report, **options):
+            ran.append(description.trial_index)
+            ending = (endings or {}).get(description.trial_index)
+            if callable(ending):
+                ending = ending(claim, report)
+            if isinstance(ending, BaseException):
+                raise ending
+            return {"reason": "budget", "steps_to_target": None, "step_budget": 5, "best_validation_metric": 0.5}
+
+        monkeypatch.setattr(worker, "run_trial", trial)
+        before(sweep)
+        try:
+            Worker(sweep, said.append).work()
+            error = None
+        except (Exception, Interrupted) as caught:
+            error = caught
+        status = {point.index: point for _, point in sweep.status()}
+        return error, ran, status, said
+
+    return start
+
+
+def states(status):
+    return [(status[index].result or {}).get("reason", status[index].state) for index in sorted(status)]
+
+
+def test_a_fault_of_the_machine_gives_the_point_back_a_bounded_number_of_times(run, tmp_path):
+    fault = OSError(errno.EMFILE, "Too many open files")
+    error, ran, status, _ = run({2: fault})
+    assert isinstance(error, FaultInTrial) and error.exit_code == 74
+    assert ran == [1, 2] and states(status) == ["budget", "waiting", "waiting"] and status[2].n_deaths == 0
+    assert status[2].faults == ("OSError: [Errno 24] Too many open files",)
+    error, ran, status, _ = run({2: fault})
+    assert isinstance(error, FaultInTrial) and ran == [3, 2]  # after its turn for other machines
+    error, ran, status, said = run({2: fault})  # it has had one retry: no more
+    assert error is None and ran == [] and states(status) == ["budget", "crashed", "budget"]
+    outcome = json.loads((tmp_path / "e" / "b3db_jax" / "trial_2" / "outcome.json").read_text())
+    assert "machines failed 2 times" in outcome["error"] and "Too many open files" in outcome["error"]
+    assert status[2].result["is_machine_fault"] and outcome["trial_index"] == 2
+    error, ran, status, _ = run(before=lambda sweep: sweep.retry_crashed())
+    assert error is None and ran == [2] and states(status) == ["budget"] * 3
+
+
+def test_a_fault_that_only_the_probe_finds_is_the_machines_too(run, monkeypatch):
+    broken = []
+
+    def breaks(claim, report):
+        broken.append(True)
+        return ValueError("nonsense from a broken device")
+
+    def probe():
+        if broken:
+            raise MachineFault("device 0 computes wrongly")
+
+    monkeypatch.setattr(worker.faults, "probe_devices", probe)
+    error, ran, status, _ = run({1: breaks})
+    assert isinstance(error, FaultInTrial) and ran == [1] and status[1].faults == ("device 0 computes wrongly",)
+    error, ran, status, _ = run()
+    assert isinstance(error, MachineFault) and error.exit_code == 69 and ran == []  # no point was taken
+    assert states(status) == ["waiting"] * 3
+
+
+def test_a_trials_own_failure_is_a_crash_and_the_next_trials_run(run):
+    error, ran, status, _ = run({1: ValueError("its own"), 2: FileNotFoundError(errno.ENOENT, "its own file")})
+    assert error is None and ran == [1, 2, 3] and states(status) == ["crashed", "crashed", "budget"]
+    assert status[1].result["error"] == "ValueError: its own"
+
+
+@pytest.mark.parametrize("kind", ["user", "full", "signal"])
+def test_what_the_next_point_would_meet_too_ends_the_worker_and_costs_nothing(run, kind):
+    full = UserError("cannot write")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    ending = {"user": UserError("no data set"), "full": full, "signal": Interrupted("SIGTERM", 10)}[kind]
+    error, ran, status, _ = run({1: ending})
+    assert error is ending and ran == [1] and states(status) == ["waiting"] * 3
+    assert (status[1].n_deaths, status[1].faults) == (0, ())
+    assert run()[1] == [2, 3, 1]
+
+
+def test_a_lost_lease_ends_the_trial_at_its_next_report(run, tmp_path):
+    def taken_over(claim, report):
+        report(None)  # the lease is not lost
+        queue = sweeps[0].queues[0]
+        (mine,) = (trial for trial in queue._trials() if trial.state.name == "RUNNING")
+        queue._rows.end(mine._trial_id, mine.state.FAIL)
+        with pytest.raises(ClaimLost) as lost:
+            for _ in range(1000):
+                report(None)
+                worker.time.sleep(0.01)
+        return lost.value
+
+    sweeps = []
+    error, ran, status, said = run({1: taken_over}, before=sweeps.append, max_retries=0)
+    assert error is None and said[0] == "trial 1: taken over, since this worker seemed dead"
+    assert status[1].n_deaths == 1 and states(status) == ["crashed", "budget", "budget"]
+
+
+def test_a_folder_that_is_at_work_elsewhere_is_put_off_and_then_refused(run, tmp_path):
+    with Claim.take(tmp_path / "e" / "b3db_jax" / "trial_1", beat_s=0.05):
+        error, ran, status, said = run()
+    assert isinstance(error, FolderClaimed) and "is in use by process" in str(error)
+    assert 1 not in ran and states(status) == ["waiting", "budget", "budget"] and said[0].startswith("trial 1: put off")
+    assert run()[1] == [1]
+
+
+def test_a_damaged_outcome_is_refused_by_name(run, tmp_path):
+    place = tmp_path / "e" / "b3db_jax" / "trial_1"
+    place.mkdir(parents=True)
+    (place / "outcome.json").write_text('{"reason": ')
+    error, ran, status, _ = run()
+    assert isinstance(error, UserError) and "outcome.json' is damaged" in str(error)
+    assert ran == [] and states(status) == ["waiting"] * 3
