@@ -6,7 +6,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,25 @@ import pytest
 _USER = "postgres"
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server with an empty database, that can be stopped and started again."""
+
+    url: str
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
 @contextmanager
 def postgresql():
     """URL of an empty database on a server of its own; skips where PostgreSQL or its driver is not installed."""
+    with postgresql_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql_server():
+    """The server of `postgresql`."""
     pytest.importorskip("psycopg", reason="pip install psycopg[binary]")
     initdb = _initdb() or _installed_initdb()
     if initdb is None:
@@ -38,10 +57,14 @@ def postgresql():
     control = [*prefix, str(server / "pg_ctl"), "-D", str(data / "db"), "-w"]
     try:
         subprocess.run([*prefix, initdb, "-D", data / "db", "-U", _USER, "-A", "trust"], **run)
-        subprocess.run(
-            [*control, "-l", str(data / "log"), "-o", options, "start"], check=True, cwd="/", stdout=subprocess.DEVNULL
+        starting = [*control, "-l", str(data / "log"), "-o", options, "start"]
+        stopping = [*control, "-m", "fast", "stop"]
+        start, stop = (
+            partial(subprocess.run, command, check=True, cwd="/", stdout=subprocess.DEVNULL)
+            for command in (starting, stopping)
         )
-        yield f"postgresql://{_USER}@127.0.0.1:{port}/postgres"
+        start()
+        yield Server(f"postgresql://{_USER}@127.0.0.1:{port}/postgres", start, stop)
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd="/")
         shutil.rmtree(data)

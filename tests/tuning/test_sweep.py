@@ -78,6 +78,30 @@ def _kill_and_compare(folder, undisturbed, flags):
     assert found["summary"]["done"] == N_POINTS and found["summary"]["crashed"] == 0
 
 
+def test_workers_that_stood_still_and_came_back_have_written_nothing(tmp_path, undisturbed):
+    flags = [*POINTS, "--max_retries=100"]
+    rng, supervisor, n_stops = random.Random(1), start(tmp_path, "sweep", *flags), 0
+    while n_stops < 6 and supervisor.poll() is None:
+        time.sleep(rng.uniform(0.5, 3))
+        workers = children(supervisor.pid)
+        if len(workers) < 2 or not (tmp_path / "sweep" / "b3db_jax" / "trial_2").exists():
+            continue
+        victim = rng.choice(workers)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP)
+            time.sleep(8)  # beyond both leases, of three seconds each
+            os.kill(victim, signal.SIGCONT)
+            n_stops += 1
+    finished(supervisor)
+    assert trials(tmp_path, "sweep") == undisturbed
+    logs = "".join(file.read_text() for file in (tmp_path / "sweep" / "logs").iterdir())
+    assert "taken over" in logs
+    ends = sorted(
+        line for line in logs.splitlines() if line.startswith("trial ") and line.endswith((": budget", "step"))
+    )
+    assert len(set(ends)) == len(ends) == N_POINTS
+
+
 def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
     flags = ["--workers=1", "--num_tuning_trials=1", "--max_global_steps=10"]
     finished(start(tmp_path, "sweep", *flags))

@@ -134,6 +134,18 @@ def test_a_folder_that_is_at_work_elsewhere_is_put_off_and_then_refused(run, tmp
     assert run()[1] == [1]
 
 
+def test_a_trial_that_was_run_with_another_batch_is_refused(run, tmp_path):
+    sweeps = []
+    run(before=sweeps.append, endings={1: UserError("to look at the description only")})
+    place = tmp_path / "e" / "b3db_jax" / "trial_1"
+    place.mkdir(parents=True, exist_ok=True)
+    earlier = sweeps[0].descriptions[0][0].to_json() | {"batch_size": 32, "step_budget": 1, "reason": "budget"}
+    (place / "outcome.json").write_text(json.dumps(earlier))
+    error, ran, status, _ = run()
+    assert isinstance(error, UserError) and "has batch_size 32, not " in str(error)
+    assert 1 not in ran and states(status)[0] == "waiting"
+
+
 def test_a_damaged_outcome_is_refused_by_name(run, tmp_path):
     place = tmp_path / "e" / "b3db_jax" / "trial_1"
     place.mkdir(parents=True)

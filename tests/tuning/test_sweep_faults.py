@@ -1,0 +1,140 @@
+"""Sweeps whose machines, clocks, servers and supervisors fail, with real processes."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.tuning.databases import postgresql_server
+from tests.tuning.sweeps import ROOT, finished, reasons, shown, start
+
+pytestmark = pytest.mark.slow
+for _library in ("optuna", "rdkit", "grain"):
+    pytest.importorskip(_library)
+
+
+def _logs(folder):
+    return "".join(file.read_text() for file in (folder / "sweep" / "logs").iterdir())
+
+
+def _wait_for(condition, process, period_s=0.1):
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(period_s)
+
+
+def test_without_a_device_no_point_is_taken(tmp_path):
+    flags = ["--num_tuning_trials=8", "--workers=2"]
+    sweep = start(tmp_path, "sweep", *flags, env=os.environ | {"JAX_PLATFORMS": "foo"})
+    output, _ = sweep.communicate()
+    last = output.splitlines()[-1]
+    assert sweep.returncode == 69 and "Traceback" not in output
+    assert last.startswith("error: no worker can run here: JAX finds no device to compute on (") and "foo" in last
+    assert last.endswith("; no point was lost")
+    found = shown(tmp_path, "sweep")["summary"]
+    assert (found["points"], found["waiting"], found["crashed"]) == (8, 8, 0)
+
+
+def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
+    flags = ["--num_tuning_trials=3", "--max_global_steps=2000", "--workers=2", "--max_retries=0"]
+    trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2)]
+
+    def stopped_by(name):
+        sweep = start(tmp_path, "sweep", *flags)
+        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
+        _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
+        workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
+        sweep.send_signal(getattr(signal, name))
+        output, _ = sweep.communicate()
+        last = output.splitlines()[-1]
+        assert last.startswith(f"stopped by {name}: 0/3 done") and last.endswith("run the same command again to go on")
+        assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+        assert "Traceback" not in output + _logs(tmp_path)
+        return sweep.returncode
+
+    assert stopped_by("SIGTERM") == 75
+    assert _logs(tmp_path).count("the checkpoint of step") == 2
+    assert stopped_by("SIGINT") == 130
+    plain = start(tmp_path, "sweep", "--show", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert "0/3 done, 3 waiting, 0 hit" in finished(plain)  # no death is counted: one would be too many
+
+
+def test_two_supervisors_at_once_end_every_point_once(tmp_path):
+    flags = ["--num_tuning_trials=5", "--max_global_steps=20", "--workers=1"]
+    for sweep in [start(tmp_path, "sweep", *flags) for _ in range(2)]:
+        finished(sweep)
+    ends = sorted(line for line in _logs(tmp_path).splitlines() if line.startswith("trial "))
+    assert ends == [f"trial {index}: budget" for index in range(1, 6)]
+    with sqlite3.connect(tmp_path / "sweep" / "study.db") as connection:
+        states = connection.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
+    assert dict(states)["COMPLETE"] == 5 and set(dict(states)) <= {"COMPLETE", "FAIL"}
+
+
+def test_a_server_that_starts_again_is_waited_for(tmp_path):
+    with postgresql_server() as server:
+        flags = ["--num_tuning_trials=3", "--max_global_steps=40", "--workers=2", f"--storage={server.url}"]
+        sweep = start(tmp_path, "sweep", *flags)
+        _wait_for((tmp_path / "sweep" / "b3db_jax" / "trial_1" / "eval_measurements.csv").exists, sweep)
+        server.stop()
+        time.sleep(6)
+        server.start()
+        output = finished(sweep)
+        assert "waiting for the storage postgresql://" in output
+        assert reasons(tmp_path, "sweep", *flags) == {1: "budget", 2: "budget", 3: "budget"}
+
+
+_WORK = """
+import pathlib, select, sys, time
+from tuning.point_queue import PointQueue
+queue = PointQueue(pathlib.Path(sys.argv[1]), "stepped", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
+end = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < end:
+    if (lease := queue.claim()) is not None:
+        print(lease.index, flush=True)
+        if sys.argv[2] == "hold":
+            with queue.alive(lease):
+                select.select([], [], [], float(sys.argv[3]))  # libfaketime breaks time.sleep
+        print("ended" if queue.finish(lease, {}, 1.0) else "lost", flush=True)
+        if sys.argv[2] == "hold":
+            break
+    select.select([], [], [], 0.1)
+"""
+
+
+@pytest.mark.parametrize("step", ["+100", "-3600"])
+def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_path, step):
+    faketime = shutil.which("faketime")
+    if faketime is None:
+        pytest.skip("faketime is not installed: apt install faketime")
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n")
+    settings = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    library = subprocess.run(
+        [faketime, "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True, text=True
+    ).stdout.strip()
+    environment = os.environ | settings | {"LD_PRELOAD": library}
+
+    def work(kind, seconds):
+        command = [sys.executable, "-c", _WORK, str(tmp_path / "s.db"), kind, str(seconds)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+
+    living = work("hold", 40)
+    assert living.stdout.readline() == "1\n"
+    silent = work("hold", 40)  # one after the other: they would wait for each other by time.sleep
+    assert silent.stdout.readline() == "2\n"
+    watcher = work("drain", 25)
+    assert [watcher.stdout.readline().strip() for _ in range(2)] == ["3", "ended"]
+    clock.write_text(f"{step}\n")
+    told = subprocess.run(["date", "+%s"], env=environment, capture_output=True, text=True).stdout
+    assert abs(int(told) - time.time() - int(step)) < 30  # the step is seen
+    time.sleep(6)
+    silent.send_signal(signal.SIGSTOP)
+    taken = watcher.communicate()[0].split()
+    silent.send_signal(signal.SIGCONT)
+    assert taken == ["2", "ended"]
+    assert [process.communicate()[0].split() for process in (living, silent)] == [["ended"], ["lost"]]
