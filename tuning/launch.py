@@ -15,7 +15,7 @@ from tuning import disk
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted, Interruption
 from tuning.sweep import Sweep
-from tuning.sweep_view import counts
+from tuning.sweep_view import Status, counts
 
 _MOST_UNFIT = 2  # starts of a worker in a row, of those whose machine or devices do not work
 _PAUSE_S = 5.0  # before the next of these
@@ -26,9 +26,9 @@ _LOG = logging.getLogger(__name__)
 class Stopped(Interrupted):
     """A signal ended a sweep."""
 
-    def __init__(self, signal_name: str, sweep: Sweep):
+    def __init__(self, signal_name: str, status: Status):
         super().__init__(signal_name)
-        self._told = counts(sweep.status())
+        self._told = counts(status)
 
     def __str__(self) -> str:
         saved = "the running trials' checkpoints are kept"
@@ -94,7 +94,7 @@ class _Supervisor:
         self._n_ended = self._n_deaths = 0
 
     def run(self) -> None:
-        interruption, recovered_at = Interruption(), float("-inf")
+        interruption, recovered_at, status = Interruption(), float("-inf"), []
         with interruption:
             try:
                 while True:
@@ -102,8 +102,9 @@ class _Supervisor:
                         if time.monotonic() - recovered_at > self._sweep.request.heartbeat_s:
                             recovered_at = time.monotonic()
                             self._sweep.recover()
-                        if self._sweep.is_done():
-                            break
+                        status = self._sweep.status()
+                    if all(point.state == "done" for _, point in status):
+                        break
                     for slot in self._slots:
                         self._tend(slot)
                     with interruption.ends_at_once():
@@ -111,7 +112,7 @@ class _Supervisor:
                         time.sleep(self._period_s)
             except Interrupted as stop:
                 self._end_workers()
-                raise Stopped(stop.signal_name, self._sweep) from None
+                raise Stopped(stop.signal_name, status) from None
             finally:
                 self._end_workers()
         self._show(self._sweep, 0)

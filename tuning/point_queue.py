@@ -217,14 +217,16 @@ class PointQueue:
             return self._rows.end(trial_id, TrialState.FAIL, unless_beat_changed_from=found.get("beat"))
         return False
 
-    @_patiently
     def give_back(self, process_ids: Collection[int]) -> None:
-        """Gives back what processes of this machine held that were ended on purpose; no death is counted."""
-        for trial in self._trials():
-            owner = trial.user_attrs.get("owner") or {}
-            is_theirs = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
-            if is_theirs and trial.state is TrialState.RUNNING:
-                self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
+        """As `release`, for processes of this machine that were ended on purpose."""
+        try:
+            for trial in self._trials():
+                owner = trial.user_attrs.get("owner") or {}
+                is_theirs = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
+                if is_theirs and trial.state is TrialState.RUNNING:
+                    self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
+        except study_storage.FAILURES:
+            pass
 
     @_patiently
     def retry_crashed(self) -> int:

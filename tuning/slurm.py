@@ -46,11 +46,14 @@ def submit(
     except Exception as error:  # submitit passes on what sbatch said
         raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
     array = jobs[0].job_id.split("_")[0]
-    interruption = Interruption()
+    interruption, status = Interruption(), []
     with interruption:
         try:
             with interruption.ends_at_once():
-                while not sweep.is_done():
+                while True:
+                    status = sweep.status()
+                    if all(point.state == "done" for _, point in status):
+                        break
                     n_alive = _n_alive(array, n_workers)
                     show(sweep, n_alive)
                     if n_alive == 0 and not sweep.is_done():
@@ -59,7 +62,7 @@ def submit(
                         raise UserError(f"{ended}; mend it and run the command again: what is done is kept")
                     time.sleep(period_s)
         except Interrupted as stop:
-            raise Stopped(stop.signal_name, sweep) from None
+            raise Stopped(stop.signal_name, status) from None
         finally:
             subprocess.run(["scancel", array], capture_output=True)
     show(sweep, 0)

@@ -8,6 +8,7 @@ import pytest
 
 from tuning import launch
 from tuning.errors import UserError
+from tuning.point_status import PointStatus
 
 pytest.importorskip("optuna")
 ROOT = Path(__file__).parents[2]
@@ -45,14 +46,11 @@ class _SweepWithoutEnd:
         self.request = SimpleNamespace(folder=folder, max_retries=max_retries, heartbeat_s=1)
         self.given_back = []
 
-    def is_done(self):
-        return False
-
     def recover(self):
         pass
 
     def status(self):
-        return []
+        return [(1, PointStatus(1, {}, "running", 0, None))]
 
     def give_back(self, process_ids):
         self.given_back += process_ids
