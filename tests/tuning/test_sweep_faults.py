@@ -46,8 +46,8 @@ def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
 
     def stopped_by(name):
         sweep = start(tmp_path, "sweep", *flags)
-        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
         _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
+        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
         workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
         sweep.send_signal(getattr(signal, name))
         output, _ = sweep.communicate()
