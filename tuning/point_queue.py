@@ -8,7 +8,6 @@ process is gone from this machine, or if the counter stood still for three beats
 
 import functools
 import itertools
-import json
 import threading
 import time
 import uuid
@@ -18,15 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning import process_identity, study_storage
-from tuning.errors import UserError
 from tuning.outcome import Miss
-from tuning.point_status import PointStatus, histories, is_superseded, point_statuses, points_only
+from tuning.point_status import PointStatus, histories, is_superseded, point_statuses
+from tuning.shared_study import SharedStudy
 from tuning.silence import Silence
-from tuning.trial_rows import TrialRows
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class Lease:
     """The right to carry out a point, until `finish` or `release` of the queue, or the worker's death."""
 
     index: int  # N of trial_N, from 1
-    point: dict[str, Any]
     trial_id: int
     n_deaths: int = 0  # of workers that had it before
     faults: tuple[dict[str, Any], ...] = ()  # of the machines that gave it back
@@ -82,45 +78,24 @@ class PointQueue:
         machine: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._points = [json.loads(json.dumps(dict(point))) for point in points]
         self._place = study_storage.place_of(place) if isinstance(place, str) else place
         self._owner = process_identity.own() | {"token": uuid.uuid4().hex, "log": log, "machine": machine}
         self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
-        self._next = 0  # the first trial number that this worker has not tried
+        self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
         self._holding: set[int] = set()  # trials that this worker took and knows of
         self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with study_storage.told(self._place, "use"):
-            self._storage = study_storage.open_shared(self._place)
-            self._rows = TrialRows(self._storage)
-            joined = functools.partial(self._join, name, json.loads(json.dumps(dict(identity))))
-            study_storage.patiently(self._place, joined, study_storage.is_locked)
-
-    def _join(self, name: str, identity: Mapping[str, Any]) -> None:
-        try:  # also where the study is known to be there: who may not write is refused here, not in the first trial
-            self._study = optuna.create_study(storage=self._storage, study_name=name)
-            self._id = self._storage.get_study_id_from_name(name)
-            self._storage.set_study_user_attr(self._id, "identity", identity)
-        except optuna.exceptions.DuplicatedStudyError:
-            self._study = optuna.load_study(storage=self._storage, study_name=name)
-            self._id = self._storage.get_study_id_from_name(name)
-            self._wait_for_the_maker(lambda: "identity" in self._storage.get_study_user_attrs(self._id))
-            if "identity" not in self._storage.get_study_user_attrs(self._id):
-                self._storage.set_study_user_attr(self._id, "identity", identity)  # its maker died at once
-            self._refuse_another(name, identity)
-            self._wait_for_the_maker(lambda: not self._missing())
-        if missing := self._missing():
-            self._enqueue(missing)
+        self._study = SharedStudy(self._place, name, identity, points, self._grace_s)
+        self._rows = self._study.rows
 
     @_patiently
     def claim(self) -> Lease | None:
         """A point to carry out; None if there is none to be had now, though others may be at work on some."""
-        while self._next < len(self._points):
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, self._next)
+        while self._next < self._n_points:
+            trial_id = self._study.storage.get_trial_id_from_study_id_trial_number(self._study.id, self._next)
             index = self._rows.take(trial_id, self._owner)
             self._next += 1
             if index == self._next:  # not so where two processes enqueued the points at once
-                return self._held(Lease(index, self._points[index - 1], trial_id))
+                return self._held(Lease(index, trial_id))
             if index is not None and (lease := self._leased(trial_id)) is not None:
                 return lease
         for trial_id in self._to_be_had(self.recover()):
@@ -164,7 +139,7 @@ class PointQueue:
         reason = fault and {"error": fault, "machine": self._owner["machine"], "log": self._owner["log"]}
         try:
             if self._rows.end(lease.trial_id, TrialState.FAIL, "returned", reason):
-                self._enqueue([lease.index], self._storage.get_trial(lease.trial_id).intermediate_values)
+                self._study.enqueue([lease.index], self._study.storage.get_trial(lease.trial_id).intermediate_values)
         except study_storage.FAILURES:
             pass
 
@@ -178,17 +153,17 @@ class PointQueue:
 
     @_patiently
     def _report(self, lease: Lease, step: int, value: float) -> None:
-        self._storage.set_trial_intermediate_value(lease.trial_id, step, value)
+        self._study.storage.set_trial_intermediate_value(lease.trial_id, step, value)
 
     @_patiently
     def should_prune(self, lease: Lease, pruner: optuna.pruners.BasePruner) -> bool:
         """What the pruner says of the values that `report` kept."""
-        return pruner.prune(self._study, self._storage.get_trial(lease.trial_id))
+        return pruner.prune(self._study.study, self._study.storage.get_trial(lease.trial_id))
 
     @_patiently
     def status(self) -> list[PointStatus]:
         """Every point, in order."""
-        return point_statuses(self._trials())
+        return point_statuses(self._study.trials())
 
     def is_done(self) -> bool:
         return all(point.state == "done" for point in self.status())
@@ -199,16 +174,16 @@ class PointQueue:
 
         To be called again and again: whether others live shows by what changed between the calls.
         """
-        trials = self._trials()
+        trials = self._study.trials()
         running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
         silent_s = self._silent.look({trial_id: found.get("beat") for trial_id, found in running.items()})
         ended = [trial_id for trial_id in running if self._end_if_dead(trial_id, running[trial_id], silent_s[trial_id])]
-        trials = self._trials() if ended else trials
+        trials = self._study.trials() if ended else trials
         points = histories(trials)
         lost = [index for index, history in points.items() if not history.is_open and history.result is None]
         for index in lost:
-            self._enqueue([index], points[index].trials[-1].intermediate_values)
-        return self._trials() if lost else trials
+            self._study.enqueue([index], points[index].trials[-1].intermediate_values)
+        return self._study.trials() if lost else trials
 
     def _end_if_dead(self, trial_id: int, found: Mapping[str, Any], silent_s: float) -> bool:
         if process_identity.has_ended(found.get("owner") or {}):
@@ -220,7 +195,7 @@ class PointQueue:
     def give_back(self, process_ids: Collection[int]) -> None:
         """As `release`, for processes of this machine that were ended on purpose."""
         try:
-            for trial in self._trials():
+            for trial in self._study.trials():
                 owner = trial.user_attrs.get("owner") or {}
                 is_theirs = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
                 if is_theirs and trial.state is TrialState.RUNNING:
@@ -231,17 +206,10 @@ class PointQueue:
     @_patiently
     def retry_crashed(self) -> int:
         """Enqueues every crashed point again, whose earlier faults and deaths count no more; how many."""
-        crashed = [trial for trial in self._trials() if "crash" in trial.user_attrs]
+        crashed = [trial for trial in self._study.trials() if "crash" in trial.user_attrs]
         marked = [trial for trial in crashed if self._rows.add(trial._trial_id, "retried", True)]
         self.recover()
         return len(marked)
-
-    def _trials(self) -> list[FrozenTrial]:
-        return points_only(self._storage.get_all_trials(self._id, deepcopy=False))
-
-    def _missing(self) -> list[int]:
-        present = {trial.user_attrs["index"] for trial in self._trials()}
-        return [index for index in range(1, len(self._points) + 1) if index not in present]
 
     def _to_be_had(self, trials: Sequence[FrozenTrial]) -> list[int]:
         """Waiting trials by number; those that this machine's own fault gave back only after others had their time.
@@ -266,7 +234,7 @@ class PointQueue:
 
     def _leased(self, trial_id: int) -> Lease | None:
         """The lease of a trial that was taken; None if the point has another trial already."""
-        trials = self._trials()
+        trials = self._study.trials()
         (own,) = (trial for trial in trials if trial._trial_id == trial_id)
         if is_superseded(own, trials):
             self._rows.end(trial_id, TrialState.FAIL, "superseded", True)
@@ -275,7 +243,7 @@ class PointQueue:
         history = histories(trials)[index]
         logs = [trial.user_attrs.get("owner", {}).get("log") for trial in history.deaths]
         n_deaths, faults = len(history.deaths), tuple(history.faults)
-        return self._held(Lease(index, self._points[index - 1], trial_id, n_deaths, faults, logs[-1] if logs else None))
+        return self._held(Lease(index, trial_id, n_deaths, faults, logs[-1] if logs else None))
 
     def _held(self, lease: Lease) -> Lease:
         self._holding.add(lease.trial_id)
@@ -291,53 +259,3 @@ class PointQueue:
                 pass  # the storage may be back in time for the next
             if is_over.wait(self._heartbeat_s):
                 return
-
-    def _wait_for_the_maker(self, is_ready: Callable[[], bool]) -> None:
-        """Waits while the worker that made the study is still filling it, unless it has stopped doing so."""
-        seen, since = -1, time.monotonic()
-        while not is_ready() and time.monotonic() - since < self._grace_s:
-            n_trials = self._storage.get_n_trials(self._id)
-            if n_trials != seen:
-                seen, since = n_trials, time.monotonic()
-            time.sleep(0.05)
-
-    def _refuse_another(self, name: str, identity: Mapping[str, Any]) -> None:
-        found = self._storage.get_study_user_attrs(self._id).get("identity", {})
-        for key, own in identity.items():
-            if found.get(key) != own:
-                raise UserError(
-                    f"study {name!r} in the storage has another {key}: {_short(found.get(key))}, not {_short(own)}; "
-                    "give another --experiment_name, or run what it was made with"
-                )
-
-    def _enqueue(self, indices: Sequence[int], intermediate_values: Mapping[int, float] | None = None) -> None:
-        """All of the points, or none of them."""
-        spread = {name: [point[name] for point in self._points] for name in self._points[0]}
-        distributions = {name: _distribution(values) for name, values in spread.items()}
-        trials = [
-            optuna.trial.create_trial(
-                state=TrialState.WAITING,
-                params={name: _plain(value) for name, value in self._points[index - 1].items()},
-                distributions=distributions,
-                user_attrs={"index": index, "point": self._points[index - 1]},
-                intermediate_values=intermediate_values,
-            )
-            for index in indices
-        ]
-        self._rows.add_trials(self._id, trials)
-
-
-def _distribution(values: Sequence[Any]) -> BaseDistribution:
-    """What Optuna's own tools need to show a hyperparameter."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return FloatDistribution(min(values), max(values))
-    return CategoricalDistribution(list(dict.fromkeys(_plain(value) for value in values)))
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else f"{text[:77]}…"

