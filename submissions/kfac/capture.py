@@ -16,8 +16,9 @@ from jax.extend.core import ClosedJaxpr
 
 from .convolution import Convolution, patches
 from .devices import vary
+from .finder import Products, find_products
 from .layers import Layer, Path, leaf_path
-from .products import Kind, Product, Products, find_products
+from .products import Kind, Product
 from .replay import replay
 
 PyTree = Any
@@ -145,7 +146,8 @@ class Captured(NamedTuple):
 
 def trace(forward: Forward, params: PyTree) -> Traced:
     """Trace `forward(params)` and find its products."""
-    closed, results = jax.make_jaxpr(forward, return_shape=True)(params)
+    # Of a new function each time: JAX remembers a function's jaxpr, with the values that it had from outside.
+    closed, results = jax.make_jaxpr(lambda p: forward(p), return_shape=True)(params)
     leaves = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     return Traced(closed, results, find_products(closed, leaves, len(jax.tree.leaves(results[0]))))
 

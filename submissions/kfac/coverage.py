@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from .capture import Forward, families, trace
+from .finder import Products
 from .fisher import Fisher
 from .layers import Layer, Path, is_diagonal, named_leaves
 from .placement import ambiguous, split_described
-from .products import Products
 from .sharing import Layout
 
 PyTree = Any

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .capture import trace
+from .finder import Products
 from .layers import MAX_FACTOR_WIDTH, Layer, Path, named_leaves
-from .products import Kind, Products
+from .products import Kind
 
 PyTree = Any
 

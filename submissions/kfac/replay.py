@@ -7,7 +7,8 @@ import jax
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from .products import REMATERIALISED, Key, Product, inner_jaxpr
+from .finder import REMATERIALISED, inner_jaxpr
+from .products import Key, Product
 
 ByKey = dict[Key, Array]
 

@@ -187,7 +187,7 @@ def gauss_newton(outputs: Callable, layer, params) -> jax.Array:
     logits = outputs(params)
     j = jax.jacrev(lambda matrix: outputs(replace_layers(params, [layer], {layer.name: matrix})))(layer.read(params))
     j = j.reshape(logits.size, -1)
-    h = jax.hessian(lambda z: optax.softmax_cross_entropy_with_integer_labels(z, 0))(logits.reshape(-1))
+    h = jax.hessian(lambda z: optax.softmax_cross_entropy_with_integer_labels(z, jnp.asarray(0)))(logits.reshape(-1))
     return j.T @ h @ j
 
 

@@ -250,6 +250,22 @@ def test_a_bias_that_is_not_added_to_the_product_is_refused_and_found_without(ra
     assert set(run(Scaled(), params, layers=layers).factors) == {"kernel"}
 
 
+class Misplaced(nn.Module):
+    """As many positions as features, and a leaf called bias that is added along the positions."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (3, 5))
+        x = x @ kernel + self.param("bias", nn.initializers.normal(), (5,))[:, None]
+        return x.mean(1)[:, :2]
+
+
+def test_a_bias_along_another_axis_is_refused(randomized):
+    params = randomized(Misplaced(), X)
+    with pytest.warns(UserWarning, match="kernel: its product goes into `add`"):
+        assert run(Misplaced(), params).factors == {}
+
+
 def test_a_teacher_of_the_same_names_is_no_use_of_the_student(randomized):
     """Nor is the student where its outputs are stopped."""
     params, teacher = randomized(Nested(), X), randomized(Nested(), X, seed=1)
@@ -284,6 +300,25 @@ def test_gradients_are_those_of_plain_autodiff_without_layers_too(randomized):
     got = run(Nested(), params)
     assert got.uncaptured == {} and set(got.factors) == {"before", "inner.Dense_0", "after"}
     assert_same_gradients(got, *expected)
+
+
+def test_a_forward_pass_sees_the_values_outside_it_anew(randomized):
+    params, batch = randomized(Nested(), X), {"x": X}
+
+    def forward(p):
+        return Nested().apply({"params": p}, batch["x"]), None
+
+    def factor():
+        options = {
+            "layers": find_layers(params),
+            "layout": batch_layout(4),
+            "geometry": SQUARE,
+            "key": jax.random.key(0),
+        }
+        return estimate(forward, square_loss, params, **options).factors["before"][0]
+
+    first, batch["x"] = factor(), 2 * X
+    np.testing.assert_allclose(factor()[:3, :3], 4 * first[:3, :3], rtol=1e-5)
 
 
 class Counted(nn.Module):

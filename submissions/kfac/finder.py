@@ -1,0 +1,191 @@
+"""Where a traced forward pass multiplies by a parameter: the uses of linear layers, found in its jaxpr.
+
+Parameters are followed from the jaxpr's inputs, so that the leaf itself counts, not its name: neither another model's
+parameters nor a value computed from the leaf is taken for the layer's kernel. A leaf may pass through jitted and
+rematerialised functions, and through scans, which slice it (layers stacked over depth) or use it at each step (time).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from .layers import Path
+from .products import PRODUCTS, Key, Product, View
+from .views import Output, Tag, fits, kernel_operand, sum_of, viewed
+
+CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
+REMATERIALISED = ("remat2", "remat", "checkpoint")
+_KEEP_VALUES = (
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "sharding_constraint",
+    "name",
+    "pvary",
+    "pcast",
+    "reduce_precision",
+)
+
+
+@dataclasses.dataclass
+class Products:
+    """The products of a forward pass, and what else becomes of its parameters.
+
+    Attributes:
+        by_leaf: leaf -> its products, in order.
+        problems: leaf -> the use of it that is no product, where there is one.
+        consumers: product's key -> what the product's output is used for; the path of a leaf that is added to it.
+    """
+
+    by_leaf: dict[Path, list[Product]] = dataclasses.field(default_factory=dict)
+    problems: dict[Path, str] = dataclasses.field(default_factory=dict)
+    consumers: dict[Key, list[Path | str]] = dataclasses.field(default_factory=dict)
+
+    def bias_of(self, leaf: Path) -> Path | None:
+        """The leaf that is added to each of the kernel's products and used for nothing else; None if there is none."""
+        biases = {tuple(self.consumers[product.key]) for product in self.by_leaf[leaf]}
+        (first, *others) = biases
+        if others or len(first) != 1 or not isinstance(first[0], tuple) or first[0] in self.problems:
+            return None
+        return first[0]
+
+
+def find_products(closed: ClosedJaxpr, leaves: Sequence[Path | None], n_outputs: int) -> Products:
+    """The products that a forward pass's first `n_outputs` results depend on, for gradients.
+
+    Args:
+        leaves: path of the parameter that each input of the jaxpr is; None for another input.
+    """
+    finder = _Finder()
+    jaxpr = closed.jaxpr
+    tags = [
+        View(leaf, tuple(range(len(var.aval.shape)))) if leaf is not None else None
+        for leaf, var in zip(leaves, jaxpr.invars, strict=True)
+    ]
+    is_output = [i < n_outputs for i in range(len(jaxpr.outvars))]
+    results = finder.walk(jaxpr, tags, is_output, ())
+    for tag, is_needed in zip(results, is_output, strict=True):
+        if is_needed:
+            finder.consume(tag, "the output")
+    return finder.found
+
+
+class _Finder:
+    """A walk through a jaxpr with what is known of its values."""
+
+    def __init__(self):
+        self.found = Products()
+
+    def walk(
+        self, jaxpr: Jaxpr, tags: Sequence[Tag], is_needed: Sequence[bool], at: Key, lengths: tuple[int, ...] = ()
+    ) -> list[Tag]:
+        """Tags of the jaxpr's results from those of its inputs."""
+        known: dict[Var, Tag] = dict(zip(jaxpr.invars, tags, strict=True))
+        needed = _needed(jaxpr, is_needed)
+        for index, eqn in enumerate(jaxpr.eqns):
+            inputs = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
+            if any(inputs) and not needed.isdisjoint(eqn.outvars) and _is_differentiable(eqn):
+                outputs = self._step(eqn, inputs, [v in needed for v in eqn.outvars], (*at, index), lengths)
+                known.update(zip(eqn.outvars, outputs, strict=True))
+        return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+
+    def consume(self, tag: Tag, by: str) -> None:
+        """Note a use of a tagged value that is no part of a linear layer."""
+        if isinstance(tag, View):
+            self.found.problems.setdefault(tag.leaf, by)
+        elif isinstance(tag, Output):
+            self.found.consumers[tag.product.key].append(by)
+
+    def _step(
+        self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
+    ) -> list[Tag]:
+        name = eqn.primitive.name
+        nothing = [None] * len(eqn.outvars)
+        if name in CALLS and any(isinstance(tag, View) for tag in tags):
+            return self.walk(inner_jaxpr(eqn), tags, is_needed, at, lengths)
+        if name == "scan":
+            return self._scan(eqn, tags, at, lengths)
+        if name in ("add", "add_any") and (pair := sum_of(tags)):
+            output, bias = pair
+            if fits(output, bias, eqn.invars[tags.index(bias)].aval.shape):
+                self.found.consumers[output.product.key].append(bias.leaf)
+                return nothing
+        if name in _KEEP_VALUES:
+            return tags[: len(eqn.outvars)]
+        if isinstance(tags[0], Output) and name == "transpose":
+            return [dataclasses.replace(tags[0], axes=tuple(tags[0].axes[i] for i in eqn.params["permutation"]))]
+        if isinstance(tags[0], View) and (view := viewed(eqn, tags[0])):
+            return [view]
+        match = PRODUCTS.get(name)
+        kernel = kernel_operand(tags)
+        product = match(eqn, kernel, tags[kernel]) if match and kernel is not None else None
+        for operand, tag in enumerate(tags):
+            if product is None or operand != kernel:
+                self.consume(tag, _described(eqn))
+        if product is None:
+            return nothing
+        product = dataclasses.replace(product, key=at, lengths=lengths)
+        self.found.by_leaf.setdefault(product.leaf, []).append(product)
+        self.found.consumers[at] = []
+        features = product.output_axes[-1:] if product.convolution else product.output_axes
+        return [Output(product, tuple(range(len(product.output.shape))), features)]
+
+    def _scan(self, eqn: JaxprEqn, tags: list[Tag], at: Key, lengths: tuple[int, ...]) -> list[Tag]:
+        n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        inner: list[Tag] = []
+        for operand, tag in enumerate(tags):
+            is_sliced = operand >= n_consts + n_carry
+            is_carry = n_consts <= operand < n_consts + n_carry
+            if not isinstance(tag, View) or is_carry or (is_sliced and (tag.axes[0] != 0 or any(tag.is_sliced))):
+                self.consume(tag, "a `scan`, as its carry" if is_carry else "a `scan`, not by its first axis")
+                inner.append(None)
+            elif is_sliced:
+                axes = tuple(None if axis is None else axis - 1 for axis in tag.axes[1:])
+                inner.append(View(tag.leaf, axes, (*tag.is_sliced, True), tag.is_broadcast))
+            else:
+                inner.append(dataclasses.replace(tag, is_sliced=(*tag.is_sliced, False)))
+        body = inner_jaxpr(eqn)
+        for tag in self.walk(body, inner, [True] * len(body.outvars), at, (*lengths, eqn.params["length"])):
+            self.consume(tag, "a `scan`, as its result")
+        return [None] * len(eqn.outvars)
+
+
+def inner_jaxpr(eqn: JaxprEqn) -> Jaxpr:
+    """The jaxpr that a call or scan carries out."""
+    inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    return getattr(inner, "jaxpr", inner)
+
+
+def _described(eqn: JaxprEqn) -> str:
+    """An equation in words."""
+    name = eqn.primitive.name
+    if name == "conv_general_dilated" and eqn.params["feature_group_count"] * eqn.params["batch_group_count"] > 1:
+        return "a grouped convolution"
+    if name == "dot_general" and eqn.params["dimension_numbers"][1][0]:
+        return "a product for each entry of one of its axes (a `dot_general` with batch axes)"
+    return f"`{name}`"
+
+
+def _needed(jaxpr: Jaxpr, is_needed: Sequence[bool]) -> set[Var]:
+    """The variables on which the needed results depend, for gradients."""
+    needed = {v for v, wanted in zip(jaxpr.outvars, is_needed, strict=True) if wanted and not isinstance(v, Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(eqn.outvars) or not _is_differentiable(eqn):
+            continue
+        operands = [v for v in eqn.invars if not isinstance(v, Literal)]
+        if eqn.primitive.name in CALLS:
+            inner = inner_jaxpr(eqn)
+            inside = _needed(inner, [v in needed for v in eqn.outvars])
+            pairs = zip(eqn.invars, inner.invars, strict=True)
+            operands = [v for v, own in pairs if own in inside and not isinstance(v, Literal)]
+        needed.update(operands)
+    return needed
+
+
+def _is_differentiable(eqn: JaxprEqn) -> bool:
+    if eqn.primitive.name == "stop_gradient":
+        return False
+    return any(jax.dtypes.issubdtype(v.aval.dtype, np.inexact) for v in eqn.outvars if hasattr(v.aval, "dtype"))

@@ -1,0 +1,82 @@
+"""What becomes of parameters and of products on their way through a jaxpr: views, and sums with a bias."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from .products import Product, View
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A value that is a product's output but for its dtype and the order of its axes.
+
+    `axes` are those of the product's output; `features` are the ones along which a bias lies.
+    """
+
+    product: Product
+    axes: tuple[int, ...]
+    features: tuple[int, ...]
+
+
+Tag = View | Output | None
+
+
+def sum_of(tags: Sequence[Tag]) -> tuple[Output, View] | None:
+    """The product's output and the leaf of a sum of the two."""
+    outputs = [tag for tag in tags if isinstance(tag, Output)]
+    views = [tag for tag in tags if isinstance(tag, View)]
+    return (outputs[0], views[0]) if len(outputs) == len(views) == 1 else None
+
+
+def fits(output: Output, bias: View, shape: Sequence[int]) -> bool:
+    """Whether a leaf added to a product lies along the output features alone, in order, and is sliced as the kernel."""
+    positions = {axis: position for position, axis in enumerate(output.features)}
+    expected = [positions.get(axis) for axis in output.axes]
+    sizes = [output.product.output.shape[axis] for axis in output.axes]
+    own = [axis if size > 1 else None for axis, size in zip(bias.axes, shape, strict=True)]
+    due = [axis if size > 1 else None for axis, size in zip(expected, sizes, strict=True)]
+    return own == due and bias.is_sliced == output.product.is_sliced
+
+
+def kernel_operand(tags: Sequence[Tag]) -> int | None:
+    """Which of two operands is the kernel: the leaf, and of two leaves the one with a kernel's name."""
+    views = [i for i, tag in enumerate(tags) if isinstance(tag, View) and not tag.is_broadcast]
+    if len(views) > 1:
+        views = [i for i in views if tags[i].leaf[-1] in ("kernel", "embedding")]
+    return views[0] if len(views) == 1 else None
+
+
+def viewed(eqn: JaxprEqn, view: View) -> View | None:
+    """The view that an equation makes of another; None if it makes none."""
+    name, shape, new_shape = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name == "transpose":
+        return dataclasses.replace(view, axes=tuple(view.axes[i] for i in eqn.params["permutation"]))
+    if name == "broadcast_in_dim":
+        axes: list[int | None] = [None] * len(new_shape)
+        for axis, size, place in zip(view.axes, shape, eqn.params["broadcast_dimensions"], strict=True):
+            axes[place] = axis if size == new_shape[place] else None
+        is_broadcast = view.is_broadcast or int(np.prod(shape)) != int(np.prod(new_shape))
+        return dataclasses.replace(view, axes=tuple(axes), is_broadcast=is_broadcast)
+    if name in ("reshape", "squeeze", "expand_dims"):
+        axes = _reshaped(view.axes, shape, new_shape)
+        return dataclasses.replace(view, axes=axes) if axes is not None else None
+    return None
+
+
+def _reshaped(axes: Sequence[int | None], shape: Sequence[int], new_shape: Sequence[int]) -> tuple | None:
+    """The axes after a reshape that adds or removes axes of size 1 alone; None for another."""
+    old = [(axis, size) for axis, size in zip(axes, shape, strict=True)]
+    new: list[int | None] = []
+    for size in new_shape:
+        while old and old[0][1] == 1 and size != 1:
+            old.pop(0)
+        if old and old[0][1] == size:
+            new.append(old.pop(0)[0])
+        elif size == 1:
+            new.append(None)
+        else:
+            return None
+    return tuple(new) if all(size == 1 for _, size in old) else None
