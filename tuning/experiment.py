@@ -4,10 +4,11 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuning import disk, machine, search_space, submission
 from tuning.claim import Claim
-from tuning.description import MatmulPrecision, describe
+from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
 from tuning.interruption import Interruption
 from tuning.outcome import Outcome
@@ -90,27 +91,34 @@ def run_experiment(request: Request, interruption: Interruption | None = None) -
     ]
     with Claim.take(folder) as claim:
         _clear(request, claim)
-        outcomes = []
-        for description in descriptions:
-            with Claim.take(folder / f"trial_{description.trial_index}") as trial_claim:
-                done = finished_outcome(description, trial_claim.folder) if request.resume else None
-                if done is None:
-                    title = f"{request.workload} {chosen.name} trial {description.trial_index}/{len(descriptions)}"
-                    with ProgressLine(title, workload.validation_target_value) as report:
-                        done = run_trial(
-                            description,
-                            workload,
-                            chosen,
-                            trial_claim,
-                            report=report,
-                            checkpointing=Checkpointing(
-                                request.checkpoints_to_keep, request.checkpoint_period_s or None
-                            ),
-                            resume=request.resume,
-                            interruption=interruption,
-                        )
-                outcomes.append(done)
-    return outcomes
+        return [_outcome(request, each, len(descriptions), workload, chosen, interruption) for each in descriptions]
+
+
+def _outcome(
+    request: Request,
+    description: TrialDescription,
+    n_trials: int,
+    workload: Any,
+    chosen: submission.Submission,
+    interruption: Interruption | None,
+) -> Outcome:
+    """The outcome of one trial: found, where it is finished and to be resumed, or of its run."""
+    with Claim.take(request.folder / f"trial_{description.trial_index}") as claim:
+        done = finished_outcome(description, claim.folder) if request.resume else None
+        if done is not None:
+            return done
+        title = f"{request.workload} {chosen.name} trial {description.trial_index}/{n_trials}"
+        with ProgressLine(title, workload.validation_target_value) as report:
+            return run_trial(
+                description,
+                workload,
+                chosen,
+                claim,
+                report=report,
+                checkpointing=Checkpointing(request.checkpoints_to_keep, request.checkpoint_period_s or None),
+                resume=request.resume,
+                interruption=interruption,
+            )
 
 
 def _clear(request: Request, claim: Claim) -> None:

@@ -90,10 +90,7 @@ def run_trial(
         raise
     except Exception as error:
         disk.refuse_if_unwritable(error, claim.folder)
-        crash = _outcome(training, environment, Miss.CRASHED, f"{type(error).__name__}: {one_line(error)}")
-        with disk.failure_told(claim.folder):
-            records.write_json(claim.folder / "outcome.json", crash.to_json(), claim.write)
-            training.logger.flush()
+        _write_crash(training, environment, error, claim)
         raise
 
 
@@ -184,6 +181,13 @@ def _workload_properties(workload: Any) -> dict[str, Any]:
         "workload.step_hint": workload.step_hint,
         "workload.hardware_profile": workload.hardware_profile,
     }
+
+
+def _write_crash(training: Training, environment: Mapping[str, Any], error: Exception, claim: Claim) -> None:
+    crash = _outcome(training, environment, Miss.CRASHED, f"{type(error).__name__}: {one_line(error)}")
+    with disk.failure_told(claim.folder):
+        records.write_json(claim.folder / "outcome.json", crash.to_json(), claim.write)
+        training.logger.flush()
 
 
 def _outcome(training: Training, environment: Mapping[str, Any], miss: Miss | None, error: str | None) -> Outcome:
