@@ -10,7 +10,7 @@ import jax
 from .capture import Forward, families, trace
 from .finder import Products
 from .fisher import Fisher
-from .layers import Layer, Path, is_diagonal, named_leaves
+from .layers import KERNEL_NAMES, Layer, Path, is_diagonal, named_leaves
 from .placement import ambiguous, split_described
 from .sharing import Layout
 
@@ -55,7 +55,7 @@ def describe(
         products = trace(forward, params).products
         found, refused = families(products, params, layers)
         refused |= split_described(found, layout, fisher)[1] if layout is not None else {}
-        missing = left_out(products, layers)
+        missing = left_out(products, params, layers)
     by_leaf: dict[Path, list[Layer]] = {}
     for layer in layers:
         for path in layer.leaf_paths:
@@ -76,14 +76,16 @@ def describe(
     return "\n".join([f"{n_preconditioned:,} of {n_all:,} parameters in {n_layers} layers are preconditioned:", *lines])
 
 
-def left_out(products: Products, layers: Sequence[Layer]) -> dict[Path, str]:
-    """Kernels that the forward pass multiplies by and that are in none of the layers, and why."""
+def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dict[Path, str]:
+    """Kernels that are in none of the layers, and why: leaves of that name, and what the forward pass multiplies by."""
     known = {layer.kernel_path for layer in layers}
     reasons = {}
-    for path in products.by_leaf:
-        if path not in known:
-            problem = products.problems.get(path)
-            reasons[path] = f"it goes into {problem} too" if problem else "its layer is not among those given"
+    for path in named_leaves(params):
+        problem = products.problems.get(path)
+        is_kernel = path in products.by_leaf or (problem is not None and path[-1] in KERNEL_NAMES)
+        if is_kernel and path not in known:
+            known_problem = f"it goes into {problem}, not into linear layers' products alone"
+            reasons[path] = known_problem if problem else "its layer is not among those given"
     return reasons
 
 

@@ -150,7 +150,7 @@ def estimate_sums(
     found, uncaptured = families(traced.products, params, layers, output_factors)
     found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
     uncaptured |= undescribed
-    report(params, layers, uncaptured, left_out(traced.products, layers), strict)
+    report(params, layers, uncaptured, left_out(traced.products, params, layers), strict)
     report_ambiguous(found, layout)
     captured = capture(traced, params, found, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)

@@ -23,6 +23,7 @@ Path = tuple[str, ...]
 # 256 MiB.
 MAX_FACTOR_WIDTH = 8192
 
+KERNEL_NAMES = ("kernel", "embedding")
 _PROJECTIONS = ("query", "key", "value")
 _BOX = "value"  # the attribute in which Flax's boxes hold their leaf
 
@@ -54,7 +55,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        keys = self.path if self.kernel in ("kernel", "embedding") and self.path else self.kernel_path
+        keys = self.path if self.kernel in KERNEL_NAMES and self.path else self.kernel_path
         return ".".join(keys) + ("" if self.index is None else f"[{self.index}]")
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from .layers import KERNEL_NAMES
 from .products import Product, View
 
 
@@ -45,7 +46,7 @@ def kernel_operand(tags: Sequence[Tag]) -> int | None:
     """Which of two operands is the kernel: the leaf, and of two leaves the one with a kernel's name."""
     views = [i for i, tag in enumerate(tags) if isinstance(tag, View) and not tag.is_broadcast]
     if len(views) > 1:
-        views = [i for i in views if tags[i].leaf[-1] in ("kernel", "embedding")]
+        views = [i for i in views if tags[i].leaf[-1] in KERNEL_NAMES]
     return views[0] if len(views) == 1 else None
 
 

@@ -182,6 +182,7 @@ def test_the_description_is_what_the_estimate_will_have(randomized):
     assert "not among those given" in lines["split.kernel"]
     assert lines["norm.scale"] == "fallback: no kernel of a linear layer"
     traced = trace_layers(params, forward)
+    assert "grouped convolution" in describe(params, traced, forward)
     assert [layer.name for layer in traced] == ["head", "split"]
     told = describe(params, traced, forward, batch_layout(6))
     assert told.startswith(f"{3 * 4:,} of ") and "split.kernel (3, 2, 2): factors 3 and 4" in told
