@@ -69,7 +69,7 @@ def test_two_supervisors_at_once_end_every_point_once(tmp_path):
     flags = ["--num_tuning_trials=5", "--max_global_steps=20", "--workers=1"]
     for sweep in [start(tmp_path, "sweep", *flags) for _ in range(2)]:
         finished(sweep)
-    ends = sorted(line for line in _logs(tmp_path).splitlines() if line.startswith("trial "))
+    ends = sorted(line for line in _logs(tmp_path).splitlines() if line.endswith(": budget"))
     assert ends == [f"trial {index}: budget" for index in range(1, 6)]
     with sqlite3.connect(tmp_path / "sweep" / "study.db") as connection:
         states = connection.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
