@@ -26,7 +26,10 @@ POINTS = [f"--num_tuning_trials={N_POINTS}", "--max_global_steps=60", "--workers
 
 
 def trials(folder, name):
-    return {i: contents(folder / name / "b3db_jax" / f"trial_{i}") for i in range(1, N_POINTS + 1)}
+    found = {i: contents(folder / name / "b3db_jax" / f"trial_{i}") for i in range(1, N_POINTS + 1)}
+    for trial in found.values():
+        trial["outcome"].pop("data_dir")  # each sweep here has its own
+    return found
 
 
 @pytest.fixture(scope="module")
