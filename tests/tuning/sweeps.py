@@ -12,7 +12,7 @@ SCRIPT = ROOT / "scripts" / "run_sweep.py"
 def arguments(folder, name, *flags):
     """Of run_sweep.py; a flag given twice counts as it is given last."""
     own = ["--workload=b3db", "--submission_path=submissions/nadamw", f"--experiment_dir={folder}"]
-    return [*own, f"--experiment_name={name}", f"--data_dir={folder}", "--heartbeat_s=1", *flags]
+    return [*own, f"--experiment_name={name}", f"--data_dir={folder}", "--heartbeat_s=5", *flags]
 
 
 def start(folder, name, *flags, before=(), **options):

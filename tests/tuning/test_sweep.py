@@ -82,9 +82,9 @@ def _kill_and_compare(folder, undisturbed, flags):
 
 
 def test_workers_that_stood_still_and_came_back_have_written_nothing(tmp_path, undisturbed):
-    flags = [*POINTS, "--max_retries=100"]
+    flags = [*POINTS, "--max_retries=100", "--heartbeat_s=2"]
     rng, supervisor, n_stops = random.Random(1), start(tmp_path, "sweep", *flags), 0
-    while n_stops < 6 and supervisor.poll() is None:
+    while n_stops < 4 and supervisor.poll() is None:
         time.sleep(rng.uniform(0.5, 3))
         workers = children(supervisor.pid)
         if len(workers) < 2 or not (tmp_path / "sweep" / "b3db_jax" / "trial_2").exists():
@@ -92,7 +92,7 @@ def test_workers_that_stood_still_and_came_back_have_written_nothing(tmp_path, u
         victim = rng.choice(workers)
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGSTOP)
-            time.sleep(8)  # beyond both leases, of three seconds each
+            time.sleep(15)  # beyond both leases, of six seconds each
             os.kill(victim, signal.SIGCONT)
             n_stops += 1
     finished(supervisor)
