@@ -4,11 +4,12 @@ PYTEST := $(VENV)/bin/pytest
 INSTALLED := $(VENV)/.installed
 CAN_PREPARE := $(VENV)/.can_prepare
 CAN_DOCUMENT := $(VENV)/.can_document
+HARNESS_VENV := .venv-harness
 # 64-bit JAX is a setting of the whole process, so these tests get a process of their own.
 X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: evidence help setup setup-prepare setup-docs demo test test-slow docs lint clean
+.PHONY: evidence help setup setup-prepare setup-docs setup-harness demo test test-slow test-harness docs lint clean
 
 # An inherited module path would hide what the virtual environment lacks.
 unexport PYTHONPATH PYTHONHOME
@@ -42,6 +43,13 @@ $(CAN_DOCUMENT): $(INSTALLED) requirements-docs.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-docs.txt
 	@touch $@
 
+setup-harness: $(HARNESS_VENV)/.installed ## create .venv-harness with the official harness's jax, flax and optax
+
+$(HARNESS_VENV)/.installed: requirements-harness.txt
+	"$(PYTHON)" -m venv $(HARNESS_VENV)
+	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements-harness.txt
+	@touch $@
+
 demo: setup ## train one model on molecules with K-FAC-reduce; results under experiments/demo
 	$(VENV)/bin/python scripts/run_trial.py --workload=b3db --submission_path=submissions/kfac_reduce \
 	  --experiment_dir=experiments --experiment_name=demo --overwrite
@@ -54,9 +62,12 @@ test: setup ## run the tests, without the slow ones
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q tests/x64)
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
-test-slow: setup-prepare setup-docs ## run the slow tests, for which TensorFlow and MkDocs are added
+test-slow: setup-prepare setup-docs setup-harness ## run the slow tests, for which TensorFlow and MkDocs are added
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/x64 || [ $$? -eq 5 ])
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m slow || [ $$? -eq 5 ]
+
+test-harness: setup setup-harness ## run the submissions on the official runner's contract, today's libraries and its own
+	JAX_ENABLE_X64=0 $(PYTEST) -q -m "slow or not slow" tests/harness
 
 docs: setup-docs ## build the documentation into site/, and check its links
 	$(VENV)/bin/mkdocs build --strict --quiet
@@ -66,5 +77,5 @@ lint: setup ## check the code's style
 	$(VENV)/bin/ruff format --check .
 
 clean: ## remove .venv, build outputs and caches; experiments/ stays
-	rm -rf $(VENV) build site dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(HARNESS_VENV) build site dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,12 +15,19 @@ from absl import flags
 
 from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
+from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
 flags.DEFINE_string("workload", None, "Name of the workload.")
 flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.")
 flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
 flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
+flags.DEFINE_enum(
+    "tuning_ruleset",
+    str(TuningRuleset.EXTERNAL),
+    [str(ruleset) for ruleset in TuningRuleset],
+    "AlgoPerf's: points of a search space, or the submission's own setting and 1.5 times the budget.",
+)
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
 flags.DEFINE_integer("num_tuning_trials", 5, "Points of each study.", lower_bound=1)
 flags.DEFINE_integer("num_studies", 1, "Studies, each with points and a seed of its own.", lower_bound=1)

@@ -12,10 +12,17 @@ from absl import flags
 from tuning import experiment, progress
 from tuning.description import MatmulPrecision
 from tuning.interruption import Interruption
+from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
 flags.DEFINE_string("workload", None, "Name of the workload.", required=True)
 flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.", required=True)
+flags.DEFINE_enum(
+    "tuning_ruleset",
+    str(TuningRuleset.EXTERNAL),
+    [str(ruleset) for ruleset in TuningRuleset],
+    "AlgoPerf's: points of a search space, or the submission's own setting and 1.5 times the budget.",
+)
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
 flags.DEFINE_integer("num_tuning_trials", 1, "How many points of the space to run.", lower_bound=1)
 flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from tuning import disk, submission_version
 from tuning.errors import UserError, setup_phase
+from tuning.ruleset import TuningRuleset, ruleset_of
 from tuning.submission import Submission
 
 _LOG = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class TrialDescription:
     submission: str = _field(OnResume.MUST_MATCH)
     submission_path: str = _field(OnResume.MAY_CHANGE)
     submission_version: str = _field(OnResume.WARN)  # hash of the submission's files and of the code it imports
-    hyperparameters: dict[str, Any] = _field(OnResume.MUST_MATCH)
+    tuning_ruleset: str = _field(OnResume.MUST_MATCH)
+    hyperparameters: dict[str, Any] = _field(OnResume.MUST_MATCH)  # empty under the self-tuning ruleset
     rng_seed: int = _field(OnResume.MUST_MATCH)
     trial_index: int = _field(OnResume.MUST_MATCH)  # N of trial_N, from 1; with the seed it decides every random key
     batch_size: int = _field(OnResume.MUST_MATCH)
@@ -65,8 +67,10 @@ class TrialDescription:
     data_dir: str = _field(OnResume.MAY_CHANGE)
 
     @property
-    def point(self) -> tuple:
-        """The hyperparameters as the namedtuple that the submission receives."""
+    def point(self) -> tuple | None:
+        """The hyperparameters as the namedtuple that the submission receives; None under the self-tuning ruleset."""
+        if self.tuning_ruleset == TuningRuleset.SELF:
+            return None
         return _point_class(tuple(self.hyperparameters))(**self.hyperparameters)
 
     def to_json(self) -> dict[str, Any]:
@@ -119,10 +123,11 @@ def describe(
     pruning: str = "none",
     matmul_precision: str = MatmulPrecision.DEFAULT,
 ) -> TrialDescription:
-    """The description of a trial of `submission` at `point`, a namedtuple of the search space.
+    """The description of a trial of `submission` at `point`, a namedtuple of the search space; an empty one is a trial
+    under the self-tuning ruleset, whose budget is longer.
 
     Args:
-        max_global_steps: lowers the budget, `workload.step_hint` steps; it never raises it.
+        max_global_steps: lowers the budget, the ruleset's factor times `workload.step_hint` steps; it never raises it.
         stop_at_target: False trains on to the budget after the target is reached.
 
     Raises:
@@ -130,6 +135,8 @@ def describe(
     """
     if not 0 <= rng_seed <= _LARGEST_SEED:
         raise UserError(f"seed {rng_seed} is out of range; give one from 0 to {_LARGEST_SEED}")
+    ruleset = ruleset_of(point)
+    most_steps = int(ruleset.budget_factor * workload.step_hint)
     with setup_phase():
         batch_size = submission.get_batch_size(workload_name)
         own_eval_size = submission.get_eval_batch_size
@@ -140,6 +147,7 @@ def describe(
         submission=submission.name,
         submission_path=str(submission.file),
         submission_version=version,
+        tuning_ruleset=str(ruleset),
         hyperparameters=point._asdict(),
         rng_seed=rng_seed,
         trial_index=trial_index,
@@ -148,8 +156,8 @@ def describe(
         target_metric=workload.target_metric_name,
         target_value=_finite(workload.validation_target_value),
         matmul_precision=str(matmul_precision),
-        step_budget=min(workload.step_hint, max_global_steps or workload.step_hint),
-        time_budget_s=_finite(workload.max_allowed_runtime_sec),
+        step_budget=min(most_steps, max_global_steps or most_steps),
+        time_budget_s=_finite(ruleset.budget_factor * workload.max_allowed_runtime_sec),
         stop_at_target=stop_at_target,
         pruning=pruning,
         data_dir=str(disk.expanded(str(data_dir), "data_dir")),

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, machine, search_space, submission
+from tuning import disk, machine, submission
 from tuning.claim import Claim
 from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
 from tuning.interruption import Interruption
 from tuning.outcome import Outcome
 from tuning.progress import ProgressLine
+from tuning.ruleset import TuningRuleset, space_and_points
 from tuning.trial import Checkpointing, finished_outcome, run_trial
 from workloads import registry
 
@@ -25,6 +26,7 @@ class Request:
     submission_path: str
     experiment_dir: str
     experiment_name: str
+    tuning_ruleset: str = TuningRuleset.EXTERNAL
     tuning_search_space: str | None = None  # a file; None is the submission's own
     num_tuning_trials: int = 1  # a list of fewer points is run to its end
     rng_seed: int = 0
@@ -71,8 +73,13 @@ def run_experiment(request: Request, interruption: Interruption | None = None) -
     with setup_phase():
         workload = registry.load(request.workload, request.hardware_profile)
     chosen = submission.load(request.submission_path).with_batch_sizes(request.batch_size, request.eval_batch_size)
-    space = search_space.read(request.tuning_search_space or chosen.search_space_file)
-    points = search_space.points(space, request.num_tuning_trials, request.rng_seed)
+    _, points = space_and_points(
+        TuningRuleset(request.tuning_ruleset),
+        request.tuning_search_space,
+        chosen.search_space_file,
+        request.num_tuning_trials,
+        request.rng_seed,
+    )
     if len(points) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(points))
     descriptions = [

@@ -56,7 +56,7 @@ def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> P
         raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
     files = needed_files(own.file)
     contents = {Path("__init__.py"): ""} | {_place(file, folder): _moved(file, folder) for file in files}
-    contents[Path("requirements.txt")] = "\n".join(_requirements(files)) + "\n"
+    contents[Path("requirements.txt")] = "\n".join(_requirements(files, own.file)) + "\n"
     contents[Path("submission_info.yml")] = _yaml(own.file, ruleset, info)
     target.mkdir(parents=True)
     for place, text in contents.items():
@@ -89,14 +89,16 @@ def _check(own: submission.Submission, ruleset: Ruleset) -> None:
         raise UserError(
             f"{str(own.file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it"
         )
-    if ruleset is Ruleset.SELF and not _has_own_setting(own.file):
+    if ruleset is Ruleset.SELF and _assigned(own.file, "SELF_TUNING") is None:
         raise UserError(f"submission {name!r} has no SELF_TUNING setting; add one, or give --ruleset=external_tuning")
 
 
-def _has_own_setting(file: Path) -> bool:
-    nodes = ast.parse(file.read_text(encoding="utf-8")).body
-    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-    return any(isinstance(target, ast.Name) and target.id == "SELF_TUNING" for target in targets)
+def _assigned(file: Path, name: str) -> ast.expr | None:
+    """What a module gives the name, unread; None if it does not."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node.value
+    return None
 
 
 def _folders(file: Path, package: Path) -> list[Path]:
@@ -139,8 +141,8 @@ def _moved(file: Path, folder: Path) -> str:
     return "".join(lines)
 
 
-def _requirements(files: list[Path]) -> list[str]:
-    """The libraries that the files import.
+def _requirements(files: list[Path], main: Path) -> list[str]:
+    """The libraries that the files import, and optax in the version that the main file states as OLDEST_OPTAX.
 
     Raises:
         UserError: one that the official harness does not have.
@@ -156,7 +158,9 @@ def _requirements(files: list[Path]) -> list[str]:
     unknown = sorted(others - set(_REQUIREMENTS))
     if unknown:
         raise UserError(f"the submission imports {', '.join(unknown)}, which the official harness does not have")
-    return [_REQUIREMENTS[name] for name in _REQUIREMENTS if name in others]
+    oldest = _assigned(main, "OLDEST_OPTAX")
+    needed = _REQUIREMENTS | ({"optax": f"optax>={ast.literal_eval(oldest)}"} if oldest else {})
+    return [needed[name] for name in needed if name in others]
 
 
 def _yaml(file: Path, ruleset: Ruleset, info: Info) -> str:

@@ -18,6 +18,7 @@ from tuning.errors import setup_phase
 from tuning.experiment import experiment_folder
 from tuning.point_queue import PointQueue
 from tuning.point_status import PointStatus, study_name
+from tuning.ruleset import TuningRuleset, space_and_points
 from workloads import registry
 
 # Of a trial's description, what may differ from one worker to another, or does from one trial to another.
@@ -40,6 +41,7 @@ class Request:
     submission_path: str
     experiment_dir: str
     experiment_name: str
+    tuning_ruleset: str = TuningRuleset.EXTERNAL
     tuning_search_space: str | None = None
     num_tuning_trials: int = 5
     num_studies: int = 1
@@ -90,9 +92,9 @@ class Sweep:
             self.workload = registry.load(request.workload, request.hardware_profile)
         own = submission.load(request.submission_path)
         self.submission = own.with_batch_sizes(request.batch_size, request.eval_batch_size)
-        space = search_space.read(request.tuning_search_space or own.search_space_file)
         numbers = range(1, request.num_studies + 1)
-        self.descriptions = [self._described(space, request.rng_seed + number - 1) for number in numbers]
+        studies = [self._study(request.rng_seed + number - 1) for number in numbers]
+        self.descriptions = [trials for _, trials in studies]
         disk.refuse_unwritable(request.folder)
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         options = {
@@ -108,7 +110,7 @@ class Sweep:
                 [trial.hyperparameters for trial in trials],
                 **options,
             )
-            for number, trials in zip(numbers, self.descriptions, strict=True)
+            for number, (space, trials) in zip(numbers, studies, strict=True)
         ]
 
     def is_done(self) -> bool:
@@ -132,10 +134,18 @@ class Sweep:
         """Lets every crashed point be carried out again; how many there were."""
         return sum(queue.retry_crashed() for queue in self.queues)
 
-    def _described(self, space: dict | list, seed: int) -> list[TrialDescription]:
+    def _study(self, seed: int) -> tuple[dict | list | None, list[TrialDescription]]:
+        """The search space and the trials of one study."""
         request = self.request
-        points = search_space.points(space, request.num_tuning_trials, seed, search_space.Sampling(request.sampling))
-        return [
+        space, points = space_and_points(
+            TuningRuleset(request.tuning_ruleset),
+            request.tuning_search_space,
+            self.submission.search_space_file,
+            request.num_tuning_trials,
+            seed,
+            search_space.Sampling(request.sampling),
+        )
+        return space, [
             describe(
                 request.workload,
                 self.workload,
@@ -150,7 +160,7 @@ class Sweep:
             for index, point in enumerate(points, start=1)
         ]
 
-    def _identity(self, trials: list[TrialDescription], space: dict | list) -> dict[str, Any]:
+    def _identity(self, trials: list[TrialDescription], space: dict | list | None) -> dict[str, Any]:
         """What all workers must agree on."""
         found = trials[0].to_json()
         shared = {name: value for name, value in found.items() if name not in (*_OF_THE_WORKER, *_OF_THE_TRIAL)}

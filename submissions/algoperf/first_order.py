@@ -14,6 +14,19 @@ from .problem import Problem
 PyTree = Any
 
 
+def require_optax(oldest: str) -> None:
+    """
+    Raises:
+        ValueError: the installed optax is older, as the official harness's 0.2.2 may be.
+    """
+
+    def parts(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")[:3] if part.isdigit()]
+
+    if parts(optax.__version__) < parts(oldest):
+        raise ValueError(f"this submission needs optax {oldest} or newer, and optax {optax.__version__} is installed")
+
+
 class FirstOrder(Algorithm):
     """An optax optimiser under a learning-rate schedule.
 

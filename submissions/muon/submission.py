@@ -1,4 +1,4 @@
-"""Muon with linear warm-up and cosine decay; vectors have AdamW. Needs `optax.contrib.MuonDimensionNumbers`."""
+"""Muon with linear warm-up and cosine decay; vectors have AdamW."""
 
 import dataclasses
 from typing import Any
@@ -8,11 +8,13 @@ import optax
 
 from ..algoperf import schedule
 from ..algoperf.contract import Submission
-from ..algoperf.first_order import FirstOrder
+from ..algoperf.first_order import FirstOrder, require_optax
 from ..algoperf.hyperparameters import Hyperparameters
 from ..kfac.layers import find_layers
 
 PyTree = Any
+
+OLDEST_OPTAX = "0.2.7"  # the first whose Muon takes kernels of any shape and scales its updates as here
 
 # Scales Muon's updates to the root mean square of AdamW's, so that one learning rate serves both.
 # Source: Liu et al., "Muon is Scalable for LLM Training", 2025.
@@ -45,6 +47,7 @@ def _matrices(params: PyTree) -> PyTree:
 
 
 def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
+    require_optax(OLDEST_OPTAX)
     return optax.contrib.muon(
         h.learning_rate,
         beta=1 - h.one_minus_beta1,

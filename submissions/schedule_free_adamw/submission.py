@@ -1,4 +1,4 @@
-"""Schedule-free AdamW with linear warm-up. Needs optax 0.2.3 or newer."""
+"""Schedule-free AdamW with linear warm-up."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -10,10 +10,12 @@ from jax import Array
 
 from ..algoperf import schedule
 from ..algoperf.contract import Submission
-from ..algoperf.first_order import FirstOrder
+from ..algoperf.first_order import FirstOrder, require_optax
 from ..algoperf.hyperparameters import Hyperparameters
 
 PyTree = Any
+
+OLDEST_OPTAX = "0.2.3"  # the first with schedule-free optimisers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ def _to_average(state: ScheduleFreeState, params: PyTree) -> tuple[ScheduleFreeS
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
     del params
+    require_optax(OLDEST_OPTAX)
     return optax.contrib.schedule_free_adamw(
         h.learning_rate, b1=1 - h.one_minus_beta1, b2=h.beta2, weight_decay=h.weight_decay
     )

@@ -61,3 +61,12 @@ def test_a_kind_of_model_trains_and_resumes(kind, name, monkeypatch, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, arrays(restored), arrays(run))
     still = [x for x, y in zip(*map(jax.tree.leaves, (at_start[1], run.params)), strict=True) if np.array_equal(x, y)]
     assert not still, "a parameter that never moved"
+
+
+@pytest.mark.parametrize(("name", "oldest"), [("muon", "0.2.7"), ("schedule_free_adamw", "0.2.3")])
+def test_an_optax_that_is_too_old_is_named(name, oldest, monkeypatch):
+    """The official harness pins 0.2.2."""
+    submission, workload = importlib.import_module(f"submissions.{name}.submission"), KINDS["criteo1tb"]()
+    monkeypatch.setattr("optax.__version__", "0.2.2")
+    with pytest.raises(ValueError, match=f"needs optax {oldest} or newer, and optax 0.2.2 is installed"):
+        Run(submission, workload, SETTINGS[FIRST_ORDER])

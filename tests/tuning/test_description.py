@@ -16,6 +16,7 @@ OTHERS = {
     "submission": "soap",
     "submission_path": "elsewhere/submission.py",
     "submission_version": "0123456789abcdef",
+    "tuning_ruleset": "self",
     "hyperparameters": {"learning_rate": 0.2},
     "rng_seed": 6,
     "trial_index": 2,

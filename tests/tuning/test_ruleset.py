@@ -1,0 +1,44 @@
+"""The self-tuning ruleset in trials and sweeps: no hyperparameters, and a longer budget."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_trial import FakeWorkload, Point, fake_submission
+
+from tuning.claim import Claim
+from tuning.description import describe
+from tuning.errors import UserError
+from tuning.ruleset import SELF_TUNING_POINT, TuningRuleset, space_and_points
+from tuning.trial import run_trial
+
+
+def description(point, folder, **options):
+    workload = FakeWorkload(step_hint=20)
+    return describe("fake", workload, fake_submission(), point, rng_seed=0, trial_index=1, data_dir=folder, **options)
+
+
+def test_the_submission_is_given_none_and_a_longer_budget(tmp_path):
+    seen = []
+    described, external = (description(point, str(tmp_path)) for point in (SELF_TUNING_POINT, Point(0.1)))
+    assert (described.step_budget, external.step_budget) == (30, 20)
+    assert described.time_budget_s == 1.5 * external.time_budget_s
+    assert description(SELF_TUNING_POINT, str(tmp_path), max_global_steps=7).step_budget == 7
+    submission = fake_submission(lambda call: seen.append(call.hyperparameters))
+    with Claim.take(tmp_path / "trial_1") as claim:
+        outcome = run_trial(described, FakeWorkload(step_hint=20, target=2.0), submission, claim)
+    assert outcome.global_step == 30 and seen == [None] * 30
+    written = json.loads((tmp_path / "trial_1" / "outcome.json").read_text())
+    assert written["tuning_ruleset"] == "self" and written["hyperparameters"] == {}
+    assert json.loads((tmp_path / "trial_1" / "hparams.json").read_text()) == {}
+
+
+def test_a_study_under_self_tuning_is_one_trial_without_a_space(tmp_path):
+    own = tmp_path / "none_here.json"
+    assert space_and_points(TuningRuleset.SELF, None, own, 1, seed=0) == (None, [()])
+    with pytest.raises(UserError, match="--num_tuning_trials=1.*--num_studies"):
+        space_and_points(TuningRuleset.SELF, None, own, 5, seed=0)
+    with pytest.raises(UserError, match="--tuning_search_space is for --tuning_ruleset=external"):
+        space_and_points(TuningRuleset.SELF, "space.json", own, 1, seed=0)
+    with pytest.raises(UserError, match="none_here.json"):
+        space_and_points(TuningRuleset.EXTERNAL, None, Path(own), 1, seed=0)

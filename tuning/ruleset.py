@@ -1,0 +1,57 @@
+"""AlgoPerf's tuning rulesets: who chooses the hyperparameters, and how long a trial may last.
+
+Source: mlcommons/algorithmic-efficiency, `submission_runner.py`, v0.6.
+"""
+
+from collections import namedtuple
+from enum import StrEnum
+from pathlib import Path
+
+from tuning import search_space
+from tuning.errors import UserError
+
+
+class TuningRuleset(StrEnum):
+    """By the values of AlgoPerf's flag."""
+
+    EXTERNAL = "external"  # every trial is given a point of a search space
+    SELF = "self"  # a study is one trial, for which the submission itself chooses everything
+
+    @property
+    def budget_factor(self) -> float:
+        """What the workload's time limit is multiplied by; here its number of steps too."""
+        return 1.5 if self is TuningRuleset.SELF else 1.0
+
+
+SELF_TUNING_POINT = namedtuple("Hyperparameters", ())()  # stands for the None that the submission receives
+
+
+def ruleset_of(point: tuple) -> TuningRuleset:
+    return TuningRuleset.EXTERNAL if point else TuningRuleset.SELF
+
+
+def space_and_points(
+    ruleset: TuningRuleset,
+    given_space: str | None,
+    own_space: Path,
+    n_points: int,
+    seed: int,
+    sampling: search_space.Sampling = search_space.Sampling.RANDOM,
+) -> tuple[dict | list | None, list[tuple]]:
+    """The search space and the first points of it; None and one empty point under the self-tuning ruleset.
+
+    Args:
+        given_space: a file, in place of the submission's own.
+
+    Raises:
+        UserError: a search space that cannot be used; a search space, or several points, for self-tuning.
+    """
+    if ruleset is TuningRuleset.SELF:
+        if given_space is not None:
+            raise UserError("--tuning_search_space is for --tuning_ruleset=external; leave out one of them")
+        if n_points != 1:
+            cure = "give --num_tuning_trials=1; other seeds, or a sweep's --num_studies, repeat it"
+            raise UserError(f"under --tuning_ruleset=self a study is one trial; {cure}")
+        return None, [SELF_TUNING_POINT]
+    space = search_space.read(given_space or own_space)
+    return space, search_space.points(space, n_points, seed, sampling)
