@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tuning import official_api
 from tuning.errors import UserError, setup_phase
 
 _REQUIRED = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
@@ -31,8 +32,13 @@ class Submission:
 
     @property
     def search_space_file(self) -> Path:
-        """Where the submission's own search space lies (it need not be there)."""
-        return self.file.parent / "tuning_search_space.json"
+        """Where the submission's own search space lies (it need not be there).
+
+        Official baselines in NAME/jax/ have it in NAME/.
+        """
+        beside = self.file.parent / "tuning_search_space.json"
+        above = self.file.parents[1] / beside.name
+        return above if above.exists() and not beside.exists() else beside
 
     def with_batch_sizes(self, training: int | None, evaluation: int | None) -> "Submission":
         """The same with other batch sizes, for a machine that cannot hold its own; None leaves one as it is."""
@@ -52,6 +58,7 @@ def load(path: str | Path) -> Submission:
         UserError: nothing there, an import that fails, or a function of the contract missing.
     """
     file = _submission_file(Path(path).expanduser())
+    official_api.provide()
     with setup_phase():
         functions = vars(_import(file))
     missing = [name for name in _REQUIRED if not callable(functions.get(name))]

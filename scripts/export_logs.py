@@ -1,0 +1,23 @@
+"""Copies experiments' trials into the folders that the official AlgoPerf scorer reads.
+
+python scripts/export_logs.py --out=logs experiments/first experiments/second
+"""
+
+from typing import Any
+
+import command
+from absl import flags
+
+from tuning import official_logs
+from tuning.errors import UserError
+
+flags.DEFINE_string("out", None, "Folder that SUBMISSION/study_N/WORKLOAD_jax/trial_N is written to.", required=True)
+
+
+def main(chosen: dict[str, Any], experiments: list[str]) -> None:
+    if not experiments:
+        raise UserError("name the experiments' folders after the flags")
+    print(f"{len(official_logs.export(experiments, chosen['out']))} trials written to {chosen['out']}")
+
+
+command.run(__name__, main, takes_words=True)
