@@ -7,47 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
-import matplotlib.colors
-import matplotlib.figure
 import matplotlib.lines
-import matplotlib.ticker
 import numpy as np
 
 from tuning import scoring
-from tuning.report import escapes
+from tuning.report import escapes, points
+from tuning.report.drawing import GREY, INK, STYLE, new_figure, short, words
 from tuning.report.protocols import Cost, spent
-from tuning.report.reading import HIT, Phase, Trial
-from tuning.report.summary import Comparison, Line, Summary, category
+from tuning.report.reading import Trial
+from tuning.report.summary import Comparison, Line, Summary
 
 # Okabe and Ito's colours that show on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#999933")
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<")
-_GREY = "#8A8A8A"
-_MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}
-# Stands in the drawing for the colour of text, which the page sets.
-INK = "#0b0c0d"
-_MOST_LETTERS = 60
-# What is more than this is drawn in part, or as pixels.
 _MOST_BACKGROUND_CURVES = 40
-_MOST_VECTOR_POINTS = 200
 _AXES = {
     Cost.STEPS: "step",
     Cost.SECONDS: "seconds, with compilation",
     Cost.TRAINING_SECONDS: "training seconds",  # a curve's whole compilation taken off
-}
-
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text, which can be searched, and weighs a third of its outlines
-    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    "text.parse_math": False,  # names may have dollar signs
-    "svg.hashsalt": "report",
-    **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
 }
 
 
@@ -77,13 +55,13 @@ def figures(summary: Summary) -> list[Figure]:
     for c in summary.comparisons:
         place, name = plain[c.workload], escapes.one_line(c.workload)
         if any(trial.steps.size for line in c.lines for trial in line.chosen):
-            title = f"{name}: {_words(c.metric)} on the validation split against steps and seconds"
+            title = f"{name}: {words(c.metric)} on the validation split against steps and seconds"
             alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."
             found.append(Figure(f"curves_{place}", c.workload, title, alt, lambda c=c: _curves(c, looks)))
         if any(len(line.searched) for line in c.lines):
             title = f"{name}: which hyperparameters reach the target, and how fast"
             alt = "A panel for each submission: points searched, coloured by steps to target; misses are crosses."
-            found.append(Figure(f"points_{place}", c.workload, title, alt, lambda c=c: _points(c)))
+            found.append(Figure(f"points_{place}", c.workload, title, alt, lambda c=c: points.draw(c)))
         if any(Cost.SECONDS in line.costs for line in c.lines):
             title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
@@ -97,7 +75,7 @@ def figures(summary: Summary) -> list[Figure]:
 
 def render(figure: Figure) -> dict[str, bytes]:
     """File ending -> the figure's bytes."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawn = figure.draw()
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")  # laid out once, for both formats
@@ -120,34 +98,29 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def _figure(width: float, height: float) -> Any:
-    # Not by pyplot, which would keep every figure, and choose a window system.
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
 def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
     costs = [Cost.STEPS, Cost.SECONDS]
     if any(trial.compile_seconds is not None for line in c.lines for trial in line.trials):
         costs.append(Cost.TRAINING_SECONDS)
-    figure = _figure(10, 4.2)
+    figure = new_figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
     others = [trial for line in c.lines for trial in line.trials if trial not in line.chosen]
     others = others[:: max(1, len(others) // _MOST_BACKGROUND_CURVES)]
     for axes, cost in zip(panels, costs, strict=True):
         for trial in others:
             if (x := _axis(trial, cost)) is not None:
-                axes.plot(x, trial.values, color=_GREY, alpha=0.25, linewidth=0.6, rasterized=True)
+                axes.plot(x, trial.values, color=GREY, alpha=0.25, linewidth=0.6, rasterized=True)
         for line in c.lines:
             _chosen_curves(axes, line, cost, looks[line.submission])
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xlabel(_AXES[cost])
         axes.set_xlim(left=0)
-    panels[0].set_ylabel(_words(c.metric))
+    panels[0].set_ylabel(words(c.metric))
     if c.target is not None:
         panels[0].annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
     handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[line.submission]) for line in c.lines]
-    legend = figure.legend(handles, [_short(line.submission) for line in c.lines], loc="outside lower center", ncols=3)
+    legend = figure.legend(handles, [short(line.submission) for line in c.lines], loc="outside lower center", ncols=3)
     told = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
     legend.set_title(told, {"size": 8})
     return figure
@@ -177,87 +150,9 @@ def _axis(trial: Trial, cost: Cost) -> np.ndarray | None:
     return trial.seconds if cost is Cost.SECONDS else trial.seconds - trial.compile_seconds
 
 
-def _points(c: Comparison) -> Any:
-    lines = [line for line in c.lines if line.searched]
-    columns = min(3, len(lines))
-    n_rows = math.ceil(len(lines) / columns)
-    figure = _figure(9, 0.5 + 2.8 * n_rows)
-    panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
-    hits = [trial.steps[trial.hit_at(trial.target)] for line in lines for trial in _search(line, hit=True)]
-    scale = matplotlib.colors.Normalize(min(hits, default=0), max(hits, default=1))
-    for axes, line in zip(panels, lines, strict=False):
-        _point_panel(axes, line, scale, rasterized=sum(map(len, (each.trials for each in lines))) > _MOST_VECTOR_POINTS)
-    for axes in panels[len(lines) :]:
-        axes.set_visible(False)
-    for state in [
-        state for state in _MISSES if any(state in {t.state for t in _search(line, hit=False)} for line in lines)
-    ]:
-        panels[0].scatter([], [], color=_GREY, marker=_MISSES[state], s=36, label=f"target not reached: {state}")
-    if panels[0].get_legend_handles_labels()[0]:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    if hits:
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis_r"), ax=panels.tolist(), shrink=0.7)
-        bar.set_label("steps to target")
-        bar.outline.set_edgecolor(INK)
-    return figure
-
-
-def _search(line: Line, *, hit: bool) -> list[Trial]:
-    return [trial for trial in line.trials if trial.phase is Phase.SEARCH and (trial.state == HIT) is hit]
-
-
-def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
-    x, y = _axes_of(line.searched)
-    hit, missed = _search(line, hit=True), _search(line, hit=False)
-    where = [[_place(trial, name, line.searched) for trial in hit] for name in (x, y)]
-    colours = [trial.steps[trial.hit_at(trial.target)] for trial in hit]
-    look = {"s": 36, "rasterized": rasterized}
-    axes.scatter(*where, c=colours, norm=scale, cmap="viridis_r", edgecolors=_GREY, linewidths=0.5, **look)
-    for state in sorted({trial.state for trial in missed}):
-        own = [trial for trial in missed if trial.state == state]
-        where = [[_place(trial, name, line.searched) for trial in own] for name in (x, y)]
-        axes.scatter(*where, color=_GREY, marker=_MISSES.get(state, "_"), **look)
-    for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
-        if name and not isinstance(line.searched[name][0], str):
-            which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-        if name and _is_wide(line.searched[name]):
-            (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
-            is_long = line.searched[name][1] > 30 * line.searched[name][0]
-            which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
-            which.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            which.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.tick_params(labelsize=7, which="both")
-    axes.set_title(_short(line.submission), fontsize=9)
-    axes.set_xlabel(_words(x), fontsize=8)
-    axes.set_ylabel(_words(y) if y else "", fontsize=8)
-    if not y:
-        axes.set_yticks([])
-
-
-def _axes_of(searched: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Learning rate and damping where they were searched, else what was."""
-    wanted = ["learning_rate", "damping", "one_minus_beta1"]
-    numbers = [name for name, values in searched.items() if not isinstance(values[0], str)] or list(searched)
-    names = sorted(numbers, key=lambda name: (wanted.index(name) if name in wanted else len(wanted), name))
-    return names[0], names[1] if len(names) > 1 else None
-
-
-def _place(trial: Trial, name: str | None, searched: Mapping[str, Any]) -> Any:
-    """Where on an axis."""
-    if name is None:
-        return 0.0
-    value = trial.point.get(name)
-    return category(value) if isinstance(searched[name][0], str) else value
-
-
-def _is_wide(values: Any) -> bool:
-    low, high = values[0], values[-1]
-    return not isinstance(low, str) and low > 0 and high > 3 * low
-
-
 def _seconds(c: Comparison) -> Any:
     lines = [line for line in c.lines if Cost.SECONDS in line.costs][::-1]
-    figure = _figure(9, 1.2 + 0.36 * len(lines))
+    figure = new_figure(9, 1.2 + 0.36 * len(lines))
     axes = figure.subplots()
     means = {cost: [_mean_cost(line, cost) for line in lines] for cost in Cost}
     compilation = [0.0 if line.compile_seconds is None else line.compile_seconds for line in lines]
@@ -266,7 +161,7 @@ def _seconds(c: Comparison) -> Any:
         "training": ("#0072B2", np.where(is_told, means[Cost.TRAINING_SECONDS], 0)),
         "compilation": ("#E69F00", compilation),
         "both, not told apart on record": ("#56B4E9", np.where(is_told, 0, means[Cost.SECONDS])),
-        "evaluation (off the clock)": (_GREY, [_overhead(line, "accumulated_eval_time") for line in lines]),
+        "evaluation (off the clock)": (GREY, [_overhead(line, "accumulated_eval_time") for line in lines]),
         "logging (off the clock)": ("#CC79A7", [_overhead(line, "accumulated_logging_time") for line in lines]),
     }
     start, places = np.zeros(len(lines)), np.arange(len(lines))
@@ -275,7 +170,7 @@ def _seconds(c: Comparison) -> Any:
             hatch = "//" if "off" in label else None
             axes.barh(places, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4)
         start += np.array(widths)
-    axes.set_yticks(places, [_short(line.submission) for line in lines])
+    axes.set_yticks(places, [short(line.submission) for line in lines])
     for place, line in enumerate(lines):
         clock = Cost.TRAINING_SECONDS if line.compile_seconds is not None else Cost.SECONDS
         if means[Cost.STEPS][place]:
@@ -299,7 +194,7 @@ def _overhead(line: Line, column: str) -> float:
 
 
 def _profile(summary: Summary, looks: Mapping[str, dict[str, str]]) -> Any:
-    figure = _figure(7, 3.8)
+    figure = new_figure(7, 3.8)
     axes = figure.subplots()
     taus = np.linspace(1, scoring.MAX_RATIO, 601)
     performance = summary.performance[summary.score_by]
@@ -308,20 +203,10 @@ def _profile(summary: Summary, looks: Mapping[str, dict[str, str]]) -> Any:
     for name in sorted(performance, key=lambda name: -scores[name]):
         heights = [scoring.profile(performance[name], tau, len(summary.comparisons)) for tau in taus]
         style = {key: looks[name][key] for key in ("color", "linestyle")}
-        (handles[f"{_short(name)} (score {scores[name]:.2f})"],) = axes.step(taus, heights, where="post", **style)
+        (handles[f"{short(name)} (score {scores[name]:.2f})"],) = axes.step(taus, heights, where="post", **style)
     axes.set_xlim(1, scoring.MAX_RATIO)
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel(f"within this factor of the workload's best {summary.score_by.words}")
     axes.set_ylabel("part of the workloads")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
     return figure
-
-
-def _words(name: str) -> str:
-    return _short(name.replace("_", " "))
-
-
-def _short(name: str) -> str:
-    """On one line, and not wider than a panel."""
-    plain = escapes.one_line(name)
-    return plain if len(plain) <= _MOST_LETTERS else plain[: _MOST_LETTERS - 1] + "…"

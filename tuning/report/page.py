@@ -127,13 +127,14 @@ def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
 
 
 def _sort_values(c: Comparison, line: Line) -> list[float | str]:
-    """What the columns between the first and the last are sorted by; empty comes last."""
+    """What the columns after the first are sorted by; empty comes last."""
     ratios = c.ratios.get(line.submission, {})
     values = [sum(trial.hit_at(trial.target) is not None for trial in line.chosen)]
     for cost in Cost:
         values += [cost in line.costs and line.costs[cost].median, cost in ratios and ratios[cost].value]
     n, ended = line.search_hits
     values += [line.compile_seconds, line.test_at_hit, n / ended if ended else None, line.best]
+    values += [len(line.searched)]
     return ["" if value is None or value is False else value for value in values]
 
 

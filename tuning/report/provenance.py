@@ -1,9 +1,9 @@
 """What ran, on what: commits, machines and versions of the trials."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from tuning.report.reading import Trial
+from tuning.report.reading import Phase, Trial
 
 _VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -29,10 +29,17 @@ def of(trials: Sequence[Trial]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items()}
 
 
-def differences(provenance: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """A warning for each thing in which the trials differ; seeds are meant to."""
-    return tuple(
+def differences(trials: Sequence[Trial]) -> list[str]:
+    """A warning for each thing in which the trials of a search, or those that are timed for it, differ.
+
+    Seeds are meant to differ, and so may a search, whose trials share the cores, from what is timed alone.
+    """
+    timed = [trial for trial in trials if trial.phase in (Phase.REPEAT, Phase.REFERENCE)]
+    searched = [trial for trial in trials if trial.phase in (Phase.SEARCH, Phase.CONFIRM)]
+    found = [
         f"The trials differ in {name}: {', '.join(values)}."
-        for name, values in provenance.items()
+        for group in (searched, timed)
+        for name, values in of(group).items()
         if name != "seeds" and len(values) > 1
-    )
+    ]
+    return list(dict.fromkeys(found))

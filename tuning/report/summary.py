@@ -149,7 +149,6 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
         if any(trial.metric for trial in trials)
     )
     times = {cost: _times(comparisons, cost) for cost in Cost if _is_on_record(comparisons, cost)}
-    found = provenance.of(records.trials)
     clock = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
     own = times.get(clock, {})
     of_reference = {c.workload: own[c.reference][c.workload] for c in comparisons if own and c.reference}
@@ -158,9 +157,9 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
         rank_by,
         {cost: scoring.performance_ratios(each) for cost, each in times.items()},
         {name: scoring.speed_up(each, of_reference) for name, each in own.items()},
-        found,
+        provenance.of(records.trials),
         records.hardware_profile,
-        provenance.differences(found),
+        tuple(provenance.differences(records.trials)),
         tuple(records.problems),
     )
 

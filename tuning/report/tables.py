@@ -27,7 +27,7 @@ COLUMNS = (
     "test at hit",
     "points that hit",
     "best",
-    "searched",
+    "dimensions",
 )
 _DIGITS = {Cost.STEPS: 0, Cost.SECONDS: 1, Cost.TRAINING_SECONDS: 1}
 
@@ -43,7 +43,7 @@ def _row(comparison: Comparison, line: Line) -> list[str]:
     for cost, digits in _DIGITS.items():
         cells += [spread(line.costs.get(cost), digits), ratio(ratios.get(cost))]
     cells += [number(line.compile_seconds, 1), number(line.test_at_hit, 4), share(line), number(line.best, 4)]
-    return [*cells, ", ".join(line.searched) or "nothing"]
+    return [*cells, str(len(line.searched))]
 
 
 def hits(line: Line) -> str:

@@ -97,7 +97,7 @@ def test_nothing_is_written_outside_the_folder(html, folders):
 def test_figures_show_them(summary):
     for figure in figures.figures(summary):
         if figure.workload == WORKLOADS[0]:
-            with matplotlib.rc_context(figures._STYLE):
+            with matplotlib.rc_context(figures.STYLE):
                 drawn = figure.draw()
                 texts = drawn.findobj(matplotlib.text.Text)
                 assert set(NAMES) <= {text.get_text() for text in texts}

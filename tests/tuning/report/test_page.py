@@ -135,6 +135,6 @@ def test_one_bad_file_is_named_and_all_the_rest_is_shown(tmp_path, file, changes
     lines = {line.submission: line for c in summary.comparisons for line in c.lines}
     assert {line.counts.get("hit") for line in lines.values()} <= {1, 2} and lines["good"].counts == {"hit": 2}
     for figure in page.figures.figures(summary):
-        with page.figures.matplotlib.rc_context(page.figures._STYLE):
+        with page.figures.matplotlib.rc_context(page.figures.STYLE):
             figure.draw()
     assert page.html(summary, [])

@@ -231,6 +231,16 @@ def test_warnings(tmp_path):
     assert "sgd was searched with 1 trials, another submission with 2" in told
 
 
+def test_a_search_on_shared_cores_is_no_difference_to_what_is_timed_alone(tmp_path):
+    for phase, cores in (("search", 1), ("confirm", 1), ("repeat", 2), ("target_reference", 2)):
+        own = {"submission": "sgd", "environment": {"cpu_model": "EPYC", "n_cpu_cores": cores}}
+        write_trial(tmp_path / "sgd" / phase / "digits_jax" / "trial_1", [0.9], point={}, outcome=own)
+    assert not summary_of(tmp_path).warnings
+    other = {"submission": "kfac", "environment": {"cpu_model": "EPYC", "n_cpu_cores": 8}}
+    write_trial(tmp_path / "kfac" / "repeat" / "digits_jax" / "trial_1", [0.9], point={}, outcome=other)
+    assert summary_of(tmp_path).warnings == ("The trials differ in machine: EPYC, 2, EPYC, 8.",)
+
+
 def test_without_a_reference_there_are_no_ratios(tmp_path):
     write_trial(tmp_path / "kfac/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     (comparison,) = summary_of(tmp_path).comparisons

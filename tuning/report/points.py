@@ -1,0 +1,95 @@
+"""Which hyperparameters reach the target, and how fast: a panel for each submission."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.ticker
+import numpy as np
+
+from tuning.report.drawing import GREY, INK, new_figure, short, words
+from tuning.report.reading import HIT, Phase, Trial
+from tuning.report.summary import Comparison, Line, category
+
+_MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}
+_MOST_VECTOR_POINTS = 200  # beyond that they are pixels, so that the page stays light
+
+
+def draw(c: Comparison) -> Any:
+    lines = [line for line in c.lines if line.searched]
+    columns = min(3, len(lines))
+    n_rows = math.ceil(len(lines) / columns)
+    figure = new_figure(9, 0.5 + 2.8 * n_rows)
+    panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
+    hits = [trial.steps[trial.hit_at(trial.target)] for line in lines for trial in _search(line, hit=True)]
+    scale = matplotlib.colors.Normalize(min(hits, default=0), max(hits, default=1))
+    is_rasterized = sum(len(line.trials) for line in lines) > _MOST_VECTOR_POINTS
+    for axes, line in zip(panels, lines, strict=False):
+        _point_panel(axes, line, scale, is_rasterized)
+    for axes in panels[len(lines) :]:
+        axes.set_visible(False)
+    missed = {trial.state for line in lines for trial in _search(line, hit=False)}
+    for state in [state for state in _MISSES if state in missed]:
+        panels[0].scatter([], [], color=GREY, marker=_MISSES[state], s=36, label=f"target not reached: {state}")
+    if panels[0].get_legend_handles_labels()[0]:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    if hits:
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis_r"), ax=panels.tolist(), shrink=0.7)
+        bar.set_label("steps to target")
+        bar.outline.set_edgecolor(INK)
+    return figure
+
+
+def _search(line: Line, *, hit: bool) -> list[Trial]:
+    return [trial for trial in line.trials if trial.phase is Phase.SEARCH and (trial.state == HIT) is hit]
+
+
+def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
+    x, y = _axes_of(line.searched)
+    hit, missed = _search(line, hit=True), _search(line, hit=False)
+    where = [[_place(trial, name, line.searched) for trial in hit] for name in (x, y)]
+    colours = [trial.steps[trial.hit_at(trial.target)] for trial in hit]
+    look = {"s": 36, "rasterized": rasterized}
+    axes.scatter(*where, c=colours, norm=scale, cmap="viridis_r", edgecolors=GREY, linewidths=0.5, **look)
+    for state in sorted({trial.state for trial in missed}):
+        own = [trial for trial in missed if trial.state == state]
+        where = [[_place(trial, name, line.searched) for trial in own] for name in (x, y)]
+        axes.scatter(*where, color=GREY, marker=_MISSES.get(state, "_"), **look)
+    for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
+        if name and not isinstance(line.searched[name][0], str):
+            which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        if name and _is_wide(line.searched[name]):
+            (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
+            is_long = line.searched[name][1] > 30 * line.searched[name][0]
+            which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
+            which.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            which.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.tick_params(labelsize=7, which="both")
+    axes.set_title(short(line.submission), fontsize=9)
+    axes.set_xlabel(words(x), fontsize=8)
+    axes.set_ylabel(words(y) if y else "", fontsize=8)
+    if not y:
+        axes.set_yticks([])
+
+
+def _axes_of(searched: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Learning rate and damping where they were searched, else what was."""
+    wanted = ["learning_rate", "damping", "one_minus_beta1"]
+    numbers = [name for name, values in searched.items() if not isinstance(values[0], str)] or list(searched)
+    names = sorted(numbers, key=lambda name: (wanted.index(name) if name in wanted else len(wanted), name))
+    return names[0], names[1] if len(names) > 1 else None
+
+
+def _place(trial: Trial, name: str | None, searched: Mapping[str, Any]) -> Any:
+    """Where on an axis."""
+    if name is None:
+        return 0.0
+    value = trial.point.get(name)
+    return category(value) if isinstance(searched[name][0], str) else value
+
+
+def _is_wide(values: Any) -> bool:
+    low, high = values[0], values[-1]
+    return not isinstance(low, str) and low > 0 and high > 3 * low
