@@ -103,10 +103,8 @@ def damaged(folder, file, **changes):
     for name, hit in (("bad", 2), ("good", 3)):
         for trial in (1, 2):
             place = folder / name / "digits_jax" / f"trial_{trial}"
-            values, point = (
-                [0.1] * (hit - 1) + [0.9],
-                {"learning_rate": 0.1 * trial, "scaling": [False, "ekfac"][trial - 1]},
-            )
+            values = [0.1] * (hit - 1) + [0.9]
+            point = {"scaling": [False, "ekfac"][trial - 1]}
             write_trial(place, values, point=point, outcome={"submission": name}, steps=0 if name == "bad" else 10)
     broken = folder / "bad" / "digits_jax" / "trial_1" / file
     content = json.loads(broken.read_text()) | changes
