@@ -17,11 +17,13 @@ from flax import linen as nn
 
 from benchmarks.made_up import MadeUpImages
 from benchmarks.timing import in_turn, markdown
+from submissions.algoperf.contract import Submission
+from submissions.kfac.algoperf import KFAC
+from submissions.kfac.algoperf.curvature import AVERAGED_SHARE
 from submissions.kfac.estimate import estimate
 from submissions.kfac.fisher import Fisher, Geometry, LossKind
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing, batch_layout
-from submissions.kfac_expand import submission
 
 PERIOD = 5  # of both libraries' factors and inverses
 _N_INPUTS, _N_CLASSES, _DEPTH = 784, 10, 3
@@ -113,18 +115,22 @@ def _summed_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array
     return -(jax.nn.log_softmax(logits) * batch["targets"]).sum()
 
 
+class _EveryPeriod(KFAC):
+    """With kfac-jax's fixed period between refreshes, not one that grows."""
+
+    def variant(self, global_step: int, h: Any) -> bool:
+        return global_step % PERIOD == 0
+
+
 def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
     """`PERIOD` steps of kfac_expand through the contract; a Dense layer without shared positions has one flavour."""
-    workload, key = MLPWorkload(width), jax.random.PRNGKey(seed)
+    workload, key, submission = MLPWorkload(width), jax.random.PRNGKey(seed), Submission(_EveryPeriod(Sharing.EXPAND))
     batch, params = _start(workload, batch_size, seed)
     point = {
         "learning_rate": _LEARNING_RATE,
         "damping": _DAMPING,
         "one_minus_beta1": 1 - _MOMENTUM,
-        "factor_decay": _DECAY,
-        "statistics_period": PERIOD,
-        "refresh_period": PERIOD,
-        "early_steps": 0,
+        "refresh_share": (1 - _DECAY) * AVERAGED_SHARE,  # for the same decay
         "rows_per_width": 0,
     }
     h = namedtuple("Point", point)(**point)

@@ -1,4 +1,4 @@
-"""Ways to make a warm-started eigenbasis orthogonal after a power iteration: seconds and orthogonality."""
+"""Ways to refresh an eigenbasis: seconds, and how nearly orthogonal and diagonalising it comes out."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,8 +9,6 @@ import numpy as np
 
 from benchmarks.timing import in_turn, markdown
 from submissions.kfac import eigenbasis
-
-_N_NEWTON_SCHULZ = 20  # from a norm of 1, 1.5 ** 20 lifts singular values of 3e-4 to near 1
 
 
 def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
@@ -49,24 +47,4 @@ def _off_diagonal(m: np.ndarray) -> float:
     return float(np.linalg.norm(m - np.diag(np.diag(m))) / np.linalg.norm(m))
 
 
-def _newton_schulz(m: jax.Array) -> jax.Array:
-    """The orthogonal matrix nearest to M's columns: slow to come where these are nearly dependent."""
-    x = _sorted_rows(m).T
-    x = x / jnp.linalg.norm(x)
-    for _ in range(_N_NEWTON_SCHULZ):
-        gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
-        x = 1.5 * x - 0.5 * jnp.matmul(x, gram, precision=jax.lax.Precision.HIGHEST)
-    return x
-
-
-def _sorted_rows(m: jax.Array) -> jax.Array:
-    rows = m[jnp.argsort(-jnp.diagonal(m))]
-    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
-
-
-_WAYS = {
-    "Householder QR": lambda m: eigenbasis.householder_qr(_sorted_rows(m)),
-    "Cholesky-QR, three passes": lambda m: eigenbasis.cholesky_qr(_sorted_rows(m)),
-    "Newton-Schulz": _newton_schulz,
-    "eigh": eigenbasis.eigenvectors,
-}
+_WAYS = {"power iteration": eigenbasis.power_iteration, "eigendecomposition": eigenbasis.eigenvectors}

@@ -16,8 +16,9 @@ from submissions.algoperf import hyperparameters
 from submissions.algoperf.contract import Algorithm
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
-from submissions.kfac.eigenbasis import Refresh
+from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
 from submissions.kfac.estimate import estimate
+from submissions.kfac.layers import find_layers
 
 PyTree = Any
 
@@ -84,10 +85,8 @@ def _step_to(part: str, workload: Any, algorithm: Algorithm, h: Any) -> Callable
     """The step with everything up to `part`."""
     if part == PARTS[0]:
         return functools.partial(_sgd, workload)
-    refresh = {PARTS[1]: None, PARTS[2]: None, PARTS[3]: Refresh.POWER}[part]
-    if isinstance(algorithm, KFAC):
-        refresh = refresh is not None
-    return functools.partial(_step, algorithm, h, (part != PARTS[1], refresh), workload)
+    step = _step_without_refresh if part == PARTS[2] else _step
+    return functools.partial(step, algorithm, h, part == PARTS[3], workload)
 
 
 def cost_of_parts(programs: Mapping[str, Program], *, n_rounds: int) -> tuple[dict[str, float], dict[str, Timing]]:
@@ -119,3 +118,16 @@ def _step(algorithm: Algorithm, h: Any, variant: Hashable, workload: Any, carry:
     problem = _problem(workload, batch, model_state, model_key)
     result = algorithm.step(variant, problem, state, params, h, step_key)
     return result.state, result.params, result.model_state, key
+
+
+def _step_without_refresh(
+    algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
+) -> PyTree:
+    """A step that estimates factors, but makes nothing new of them."""
+    del variant
+    state, params, model_state, key = carry
+    key, model_key, step_key = jax.random.split(key, 3)
+    problem, layers = _problem(workload, batch, model_state, model_key), find_layers(params)
+    estimated, curvature = algorithm.estimate(problem, state, params, layers, h, step_key)
+    updates, state = algorithm.optimizer(layers, h).update(estimated.gradients, state, params, **curvature)
+    return state, optax.apply_updates(params, updates), model_state, key

@@ -12,7 +12,8 @@ from absl import flags
 
 from benchmarks import tables
 
-_SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "ekfac_adam_reduce", "ekfac_adam_expand", "soap"]
+_SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "ekfac_adam_reduce"]
+_SUBMISSIONS += ["ekfac_adam_expand", "soap", "muon"]
 
 flags.DEFINE_list("tables", ["steps", "flavours", "growth", "orthogonalisation"], f"Of {', '.join(tables.NAMES)}.")
 flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Whose whole steps are timed.")

@@ -3,10 +3,10 @@
 from .adaptive import Scaling, bases_by_layer, eigenbasis_adam
 from .coverage import CurvatureWarning, describe
 from .discovery import trace_layers
-from .eigenbasis import Refresh
 from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
 from .layers import Layer, find_layers
+from .muon import kfac_muon
 from .sharing import Layout, Sharing, batch_layout, graph_layout, row_layout
 from .transform import Momentum, WeightDecay, kfac
 
@@ -19,7 +19,6 @@ __all__ = [
     "Layout",
     "LossKind",
     "Momentum",
-    "Refresh",
     "Scaling",
     "Sharing",
     "WeightDecay",
@@ -31,6 +30,7 @@ __all__ = [
     "find_layers",
     "graph_layout",
     "kfac",
+    "kfac_muon",
     "probe",
     "row_layout",
     "trace_layers",

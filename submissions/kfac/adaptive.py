@@ -4,11 +4,11 @@
     optimizer = eigenbasis_adam(layers, learning_rate=3e-3)
     state = optimizer.init(params)
     batch = estimate(forward, loss, params, layers=layers, layout=…, geometry=…, key=…)
-    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=Refresh.FULL)
+    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=True)
 
-Later refreshes are cheap with `Refresh.POWER`. On steps without new factors, call `estimate` without layers and
-`update` with gradients alone. For EK-FAC also give `bases=bases_by_layer(state, layers)` to `estimate`, and the
-`eigenvalues=batch.eigenvalues` that come of it to `update`.
+On steps without new factors, call `estimate` without layers and `update` with `factors=None`. For EK-FAC also give
+`bases=bases_by_layer(state, layers)` to `estimate`, and the `eigenvalues=batch.eigenvalues` that it then returns to
+`update`.
 """
 
 import enum
@@ -21,8 +21,8 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .eigenbasis import Bases, Refresh, identity, refresh, rotate, rotate_back, transfer
-from .groups import Group, Parts, for_each, group_by_shape, join, split, unstack
+from .eigenbasis import Bases, identity, refresh, rotate, rotate_back, transfer
+from .groups import Group, Parts, group_by_shape, join, split, unstack
 from .intake import (
     Average,
     Fallbacks,
@@ -37,10 +37,12 @@ from .intake import (
     values,
 )
 from .layers import Layer
-from .trust_region import kl_clip as kl_clip_factor
+from .moments import lookahead, mean_squares
+from .precondition import bounded_or_fallback
+from .routing import routed, states_of
+from .schedules import Scalar, ScalarOrSchedule, schedulable
 
 PyTree = Any
-Scalar = float | Array
 
 
 class Scaling(enum.Enum):
@@ -78,24 +80,26 @@ class EigenbasisState(NamedTuple):
     second_moment: Parts
 
 
+@schedulable("layers", "scaling", "full_refreshes", "mesh")
 def eigenbasis_adam(
     layers: Sequence[Layer],
     *,
-    learning_rate: Scalar,
-    beta1: Scalar = 0.9,
-    beta2: Scalar = 0.99,
-    epsilon: Scalar = 1e-8,
-    relative_epsilon: Scalar = 3e-4,
-    weight_decay: Scalar = 0.0,
-    grad_clip: Scalar | None = None,
-    factor_decay: Scalar = 0.95,
+    learning_rate: ScalarOrSchedule,
+    beta1: ScalarOrSchedule = 0.9,
+    beta2: ScalarOrSchedule = 0.99,
+    epsilon: ScalarOrSchedule = 1e-8,
+    relative_epsilon: ScalarOrSchedule = 3e-4,
+    weight_decay: ScalarOrSchedule = 0.0,
+    grad_clip: ScalarOrSchedule | None = None,
+    factor_decay: ScalarOrSchedule = 0.95,
     scaling: Scaling = Scaling.ADAM,
-    damping: Scalar = 1e-3,
-    kl_clip: Scalar = 1.0,
-    fallback_rate: Scalar = 0.1,
+    damping: ScalarOrSchedule = 1e-3,
+    kl_clip: ScalarOrSchedule = 1.0,
+    fallback_rate: ScalarOrSchedule = 0.1,
+    full_refreshes: int | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """NAdamW in the eigenbases of the layers' Kronecker factors. Every number may be a traced array.
+    """NAdamW in the eigenbases of the layers' Kronecker factors. Every number may be a traced array, or a schedule.
 
     Args:
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
@@ -106,49 +110,51 @@ def eigenbasis_adam(
         weight_decay: decoupled, multiplied by the learning rate.
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average, and of EK-FAC's eigenvalues.
-        scaling: what divides the gradient in the eigenbasis; the arguments below are EK-FAC's alone.
+        scaling: what divides the gradient in the eigenbasis; the next three arguments are EK-FAC's alone.
         damping: λ added to the eigenvalues.
         kl_clip: see `kfac`.
         fallback_rate: multiplies NAdamW's update where it stands in for EK-FAC's.
+        full_refreshes: refreshes after so many updates are a step of power iteration, as in SOAP; None makes
+            eigendecompositions of all.
         mesh: devices, on one axis, to spread the refreshes over.
     """
-    return optax.chain(
-        optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
-        scale_by_eigenbasis(
-            layers,
-            beta1,
-            beta2,
-            epsilon,
-            relative_epsilon,
-            factor_decay,
-            scaling,
-            damping,
-            kl_clip,
-            fallback_rate,
-            mesh,
-        ),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+    options = _Options(
+        beta1, beta2, epsilon, relative_epsilon, factor_decay, scaling, damping, kl_clip, fallback_rate, full_refreshes
     )
 
+    def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
+            _scale_by_eigenbasis(layers, options, mesh),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
 
-def scale_by_eigenbasis(
-    layers: Sequence[Layer],
-    beta1: Scalar,
-    beta2: Scalar,
-    epsilon: Scalar,
-    relative_epsilon: Scalar,
-    factor_decay: Scalar,
-    scaling: Scaling,
-    damping: Scalar,
-    kl_clip: Scalar,
-    fallback_rate: Scalar,
-    mesh: Mesh | None = None,
+    return routed(layers, build)
+
+
+class _Options(NamedTuple):
+    """Of `eigenbasis_adam`, under the same names."""
+
+    beta1: Scalar
+    beta2: Scalar
+    epsilon: Scalar
+    relative_epsilon: Scalar
+    factor_decay: Scalar
+    scaling: Scaling
+    damping: Scalar
+    kl_clip: Scalar
+    fallback_rate: Scalar
+    full_refreshes: int | None
+
+
+def _scale_by_eigenbasis(
+    layers: Sequence[Layer], options: _Options, mesh: Mesh | None
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of `eigenbasis_adam`.
 
     `update` takes `factors` (layer name -> (A, B) of this batch, or None), `eigenvalues` (layer name -> the Fisher's in
-    the state's bases, for EK-FAC) and `refresh` (static; None leaves the bases).
+    the state's bases, for EK-FAC) and `refresh` (static), whether to make new bases.
 
     Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018; Vyas et
     al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly changing basis.
@@ -156,7 +162,7 @@ def scale_by_eigenbasis(
     groups = group_by_shape(layers)
 
     def init(params: PyTree) -> EigenbasisState:
-        has_eigenvalues = scaling is Scaling.EKFAC
+        has_eigenvalues = options.scaling is Scaling.EKFAC
         zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
@@ -175,21 +181,21 @@ def scale_by_eigenbasis(
         *,
         factors: Mapping[str, tuple[Array, Array]] | None = None,
         eigenvalues: Mapping[str, Array] | None = None,
-        refresh: Refresh | None = None,
+        refresh: bool = False,
     ) -> tuple[PyTree, EigenbasisState]:
         del params
-        if factors and scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
+        if factors and options.scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
             raise ValueError("EK-FAC needs the eigenvalues of every layer with factors: give `estimate` the bases")
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            state = _learn(state, groups, factors, eigenvalues, factor_decay)
-        if refresh is not None:
-            state = _refresh(state, refresh, mesh)
-        state, ahead, squares = _moments(state, parts, beta1, beta2)
-        updates = _adam(ahead, squares, epsilon, relative_epsilon)
-        if scaling is Scaling.EKFAC:
-            updates = _ekfac(state, updates, ahead, damping, kl_clip, fallback_rate)
+            state = _learn(state, groups, factors, eigenvalues, options.factor_decay)
+        if refresh:
+            state = _refresh(state, options.full_refreshes, mesh)
+        state, ahead, squares = _moments(state, parts, options)
+        updates = _adam(ahead, squares, options)
+        if options.scaling is Scaling.EKFAC:
+            updates = _ekfac(state, updates, ahead, options)
         back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
         return join(gradients, groups, updates._replace(matrices=back)), state
 
@@ -198,7 +204,7 @@ def scale_by_eigenbasis(
 
 def scale_state(optimizer_state: PyTree) -> EigenbasisState:
     """The eigenbases and moments in the state of `eigenbasis_adam`."""
-    return next(part for part in optimizer_state if isinstance(part, EigenbasisState))
+    return states_of(optimizer_state, EigenbasisState)[0]
 
 
 def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str, Bases]:
@@ -225,8 +231,9 @@ def _with_eigenvalues(state: EigenbasisState) -> dict[str, tuple[Average, Averag
     return {name: (*pair, state.eigenvalues[name]) for name, pair in state.factors.items()}
 
 
-def _refresh(state: EigenbasisState, kind: Refresh, mesh: Mesh | None) -> EigenbasisState:
-    new = refresh(values(state.factors), state.bases, kind, mesh)
+def _refresh(state: EigenbasisState, full_refreshes: int | None, mesh: Mesh | None) -> EigenbasisState:
+    is_full = None if full_refreshes is None else state.count <= full_refreshes
+    new = refresh(values(state.factors), state.bases, is_full, mesh)
 
     def transferred(matrices: Mapping[str, Array]) -> dict[str, Array]:
         return {name: transfer(stack, new.overlaps[name]) for name, stack in matrices.items()}
@@ -240,42 +247,31 @@ def _refresh(state: EigenbasisState, kind: Refresh, mesh: Mesh | None) -> Eigenb
     )
 
 
-def _moments(
-    state: EigenbasisState, gradients: Parts, beta1: Scalar, beta2: Scalar
-) -> tuple[EigenbasisState, Parts, Parts]:
+def _moments(state: EigenbasisState, gradients: Parts, options: _Options) -> tuple[EigenbasisState, Parts, Parts]:
     """The new state, and in the eigenbases, without bias: the first moment a step ahead (Nesterov), and the second."""
-    first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.first_moment, gradients)
-    here, ahead = (1 - beta1**n for n in (state.count, state.count + 1))
-    lookahead = jax.tree.map(lambda m, g: beta1 * m / ahead + (1 - beta1) * g / here, first, gradients)
-    gradients, lookahead = (
+    first, ahead = lookahead(state.first_moment, gradients, options.beta1, state.count)
+    gradients, ahead = (
         parts._replace(matrices={name: rotate(stack, state.bases[name]) for name, stack in parts.matrices.items()})
-        for parts in (gradients, lookahead)
+        for parts in (gradients, ahead)
     )
-    second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, gradients)
-    squares = jax.tree.map(lambda v: v / (1 - beta2**state.count), second)
-    return state._replace(first_moment=first, second_moment=second), lookahead, squares
+    second, squares = mean_squares(state.second_moment, gradients, options.beta2, state.count)
+    return state._replace(first_moment=first, second_moment=second), ahead, squares
 
 
-def _adam(ahead: Parts, squares: Parts, epsilon: Scalar, relative_epsilon: Scalar) -> Parts:
-    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), ahead, squares)
+def _adam(ahead: Parts, squares: Parts, options: _Options) -> Parts:
+    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + options.epsilon), ahead, squares)
     turned = {}
     for name, square in squares.matrices.items():
-        noise = epsilon + relative_epsilon * jnp.sqrt(square.mean((1, 2), keepdims=True))
+        noise = options.epsilon + options.relative_epsilon * jnp.sqrt(square.mean((1, 2), keepdims=True))
         turned[name] = ahead.matrices[name] / (jnp.sqrt(square) + noise)
     return updates._replace(matrices=turned)
 
 
-def _ekfac(
-    state: EigenbasisState, adam: Parts, ahead: Parts, damping: Scalar, kl_clip: Scalar, fallback_rate: Scalar
-) -> Parts:
+def _ekfac(state: EigenbasisState, adam: Parts, ahead: Parts, options: _Options) -> Parts:
     """EK-FAC's steps in the eigenbases, bounded together; Adam's at a lower rate for what has no eigenvalues."""
-    updates = jax.tree.map(lambda u: fallback_rate * u, adam)
-    informed, steps, is_ready = is_informed(_with_eigenvalues(state)), {}, {}
-    for name, gradient in ahead.matrices.items():
-        step = gradient / (state.eigenvalues[name].value + damping)
-        is_ready[name] = for_each(informed[name] & jnp.isfinite(step).all((1, 2)))
-        steps[name] = jnp.where(is_ready[name], step, 0)
-    inner_product = sum(jnp.vdot(step, ahead.matrices[name]) for name, step in steps.items())
-    clip = kl_clip_factor(jnp.asarray(inner_product), jnp.asarray(kl_clip))
-    steps = {name: jnp.where(is_ready[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
-    return updates._replace(matrices=steps)
+    fallback = jax.tree.map(lambda u: options.fallback_rate * u, adam)
+    steps = {
+        name: gradient / (state.eigenvalues[name].value + options.damping) for name, gradient in ahead.matrices.items()
+    }
+    has_curvature = is_informed(_with_eigenvalues(state))
+    return bounded_or_fallback(steps, ahead, has_curvature, fallback, jnp.asarray(options.kl_clip))

@@ -169,7 +169,11 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
         if set(children) == {"embedding"} and getattr(children["embedding"], "ndim", 0) == 2:
             shape = tuple(children["embedding"].shape)
             found.append(Layer(path, shape, 1, False, max_width, kernel="embedding", is_embedding=True))
-        elif "kernel" in children and not set(children) - {"kernel", "bias"} and None not in children.values():
+        elif (
+            "kernel" in children
+            and not set(children) - {"kernel", "bias"}
+            and all(x is not None for x in children.values())
+        ):
             found += _split(path, children, _is_attention(path, nodes), max_width)
     return tuple(layer for layer in found if not all(layer.are_diagonal))
 

@@ -1,4 +1,4 @@
-"""The damped inverse of a layer's Kronecker-factored curvature, and the update it gives."""
+"""The damped inverse of a layer's Kronecker-factored curvature, and the updates it gives."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import for_each
+from . import trust_region
+from .groups import Parts, for_each
 from .layers import is_diagonal
 from .stacks import map_by_size, one_by_one
 
@@ -82,6 +83,31 @@ def precondition(gradient: Array, inverses: Inverses) -> Array:
     a, b = inverses
     right = gradient * b.mT if is_diagonal(b.shape) else jnp.matmul(gradient, b, precision=_HIGHEST)
     return a * right if is_diagonal(a.shape) else jnp.matmul(a, right, precision=_HIGHEST)
+
+
+def bounded_or_fallback(
+    steps: Mapping[str, Array], gradients: Parts, has_curvature: Mapping[str, Array], fallback: Parts, kl_clip: Array
+) -> Parts:
+    """The preconditioned steps, bounded together; the fallback for all other parameters and layers.
+
+    Args:
+        steps: group name -> preconditioned gradients `[n_layers, n_rows, d_out]`; a layer whose step is not finite has
+            the fallback.
+        gradients: what they were made of.
+        has_curvature: group name -> whether a layer was preconditioned `[n_layers]`.
+        kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`.
+    """
+    inner_product, is_ready = jnp.zeros([]), {}
+    for name, step in steps.items():
+        is_ready[name] = for_each(has_curvature[name] & jnp.isfinite(step).all((1, 2)))
+        inner_product += jnp.vdot(jnp.where(is_ready[name], step, 0), gradients.matrices[name])
+    clip = trust_region.kl_clip(inner_product, kl_clip)
+    return fallback._replace(
+        matrices={
+            name: jnp.where(is_ready[name], clip * jnp.where(is_ready[name], step, 0), fallback.matrices[name])
+            for name, step in steps.items()
+        }
+    )
 
 
 def _trace(factor: Array) -> Array:

@@ -27,7 +27,7 @@ def map_by_size(
     results: dict[Hashable, PyTree] = {}
     for keys in by_size.values():
         joined = [jnp.concatenate(column) for column in zip(*(stacks[key] for key in keys), strict=True)]
-        outputs, start = _map_stack(function, joined, mesh), 0
+        outputs, start = map_stack(function, joined, mesh), 0
         for key in keys:
             stop = start + len(stacks[key][0])
             results[key] = jax.tree.map(lambda x, own=slice(start, stop): x[own], outputs)
@@ -49,8 +49,8 @@ def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return mapped
 
 
-def _map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
-    """`function` of `stacks [k, n, n]`, each device with its part of k."""
+def map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
+    """`function` of stacks with one leading axis, each device with its part of it."""
     if mesh is None or mesh.size == 1:
         return function(*stacks)
     n_missing = -len(stacks[0]) % mesh.size

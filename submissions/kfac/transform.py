@@ -4,7 +4,7 @@
     optimizer = kfac(layers, learning_rate=0.3, damping=1e-3)
     state = optimizer.init(params)
     batch = estimate(forward, loss, params, layers=layers, layout=…, geometry=…, key=…)
-    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh_inverses=True)
+    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=True)
 
 On steps without new factors, call `estimate` without layers and `update` with `factors=None`.
 """
@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import Parts, for_each, group_by_shape, join, split
+from .groups import Parts, group_by_shape, join, split
 from .intake import (
     Average,
     Fallbacks,
@@ -32,10 +32,9 @@ from .intake import (
     values,
 )
 from .layers import Layer, at_least_float32
-from .precondition import Inverses, damped_inverses, exists, no_inverses, precondition
+from .precondition import Inverses, bounded_or_fallback, damped_inverses, exists, no_inverses, precondition
 from .routing import routed
 from .schedules import Scalar, ScalarOrSchedule, schedulable
-from .trust_region import kl_clip as kl_clip_factor
 
 PyTree = Any
 
@@ -145,8 +144,8 @@ def scale_by_kfac(
     the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
     multiplied by the learning rate, so its rate follows the searched one.
 
-    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones) and
-    `refresh_inverses` (static).
+    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones) and `refresh`
+    (static).
     """
     groups = group_by_shape(layers)
 
@@ -165,7 +164,7 @@ def scale_by_kfac(
         params: PyTree | None = None,
         *,
         factors: Mapping[str, tuple[Array, Array]] | None = None,
-        refresh_inverses: bool = False,
+        refresh: bool = False,
     ) -> tuple[PyTree, KFACState]:
         del params
         parts, n_lost = finite_gradients(split(gradients, groups))
@@ -173,22 +172,17 @@ def scale_by_kfac(
         if factors:
             averages, left_out = accumulate(state.factors, groups, factors, factor_decay)
             state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
-        if refresh_inverses:
+        if refresh:
             inverses, n_failed = damped_inverses(
                 values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
             )
             state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
         state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
-        inner_product, steps, is_ready = jnp.zeros([]), {}, {}
-        for name, gradient in parts.matrices.items():
-            step = precondition(gradient, state.inverses[name])
-            is_ready[name] = for_each(exists(state.inverses[name]) & jnp.isfinite(step).all((1, 2)))
-            steps[name] = jnp.where(is_ready[name], step, 0)
-            inner_product += jnp.vdot(steps[name], gradient)
-        clip = kl_clip_factor(inner_product, jnp.asarray(kl_clip))
-        steps = {name: jnp.where(is_ready[name], clip * step, updates.matrices[name]) for name, step in steps.items()}
-        return join(gradients, groups, updates._replace(matrices=steps)), state
+        steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
+        has_inverse = {name: exists(inverses) for name, inverses in state.inverses.items()}
+        updates = bounded_or_fallback(steps, parts, has_inverse, updates, jnp.asarray(kl_clip))
+        return join(gradients, groups, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -25,9 +25,7 @@ def point(**values: Any) -> tuple:
 
 
 SETTINGS = {
-    CURVATURE: point(
-        learning_rate=0.03, damping=1e-2, statistics_period=3, refresh_period=3, early_steps=0, warmup_factor=0.0
-    ),
+    CURVATURE: point(learning_rate=0.03, damping=1e-2, refresh_share=0.5, warmup_factor=0.0),  # not at step 3
     FIRST_ORDER: point(learning_rate=0.01, warmup_factor=0.0),
 }
 

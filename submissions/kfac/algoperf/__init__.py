@@ -2,5 +2,6 @@
 
 from .adaptive import SOAP, EKFACAdam
 from .classical import KFAC
+from .muon import KFACMuon
 
-__all__ = ["KFAC", "SOAP", "EKFACAdam"]
+__all__ = ["KFAC", "SOAP", "EKFACAdam", "KFACMuon"]

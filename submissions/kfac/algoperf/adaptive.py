@@ -1,54 +1,40 @@
 """Adam in the eigenbasis of Kronecker factors: of the Fisher (EKFAC-Adam), or the gradient covariances (SOAP)."""
 
 import dataclasses
-from collections.abc import Hashable
+import typing
 from typing import Any
 
-from jax import Array
-
-from ...algoperf.contract import StepResult
-from ...algoperf.problem import Problem
 from ..adaptive import Scaling, bases_by_layer, eigenbasis_adam
-from ..eigenbasis import Refresh
 from ..factors import gradient_covariances
-from ..layers import find_layers
 from ..sharing import Sharing
 from .curvature import (
-    KroneckerHyperparameters,
-    PeriodicAlgorithm,
-    PeriodicHyperparameters,
-    PyTree,
+    CurvatureAlgorithm,
+    CurvatureHyperparameters,
+    FactorOptions,
+    FisherOptions,
     estimate_batch,
+    factor_decay,
     plain_batch,
-    result,
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EigenbasisHyperparameters(PeriodicHyperparameters):
-    """Of Adam in an eigenbasis; see `adaptive.eigenbasis_adam` for those not described here.
-
-    Attributes:
-        full_steps: the first steps, which all refresh, by eigendecompositions; later refreshes are power iterations.
-            Three, as a head that starts from zero, under a warm-up that does, keeps every gradient from the layers
-            before it until then.
-    """
+class AdamOptions:
+    """Of Adam in an eigenbasis; see `adaptive.eigenbasis_adam`."""
 
     beta2: float = 0.99
     epsilon: float = 1e-8
     relative_epsilon: float = 3e-4
-    full_steps: int = 3
 
-    bounds = PeriodicHyperparameters.bounds | {
+    bounds: typing.ClassVar = {
         "beta2": (0, 1 - 1e-6),
         "epsilon": (1e-30, float("inf")),
         "relative_epsilon": (0, float("inf")),
-        "full_steps": (1, float("inf")),
     }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparameters):
+class EKFACAdamHyperparameters(AdamOptions, FactorOptions, FisherOptions, CurvatureHyperparameters):
     """Of Adam in the eigenbasis of the K-FAC factors, and of EK-FAC.
 
     Attributes:
@@ -56,50 +42,58 @@ class EKFACAdamHyperparameters(KroneckerHyperparameters, EigenbasisHyperparamete
     """
 
     schedule_fraction: float = 0.6
-    factor_decay: float = 0.8
-    statistics_period: int = 20
-    refresh_period: int = 20
     scaling: str = "adam"
     damping: float = 1e-3
 
-    bounds = KroneckerHyperparameters.bounds | EigenbasisHyperparameters.bounds | {"damping": (1e-30, float("inf"))}
-    choices = KroneckerHyperparameters.choices | {"scaling": Scaling}
+    bounds = (
+        CurvatureHyperparameters.bounds
+        | FactorOptions.bounds
+        | FisherOptions.bounds
+        | AdamOptions.bounds
+        | {"damping": (1e-30, float("inf"))}
+    )
+    choices = FisherOptions.choices | {"scaling": Scaling}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SOAPHyperparameters(EigenbasisHyperparameters):
-    """Of SOAP, with the periods of its source: an estimate every step, a refresh every ten."""
+class SOAPHyperparameters(AdamOptions, CurvatureHyperparameters):
+    """Of SOAP, which estimates its factors at every step.
 
-    statistics_period: int = 1
+    Attributes:
+        factor_decay: decay of the factors' moving average.
+        refresh_period: steps between refreshes of the bases; ten in the source.
+        full_steps: the first steps, which all refresh, by eigendecompositions; later refreshes are power iterations.
+            Three, as a head that starts from zero, under a warm-up that does, keeps every gradient from the layers
+            before it until then.
+    """
+
+    factor_decay: float = 0.95
     refresh_period: int = 10
-    early_steps: int = 0
+    full_steps: int = 3
+
+    bounds = (
+        CurvatureHyperparameters.bounds
+        | AdamOptions.bounds
+        | {"factor_decay": (0, 1), "refresh_period": (1, float("inf")), "full_steps": (1, float("inf"))}
+    )
 
 
-class _EigenbasisAlgorithm(PeriodicAlgorithm):
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """(estimate factors, how to refresh the bases)."""
-        if global_step < h.full_steps:
-            return True, Refresh.FULL
-        estimate_factors, refresh = super().variant(global_step, h)
-        return estimate_factors, Refresh.POWER if refresh else None
-
-    def optimizer(self, layers, h, mesh=None, **more: Any):
-        return eigenbasis_adam(
-            layers,
-            learning_rate=h.learning_rate,
-            beta1=1 - h.one_minus_beta1,
-            beta2=h.beta2,
-            epsilon=h.epsilon,
-            relative_epsilon=h.relative_epsilon,
-            weight_decay=h.weight_decay,
-            grad_clip=h.grad_clip,
-            factor_decay=h.factor_decay,
-            mesh=mesh,
-            **more,
-        )
+def _optimizer(layers, h, mesh, **more: Any):
+    return eigenbasis_adam(
+        layers,
+        learning_rate=h.learning_rate,
+        beta1=1 - h.one_minus_beta1,
+        beta2=h.beta2,
+        epsilon=h.epsilon,
+        relative_epsilon=h.relative_epsilon,
+        weight_decay=h.weight_decay,
+        grad_clip=h.grad_clip,
+        mesh=mesh,
+        **more,
+    )
 
 
-class EKFACAdam(_EigenbasisAlgorithm):
+class EKFACAdam(CurvatureAlgorithm):
     """Adam in the eigenbasis of the K-FAC factors, with the given treatment of shared weights; or EK-FAC."""
 
     hyperparameters = EKFACAdamHyperparameters
@@ -107,26 +101,17 @@ class EKFACAdam(_EigenbasisAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
-        estimate_factors, refresh = variant
-        layers = find_layers(params)
-        if estimate_factors:
-            bases = bases_by_layer(state, layers) if Scaling(h.scaling) is Scaling.EKFAC else None
-            batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases)
-        else:
-            batch = plain_batch(problem, params, h)
-        updates, state = self.optimizer(layers, h, problem.mesh).update(
-            batch.gradients, state, params, factors=batch.factors, eigenvalues=batch.eigenvalues, refresh=refresh
-        )
-        return result(problem, batch, params, updates, state)
+    def estimate(self, problem, state, params, layers, h, key):
+        bases = bases_by_layer(state, layers) if Scaling(h.scaling) is Scaling.EKFAC else None
+        batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases=bases)
+        return batch, {"factors": batch.factors, "eigenvalues": batch.eigenvalues}
 
     def optimizer(self, layers, h, mesh=None):
-        return super().optimizer(
+        return _optimizer(
             layers,
             h,
             mesh,
+            factor_decay=factor_decay(h),
             scaling=Scaling(h.scaling),
             damping=h.damping,
             kl_clip=h.kl_clip,
@@ -134,26 +119,24 @@ class EKFACAdam(_EigenbasisAlgorithm):
         )
 
 
-class SOAP(_EigenbasisAlgorithm):
+class SOAP(CurvatureAlgorithm):
     """Adam in the eigenbasis of Shampoo's factors.
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024.
     """
 
     hyperparameters = SOAPHyperparameters
+    estimates_every_step = True
 
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
-        estimate_factors, refresh = variant
-        layers = find_layers(params)
+    def variant(self, global_step, h):
+        """Whether to refresh the bases."""
+        return global_step < h.full_steps or global_step % h.refresh_period == 0
+
+    def estimate(self, problem, state, params, layers, h, key):
+        del state, key
         batch = plain_batch(problem, params, h)
-        factors = {}
-        if estimate_factors:
-            factors = {
-                layer.name: gradient_covariances(layer.read(batch.gradients), layer.are_diagonal) for layer in layers
-            }
-        updates, state = self.optimizer(layers, h, problem.mesh).update(
-            batch.gradients, state, params, factors=factors, refresh=refresh
-        )
-        return result(problem, batch, params, updates, state)
+        gradients = {layer.name: (layer.read(batch.gradients), layer.are_diagonal) for layer in layers}
+        return batch, {"factors": {name: gradient_covariances(*own) for name, own in gradients.items()}}
+
+    def optimizer(self, layers, h, mesh=None):
+        return _optimizer(layers, h, mesh, factor_decay=h.factor_decay, full_refreshes=h.full_steps)

@@ -1,32 +1,37 @@
 """K-FAC-expand and K-FAC-reduce."""
 
 import dataclasses
-from collections.abc import Hashable
-from typing import Any
 
-from jax import Array
-
-from ...algoperf.contract import StepResult
-from ...algoperf.problem import Problem
-from ..layers import find_layers
 from ..sharing import Sharing
 from ..transform import Momentum, WeightDecay, kfac
-from .curvature import KroneckerHyperparameters, PeriodicAlgorithm, PyTree, estimate_batch, plain_batch, result
+from .curvature import (
+    CurvatureAlgorithm,
+    CurvatureHyperparameters,
+    FactorOptions,
+    FisherOptions,
+    estimate_batch,
+    factor_decay,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KFACHyperparameters(KroneckerHyperparameters):
+class KFACHyperparameters(FactorOptions, FisherOptions, CurvatureHyperparameters):
     """See `transform.kfac`."""
 
     damping: float
     momentum: str = "nesterov"
     weight_decay_kind: str = "decoupled"
 
-    bounds = KroneckerHyperparameters.bounds | {"damping": (1e-30, float("inf"))}
-    choices = KroneckerHyperparameters.choices | {"momentum": Momentum, "weight_decay_kind": WeightDecay}
+    bounds = (
+        CurvatureHyperparameters.bounds
+        | FactorOptions.bounds
+        | FisherOptions.bounds
+        | {"damping": (1e-30, float("inf"))}
+    )
+    choices = FisherOptions.choices | {"momentum": Momentum, "weight_decay_kind": WeightDecay}
 
 
-class KFAC(PeriodicAlgorithm):
+class KFAC(CurvatureAlgorithm):
     """K-FAC with the given treatment of shared weights."""
 
     hyperparameters = KFACHyperparameters
@@ -34,19 +39,10 @@ class KFAC(PeriodicAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
-        estimate_factors, refresh_inverses = variant
-        layers = find_layers(params)
-        if estimate_factors:
-            batch = estimate_batch(problem, params, layers, self._sharing, h, key)
-        else:
-            batch = plain_batch(problem, params, h)
-        updates, state = self.optimizer(layers, h, problem.mesh).update(
-            batch.gradients, state, params, factors=batch.factors, refresh_inverses=refresh_inverses
-        )
-        return result(problem, batch, params, updates, state)
+    def estimate(self, problem, state, params, layers, h, key):
+        del state
+        batch = estimate_batch(problem, params, layers, self._sharing, h, key)
+        return batch, {"factors": batch.factors}
 
     def optimizer(self, layers, h, mesh=None):
         return kfac(
@@ -58,7 +54,7 @@ class KFAC(PeriodicAlgorithm):
             weight_decay=h.weight_decay,
             weight_decay_kind=WeightDecay(h.weight_decay_kind),
             grad_clip=h.grad_clip,
-            factor_decay=h.factor_decay,
+            factor_decay=factor_decay(h),
             kl_clip=h.kl_clip,
             fallback_rate=h.fallback_rate,
             mesh=mesh,

@@ -30,35 +30,27 @@ PyTree = Any
 _log = logging.getLogger(__name__)
 
 
+# A factor's moving average spans about this share of the steps so far.
+AVERAGED_SHARE = 0.5
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PeriodicHyperparameters(Hyperparameters):
-    """Momentum, schedule, and how often curvature is estimated and used anew.
+class CurvatureHyperparameters(Hyperparameters):
+    """Momentum and schedule.
 
     Attributes:
         one_minus_beta1: 1 - momentum.
-        factor_decay: decay of the factors' moving average.
         decay_steps_factor, end_factor: of the learning rate's linear decay.
-        statistics_period, refresh_period: steps between factor estimates, and between refreshes of what is made of them
-            (inverses, eigenbases); a refresh comes with an estimate.
-        early_steps: both are more frequent at first, every 1 + step // early_steps steps; 0 for no such beginning.
     """
 
     one_minus_beta1: float = 0.1
-    factor_decay: float = 0.95
     decay_steps_factor: float = 1.0
     end_factor: float = 1e-3
-    statistics_period: int = 5
-    refresh_period: int = 5
-    early_steps: int = 10
 
     bounds = Hyperparameters.bounds | {
         "one_minus_beta1": (1e-6, 1),
-        "factor_decay": (0, 1),
         "decay_steps_factor": (0, 1),
         "end_factor": (0, 1),
-        "statistics_period": (1, float("inf")),
-        "refresh_period": (1, float("inf")),
-        "early_steps": (0, float("inf")),
     }
     # name -> the enum whose values it takes.
     choices: typing.ClassVar[Mapping[str, type]] = {}
@@ -68,49 +60,87 @@ class PeriodicHyperparameters(Hyperparameters):
             known = [member.value for member in kind]
             if getattr(self, name) not in known:
                 raise ValueError(f"hyperparameter {name} is {getattr(self, name)!r}; known are {', '.join(known)}")
-        if self.refresh_period < self.statistics_period:
-            raise ValueError("hyperparameter refresh_period must not be below statistics_period")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KroneckerHyperparameters(PeriodicHyperparameters):
-    """Of the algorithms with Kronecker factors of the Fisher; see `kfac` and `eigenbasis_adam` for the rest.
+class FactorOptions:
+    """How Kronecker factors are estimated, and how often.
 
     Attributes:
-        fisher: sampled, exact or empirical.
+        refresh_share: after step n the factors are estimated and used anew 1 + refresh_share·n steps later. Curvature
+            changes fast at first and ever more slowly, so this has no upper bound. The factors are averaged over
+            `AVERAGED_SHARE` of the steps so far.
         statistics_parts: the factors are estimated on about one in so many of the batch's examples.
         rows_per_width: expand's input factors are averaged over about so many times their width of rows, spread over
             the batch; 0 for all rows.
     """
 
-    fisher: str = "sampled"
+    refresh_share: float = 0.1
     statistics_parts: int = 1
     rows_per_width: int = 4
+
+    bounds: typing.ClassVar = {
+        "refresh_share": (0, AVERAGED_SHARE),
+        "statistics_parts": (1, float("inf")),
+        "rows_per_width": (0, float("inf")),
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FisherOptions:
+    """Of the algorithms that also need the output factors; see `kfac` for those not described here.
+
+    Attributes:
+        fisher: sampled, exact or empirical.
+    """
+
+    fisher: str = "sampled"
     kl_clip: float = 1.0
     fallback_rate: float = 0.1
 
-    bounds = PeriodicHyperparameters.bounds | {
-        "statistics_parts": (1, float("inf")),
-        "rows_per_width": (0, float("inf")),
-        "kl_clip": (0, float("inf")),
-        "fallback_rate": (0, float("inf")),
-    }
-    choices = {"fisher": Fisher}
+    bounds: typing.ClassVar = {"kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
+    choices: typing.ClassVar = {"fisher": Fisher}
 
 
-class PeriodicAlgorithm(Algorithm):
-    """An optax optimiser that is given curvature now and then."""
+class CurvatureAlgorithm(Algorithm):
+    """An optax optimiser that is given curvature now and then, with two compiled steps: with a refresh and without.
+
+    Attributes:
+        estimates_every_step: False estimates the curvature on the steps that refresh alone.
+    """
+
+    estimates_every_step = False
 
     @abc.abstractmethod
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimiser of `layers` and all other parameters; one of its states counts `fallbacks`."""
+        """The optimiser of `layers` and all other parameters; one of its states counts `fallbacks`.
+
+        Its update takes `refresh`, whether to use its curvature anew, and what `estimate` returns.
+        """
+
+    @abc.abstractmethod
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
+        """Loss and gradient of the batch, and the curvature as keyword arguments of the optimiser's update."""
 
     def variant(self, global_step: int, h: Any) -> Hashable:
-        """(estimate factors, refresh what is made of them)."""
-        refresh = is_due(global_step, h.refresh_period, h.early_steps)
-        return refresh or is_due(global_step, h.statistics_period, h.early_steps), refresh
+        """Whether to use the curvature anew."""
+        return is_due(global_step, h.refresh_share)
+
+    def step(
+        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
+    ) -> StepResult:
+        layers = find_layers(params)
+        if variant or self.estimates_every_step:
+            batch, curvature = self.estimate(problem, state, params, layers, h, key)
+        else:
+            batch, curvature = plain_batch(problem, params, h), {"factors": None}
+        optimizer = self.optimizer(layers, h, problem.mesh)
+        updates, state = optimizer.update(batch.gradients, state, params, refresh=variant, **curvature)
+        return _result(problem, batch, params, updates, state)
 
     def init(self, params: PyTree, h: Any) -> PyTree:
         layers = find_layers(params)
@@ -134,21 +164,20 @@ class PeriodicAlgorithm(Algorithm):
         return {"n_curvature_fallbacks": n_zero + n_faulty, "n_curvature_faults": n_faulty}
 
 
-def is_due(global_step: int, period: int, early_steps: int) -> bool:
-    """Whether something is due that recurs every step at first, and ever more seldom until every `period` steps.
-
-    After step n the gap is 1 + n // early_steps, so that early on it is in proportion to how long training has lasted.
-    """
+def is_due(global_step: int, share: float) -> bool:
+    """Whether something is due that recurs, after step n, 1 + share·n steps later: about log(n) / share times."""
     due = 0
     while due < global_step:
-        gap = 1 + due // early_steps if early_steps else period
-        if gap >= period:
-            return (global_step - due) % period == 0
-        due += gap
+        due += 1 + int(share * due)
     return due == global_step
 
 
-def result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
+def factor_decay(h: Any) -> Any:
+    """Decay per estimate of an average over `AVERAGED_SHARE` of the steps so far, of one every `refresh_share`."""
+    return 1 - h.refresh_share / AVERAGED_SHARE
+
+
+def _result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
     """The step's result. Of the model's state, what did not come out finite stays as it was."""
     model_state = batch.aux
     if jax.tree.structure(model_state) == jax.tree.structure(problem.model_state):
@@ -171,17 +200,22 @@ def estimate_batch(
     sharing: Sharing,
     h: Any,
     key: Array,
+    *,
+    output_factors: bool = True,
     bases: Mapping[str, Bases] | None = None,
 ) -> Estimate:
     """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
-    outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
-    fisher, geometry = _fisher(problem, outputs, Fisher(h.fisher))
+    fisher, geometry = Fisher(h.fisher) if output_factors else Fisher.SAMPLED, None
+    if output_factors:
+        outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
+        fisher, geometry = _fisher(problem, outputs, fisher)
 
     def options(part: Problem, index: Array | None) -> dict[str, Any]:
         return {
             "layers": layers,
             "layout": _layout(part),
             "sharing": sharing,
+            "output_factors": output_factors,
             "fisher": fisher,
             "geometry": geometry,
             "weights": part.weights,

@@ -29,9 +29,9 @@ def test_missing_name():
         ("learning_rate", float("nan"), "outside"),
         ("one_minus_beta1", 1.5, r"outside \[1e-06, 1\]"),
         ("dropout_rate", -0.1, "outside"),
-        ("statistics_period", 2.5, "it takes int"),
-        ("statistics_period", 0, "outside"),
-        ("refresh_period", 4, "not be below statistics_period"),
+        ("statistics_parts", 2.5, "it takes int"),
+        ("statistics_parts", 0, "outside"),
+        ("refresh_share", 0.6, "outside"),
         ("fisher", "true", "known are sampled, exact, empirical"),
     ],
 )
@@ -44,7 +44,7 @@ def test_numbers_apart_from_what_compilation_depends_on():
     h = hparams.read(KFACHyperparameters, point(learning_rate=1, damping=0.1, grad_clip=2.0))
     static, numbers = hparams.split(h)
     assert numbers["learning_rate"] == 1.0 and numbers["grad_clip"] == 2.0
-    assert dict(static)["dropout_rate"] is None and dict(static)["statistics_period"] == 5
+    assert dict(static)["dropout_rate"] is None and dict(static)["statistics_parts"] == 1
     other = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3, grad_clip=1.0))
     assert hparams.split(other)[0] == static
     without = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3))

@@ -14,7 +14,6 @@ from submissions.kfac import (
     Fisher,
     Geometry,
     LossKind,
-    Refresh,
     Scaling,
     Sharing,
     bases_by_layer,
@@ -23,6 +22,7 @@ from submissions.kfac import (
     estimate,
     find_layers,
     kfac,
+    kfac_muon,
 )
 
 jax.config.update("jax_disable_most_optimizations", True)  # every program here runs a few times only
@@ -160,27 +160,26 @@ def test_devices_draw_their_own_pseudo_targets():
 
 
 OPTIMIZERS = {
-    "kfac": (kfac(LAYERS, learning_rate=0.3, damping=1e-2, grad_clip=1.0), {"refresh_inverses": True}),
-    "ekfac": (eigenbasis_adam(LAYERS, learning_rate=0.1, scaling=Scaling.EKFAC), {"refresh": Refresh.FULL}),
+    "kfac": kfac(LAYERS, learning_rate=0.3, damping=1e-2, grad_clip=1.0),
+    "ekfac": eigenbasis_adam(LAYERS, learning_rate=0.1, scaling=Scaling.EKFAC),
+    "muon": kfac_muon(LAYERS, learning_rate=0.02),
 }
 KINDS = pytest.mark.parametrize("kind", OPTIMIZERS)
 
 
 def step(kind, carry, batch, **options):
     """One step with new factors, which are used at once."""
-    optimizer, refresh = OPTIMIZERS[kind]
     params, state = carry
     if kind == "ekfac":
         options["bases"] = bases_by_layer(state, LAYERS)
     found = estimated(params, batch, **options)
-    if kind == "ekfac":
-        refresh = refresh | {"eigenvalues": found.eigenvalues}
-    updates, state = optimizer.update(found.gradients, state, params, factors=found.factors, **refresh)
+    curvature = {"factors": found.factors} | ({"eigenvalues": found.eigenvalues} if kind == "ekfac" else {})
+    updates, state = OPTIMIZERS[kind].update(found.gradients, state, params, refresh=True, **curvature)
     return (optax.apply_updates(params, updates), state), found.loss
 
 
 def start(kind, params=PARAMS):
-    return params, OPTIMIZERS[kind][0].init(params)
+    return params, OPTIMIZERS[kind].init(params)
 
 
 @functools.cache
@@ -206,7 +205,7 @@ def test_scan_over_steps_inside_shard_map(kind):
 @KINDS
 def test_scan_over_steps(kind):
     """Of steps with and without new curvature, the kind chosen by the step's number."""
-    optimizer, _ = OPTIMIZERS[kind]
+    optimizer = OPTIMIZERS[kind]
 
     def plain(carry):
         params, state = carry

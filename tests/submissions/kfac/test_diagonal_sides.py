@@ -1,5 +1,7 @@
 """Sides too wide for a whole factor: their diagonals, and training by these, against the same by whole matrices."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,6 @@ from submissions.kfac import (
     Fisher,
     Geometry,
     LossKind,
-    Refresh,
     Scaling,
     Sharing,
     batch_layout,
@@ -20,6 +21,7 @@ from submissions.kfac import (
     estimate,
     find_layers,
     kfac,
+    kfac_muon,
 )
 from submissions.kfac.eigenbasis import Bases, rotate
 from submissions.kfac.factors import gradient_covariances
@@ -157,28 +159,30 @@ def trained(max_width, factors, make, options):
     return params
 
 
-@pytest.mark.parametrize("way", ["kfac", *Scaling])
-def test_training_is_as_by_whole_matrices_that_are_diagonal(way):
-    if way == "kfac":
-        make, options = kfac, [{"refresh_inverses": True}] * N_STEPS
-    else:
-        kinds = [Refresh.FULL, Refresh.POWER, Refresh.FULL, Refresh.POWER]
-        options = [
-            {
-                "refresh": kind,
-                "eigenvalues": {name: leaf["kernel"] for name, leaf in step.items()} if way is Scaling.EKFAC else None,
-            }
-            for kind, step in zip(kinds, EIGENVALUES, strict=True)
-        ]
+MAKERS = {
+    "kfac": kfac,
+    "muon": kfac_muon,
+    "power": functools.partial(eigenbasis_adam, full_refreshes=1),
+    **{scaling.value: functools.partial(eigenbasis_adam, scaling=scaling) for scaling in Scaling},
+}
 
-        def make(layers, **settings):
-            return eigenbasis_adam(layers, scaling=way, **settings)
+
+@pytest.mark.parametrize("way", MAKERS)
+def test_training_is_as_by_whole_matrices_that_are_diagonal(way):
+    options = [{"refresh": True}] * N_STEPS
+    if way == "ekfac":
+        options = [
+            {"refresh": True, "eigenvalues": {name: leaf["kernel"] for name, leaf in step.items()}}
+            for step in EIGENVALUES
+        ]
 
     def column(matrix):
         return matrix if len(matrix) <= MAX_WIDTH else jnp.diagonal(matrix)[:, None]
 
     columns = [{name: tuple(map(column, pair)) for name, pair in step.items()} for step in FACTORS]
-    got, whole = trained(MAX_WIDTH, columns, make, options), trained(12, FACTORS, make, options)
+    got, whole = (
+        trained(width, factors, MAKERS[way], options) for width, factors in ((MAX_WIDTH, columns), (12, FACTORS))
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, whole)
 
 
@@ -186,12 +190,11 @@ def test_training_is_as_by_whole_matrices_that_are_diagonal(way):
 def test_a_diagonal_that_is_not_a_number_is_left_out_and_counted(way):
     optimizer = way(find_layers(PARAMS, MAX_WIDTH), **SETTINGS)
     state = optimizer.init(PARAMS)
-    option = {"refresh_inverses": True} if way is kfac else {"refresh": Refresh.FULL}
     broken = {
         name: tuple(jnp.full((n, n if n <= MAX_WIDTH else 1), 1.0) for n in leaf["kernel"].shape)
         for name, leaf in PARAMS.items()
     }
     broken["one"] = (FACTORS[0]["one"][0], jnp.full((12, 1), jnp.nan))
-    updates, state = optimizer.update(GRADIENTS[0], state, PARAMS, factors=broken, **option)
+    updates, state = optimizer.update(GRADIENTS[0], state, PARAMS, factors=broken, refresh=True)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
     assert fallbacks(state) == [(0, 1)]

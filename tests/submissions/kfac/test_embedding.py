@@ -16,8 +16,9 @@ from submissions.kfac import (
     estimate,
     find_layers,
     kfac,
+    kfac_muon,
 )
-from submissions.kfac.eigenbasis import Bases, Refresh
+from submissions.kfac.eigenbasis import Bases
 from submissions.kfac.embedding import nearest_product
 
 RNG = np.random.default_rng(0)
@@ -127,11 +128,12 @@ def test_a_tied_embedding_has_the_sum_of_both_uses_and_trains(randomized, sharin
     untied = jax.jit(lambda p: run(Untied(), p))({**params, "classes": params["words"]}).factors
     expected = nearest_product(untied["words"], untied["classes"])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), batch.factors["words"], expected)
-    for optimizer, option in (
-        (kfac(find_layers(params), learning_rate=0.1, damping=1e-2), {"refresh_inverses": True}),
-        (eigenbasis_adam(find_layers(params), learning_rate=0.1), {"refresh": Refresh.FULL}),
+    for optimizer in (
+        kfac(find_layers(params), learning_rate=0.1, damping=1e-2),
+        kfac_muon(find_layers(params), learning_rate=0.1),
+        eigenbasis_adam(find_layers(params), learning_rate=0.1),
     ):
         state = optimizer.init(params)
-        updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, **option)
+        updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=True)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
         assert sum(jnp.vdot(u, g) for u, g in zip(*map(jax.tree.leaves, (updates, batch.gradients)), strict=True)) < 0

@@ -97,7 +97,7 @@ def test_boxed_parameters_have_the_factors_and_updates_of_plain_ones():
         batch = run(params, layers=layers, geometry=Geometry(LossKind.SQUARE), **options)
         optimizer = kfac(layers, learning_rate=0.1, damping=1e-2)
         state = optimizer.init(params)
-        updates, _ = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh_inverses=True)
+        updates, _ = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=True)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
         results.append((batch.factors, nn.meta.unbox(updates)))
     jax.tree.map(np.testing.assert_array_equal, *results)
@@ -150,7 +150,7 @@ def test_an_nnx_model_trains_as_the_linen_one_of_the_same_values():
         batch = run(params, layers=layers, geometry=Geometry(LossKind.SQUARE), **options)
         optimizer = kfac(layers, learning_rate=0.1, damping=1e-2)
         updates, _ = optimizer.update(
-            batch.gradients, optimizer.init(params), params, factors=batch.factors, refresh_inverses=True
+            batch.gradients, optimizer.init(params), params, factors=batch.factors, refresh=True
         )
         results.append((batch.factors, updates if params is linen else nnx.to_pure_dict(updates)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *results)

@@ -1,25 +1,25 @@
+import math
+
 import pytest
 
 from submissions.kfac.algoperf.curvature import is_due
 
 
-def due(period: int, early_steps: int, end: int) -> list[int]:
-    return [step for step in range(end) if is_due(step, period, early_steps)]
+def due(share: float, end: int) -> list[int]:
+    return [step for step in range(end) if is_due(step, share)]
 
 
-def test_without_a_beginning_it_recurs_every_period():
-    assert due(5, 0, 21) == [0, 5, 10, 15, 20]
-    assert due(1, 0, 4) == due(1, 10, 4) == [0, 1, 2, 3]
+def test_gaps_grow_with_the_step():
+    """1 + n // 4 after step n: ones to 4, twos to 8, threes to 11, and so on."""
+    assert due(0.25, 40) == [0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 23, 29, 37]
+    assert due(0.0, 4) == [0, 1, 2, 3]
 
 
-def test_gaps_grow_with_the_step_up_to_the_period():
-    """1 + n // 4 after step n: ones to 4, twos to 8, threes to 14; four is the period."""
-    assert due(4, 4, 28) == [0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 22, 26]
-
-
-@pytest.mark.parametrize(("period", "early_steps"), [(5, 10), (10, 10), (10, 3), (7, 1)])
-def test_far_on_it_is_the_period_alone(period, early_steps):
-    steps = due(period, early_steps, 400)
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25])
+def test_refreshes_are_as_many_as_the_logarithm_of_the_steps(share):
+    """60,000 steps of a full-size run have about 80 at a tenth, of which 10 in the first 10 steps."""
+    steps = due(share, 60_000)
     gaps = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
-    assert gaps == sorted(gaps) and gaps[-1] == period and max(gaps) == period
-    assert gaps.count(period) > 20
+    assert gaps == sorted(gaps) and gaps[-1] > 0.9 * share / (1 + share) * steps[-1]
+    expected = 1 / share + math.log(60_000 * share) / math.log(1 + share)
+    assert 0.8 * expected < len(steps) < 1.4 * expected

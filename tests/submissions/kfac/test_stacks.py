@@ -9,7 +9,8 @@ from pathlib import Path
 _ON_TWO_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
-from submissions.kfac.eigenbasis import Refresh, identity, refresh
+from submissions.kfac import find_layers, kfac_muon
+from submissions.kfac.eigenbasis import identity, refresh
 from submissions.kfac.precondition import damped_inverses, no_inverses
 from submissions.kfac.stacks import map_by_size
 
@@ -34,10 +35,16 @@ def covariances(k, n):
 
 factors = {"5x4": (covariances(3, 5), covariances(3, 4)), "4x1": (covariances(1, 4), covariances(1, 1))}
 shapes = {name: [f.shape for f in pair] for name, pair in factors.items()}
-for kind in Refresh:
+for is_full in (None, jnp.asarray(False)):
     start = {name: identity(*pair) for name, pair in shapes.items()}
-    one, two = (jax.jit(lambda f, s, m=m: refresh(f, s, kind, m))(factors, start) for m in (None, mesh))
+    one, two = (jax.jit(lambda f, s, m=m: refresh(f, s, is_full, m))(factors, start) for m in (None, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+params = {name: {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)} for name in "abc"}
+pairs = {name: (covariances(1, 5)[0], None) for name in params}
+def muon(mesh):
+    optimizer = kfac_muon(find_layers(params), learning_rate=1.0, mesh=mesh)
+    return jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p, factors=pairs, refresh=True)[0])(params)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), muon(None), muon(mesh))
 start = {name: no_inverses(*pair) for name, pair in shapes.items()}
 informed = {name: jnp.ones(len(pair[0]), bool) for name, pair in factors.items()}
 inverted = lambda f, mesh: damped_inverses(f, jnp.float32(0.1), start, informed, mesh)

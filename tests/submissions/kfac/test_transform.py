@@ -40,9 +40,7 @@ def run(n_steps: int = 3, factors=FACTORS, refresh=(True, False, True), **settin
     optimizer = kfac(LAYERS, **{**SETTINGS, **settings})
     params, state, trajectory = PARAMS, optimizer.init(PARAMS), []
     for step in range(n_steps):
-        updates, state = optimizer.update(
-            GRADIENTS[step], state, params, factors=factors[step], refresh_inverses=refresh[step]
-        )
+        updates, state = optimizer.update(GRADIENTS[step], state, params, factors=factors[step], refresh=refresh[step])
         params = optax.apply_updates(params, updates)
         trajectory.append(params)
     return trajectory, state_of(state)
@@ -110,11 +108,9 @@ def test_inverses_stay_until_they_are_refreshed():
 def test_gradient_clipping_comes_first():
     norm = float(np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(GRADIENTS[0]))))
     optimizer = kfac(LAYERS, **SETTINGS, kl_clip=1e6, grad_clip=norm / 4)
-    clipped, _ = optimizer.update(
-        GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh_inverses=True
-    )
+    clipped, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh=True)
     optimizer = kfac(LAYERS, **SETTINGS, kl_clip=1e6)
-    plain, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh_inverses=True)
+    plain, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS, factors=FACTORS[0], refresh=True)
     np.testing.assert_allclose(clipped["dense"]["kernel"], plain["dense"]["kernel"] / 4, rtol=1e-5)
 
 
@@ -141,7 +137,7 @@ def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape(dtype):
     def step(params, state, gradients, factors, learning_rate, refresh):
         arrays = {"learning_rate": learning_rate, "momentum": jnp.float32(0.9), "weight_decay": jnp.float32(0.1)}
         optimizer = kfac(LAYERS, **{**SETTINGS, **arrays})
-        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh_inverses=refresh)
+        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh=refresh)
         return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(step, static_argnums=5)
@@ -203,7 +199,7 @@ def trajectory(optimizer_of):
     @functools.partial(jax.jit, static_argnums=(0, 5))
     def step(index, params, state, gradients, factors, refresh):
         optimizer = optimizer_of(index)
-        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh_inverses=refresh)
+        updates, state = optimizer.update(gradients, state, params, factors=factors, refresh=refresh)
         return optax.apply_updates(params, updates), state
 
     params, state, found = PARAMS, optimizer_of(0).init(PARAMS), []

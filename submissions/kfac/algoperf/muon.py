@@ -1,0 +1,50 @@
+"""Muon in the metric of K-FAC's input factors, those of expand or of reduce."""
+
+import dataclasses
+
+from ..muon import kfac_muon
+from ..sharing import Sharing
+from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, FactorOptions, estimate_batch, factor_decay
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
+    """See `muon.kfac_muon`."""
+
+    weight_decay: float = 0.1
+    schedule_fraction: float = 0.8
+    damping: float = 1e-3
+    beta2: float = 0.99
+
+    bounds = (
+        CurvatureHyperparameters.bounds
+        | FactorOptions.bounds
+        | {"damping": (1e-30, float("inf")), "beta2": (0, 1 - 1e-6)}
+    )
+
+
+class KFACMuon(CurvatureAlgorithm):
+    """Muon in the metric of the input factors, with the given treatment of shared weights."""
+
+    hyperparameters = KFACMuonHyperparameters
+
+    def __init__(self, sharing: Sharing):
+        self._sharing = sharing
+
+    def estimate(self, problem, state, params, layers, h, key):
+        del state
+        batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=False)
+        return batch, {"factors": batch.factors}
+
+    def optimizer(self, layers, h, mesh=None):
+        return kfac_muon(
+            layers,
+            learning_rate=h.learning_rate,
+            damping=h.damping,
+            beta1=1 - h.one_minus_beta1,
+            beta2=h.beta2,
+            weight_decay=h.weight_decay,
+            grad_clip=h.grad_clip,
+            factor_decay=factor_decay(h),
+            mesh=mesh,
+        )

@@ -1,0 +1,204 @@
+"""Muon in the metric of K-FAC's input factors, as an optax gradient transformation.
+
+    layers = find_layers(params)
+    optimizer = kfac_muon(layers, learning_rate=0.02)
+    state = optimizer.init(params)
+    batch = estimate(forward, loss, params, layers=layers, layout=…, output_factors=False)
+    updates, state = optimizer.update(batch.gradients, state, params, factors=batch.factors, refresh=True)
+
+On steps without new factors, call `estimate` without layers and `update` with `factors=None`.
+
+A layer's input factor A tells how far a change U of its weights moves its outputs on the data: by E‖Uᵀa‖² = ‖A^½ U‖²_F.
+The steepest descent on a gradient G under ‖A^½ U‖ ≤ ρ, in the spectral norm, is
+
+    U = -ρ A^-½ polar(A^-½ G),    polar(U S Vᵀ) = U Vᵀ.
+
+It needs A alone: no second backward pass, no pseudo-targets and no geometry of the loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from .groups import Group, Parts, for_each, group_by_shape, join, split
+from .intake import (
+    Average,
+    Fallbacks,
+    accumulate,
+    clip_finite,
+    count_false,
+    finite_gradients,
+    no_average,
+    no_fallbacks,
+    values,
+)
+from .layers import Layer, is_diagonal
+from .moments import adam, lookahead
+from .roots import damped_inverse_roots, polar_factor
+from .routing import routed
+from .schedules import Scalar, ScalarOrSchedule, schedulable
+from .stacks import map_stack
+
+PyTree = Any
+
+# Root mean square of a layer's update before the learning rate: about that of Adam's, so that one rate serves both.
+# Source: Liu et al., "Muon is Scalable for LLM Training", 2025.
+_RMS = 0.2
+
+
+class MuonState(NamedTuple):
+    """Complete at init, of constant shapes.
+
+    Attributes:
+        count: `[]` int32, updates made.
+        fallbacks: how often a layer's new factor or gradient was not used.
+        factors: group name -> averages of A.
+        roots: group name -> A^-½, damped, as of the last refresh `[n_layers, n_rows, n_rows]`, or of diagonals
+            `[n_layers, n_rows, 1]`; the identity before there is one.
+        first_moment: moving average of the gradient.
+        second_moment: dotted path -> moving average of its square, for the parameters of no layer.
+    """
+
+    count: Array
+    fallbacks: Fallbacks
+    factors: dict[str, Average]
+    roots: dict[str, Array]
+    first_moment: Parts
+    second_moment: dict[str, Array]
+
+
+@schedulable("layers", "mesh")
+def kfac_muon(
+    layers: Sequence[Layer],
+    *,
+    learning_rate: ScalarOrSchedule,
+    damping: ScalarOrSchedule = 1e-3,
+    beta1: ScalarOrSchedule = 0.9,
+    beta2: ScalarOrSchedule = 0.99,
+    epsilon: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    grad_clip: ScalarOrSchedule | None = None,
+    factor_decay: ScalarOrSchedule = 0.8,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon in the metric of the layers' input factors. Every number may be a traced array, or a schedule.
+
+    Args:
+        layers: the layers with factors, from `find_layers`; every other parameter has NAdamW.
+        learning_rate: multiplies the whole update.
+        damping: λ added to A, in units of its mean eigenvalue.
+        beta1: decay of the gradient's average, which the metric is applied to a step ahead (Nesterov).
+        beta2, epsilon: NAdamW's.
+        weight_decay: decoupled, multiplied by the learning rate.
+        grad_clip: largest global norm of the gradient; None for no bound. It matters for the average alone, as the
+            update's length is fixed.
+        factor_decay: decay of the factors' moving average.
+        mesh: devices, on one axis, to spread the refreshes and the layers of a shape over.
+    """
+
+    def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
+            _scale_by_muon(layers, damping, beta1, beta2, epsilon, factor_decay, mesh),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return routed(layers, build)
+
+
+def _scale_by_muon(
+    layers: Sequence[Layer],
+    damping: Scalar,
+    beta1: Scalar,
+    beta2: Scalar,
+    epsilon: Scalar,
+    factor_decay: Scalar,
+    mesh: Mesh | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of `kfac_muon`.
+
+    `update` takes `factors` (layer name -> (A, anything) of this batch, as from `estimate`; None on a step without new
+    ones) and `refresh` (static), which makes new roots of the averages.
+
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; "Newton-Muon",
+    arXiv 2604.01472, 2026, for Muon preconditioned by the inputs' covariance.
+    """
+    groups = group_by_shape(layers)
+
+    def init(params: PyTree) -> MuonState:
+        zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
+        return MuonState(
+            count=jnp.zeros([], jnp.int32),
+            fallbacks=no_fallbacks(),
+            factors={group.name: no_average(*group.factor_shapes[0]) for group in groups},
+            roots={group.name: _identity(group.factor_shapes[0]) for group in groups},
+            first_moment=zeros,
+            second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
+        )
+
+    def update(
+        gradients: PyTree,
+        state: MuonState,
+        params: PyTree | None = None,
+        *,
+        factors: Mapping[str, tuple[Array, Any]] | None = None,
+        refresh: bool = False,
+    ) -> tuple[PyTree, MuonState]:
+        del params
+        parts, n_lost = finite_gradients(split(gradients, groups))
+        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
+        if factors:
+            state = _average(state, groups, factors, factor_decay)
+        if refresh:
+            state = _refresh(state, jnp.asarray(damping), mesh)
+        first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
+        second, others = adam(state.second_moment, parts.others, ahead.others, beta2, epsilon, state.count)
+        steps = {name: map_stack(_steepest, [stack, state.roots[name]], mesh) for name, stack in ahead.matrices.items()}
+        state = state._replace(first_moment=first, second_moment=second)
+        return join(gradients, groups, Parts(steps, others)), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _identity(shape: tuple[int, int, int]) -> Array:
+    one = jnp.ones((shape[1], 1)) if is_diagonal(shape) else jnp.eye(shape[1])
+    return jnp.broadcast_to(one.astype(jnp.float32), shape)
+
+
+def _average(state: MuonState, groups: Sequence[Group], factors: Mapping, decay: Scalar) -> MuonState:
+    of_inputs = {name: pair[0] for name, pair in factors.items()}
+    averages, left_out = accumulate(state.factors, groups, of_inputs, decay)
+    return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
+
+
+def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
+    """New roots for every layer that has a factor; one whose root is not finite keeps what it had."""
+    new = damped_inverse_roots(values(state.factors), damping, mesh)
+    is_finite = {name: jnp.isfinite(root).all((1, 2)) for name, root in new.items()}
+    has_factor = {name: average.n_estimates > 0 for name, average in state.factors.items()}
+    roots = {
+        name: jnp.where(for_each(is_finite[name] & has_factor[name]), root, state.roots[name])
+        for name, root in new.items()
+    }
+    n_faulty = count_false(is_finite[name] | ~has_factor[name] for name in new)
+    return state._replace(roots=roots, fallbacks=state.fallbacks.plus(n_faulty=n_faulty))
+
+
+def _steepest(gradients: Array, roots: Array) -> Array:
+    """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, scaled to a root mean square of `_RMS`; zero for zero."""
+    largest = jnp.abs(gradients).max((1, 2), keepdims=True)
+    scaled = gradients / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
+    steps = _apply(roots, polar_factor(_apply(roots, scaled)))
+    size = jnp.sqrt(jnp.square(steps).mean((1, 2), keepdims=True))
+    is_usable = jnp.isfinite(size) & (size > 0)
+    return jnp.where(is_usable, _RMS * steps / jnp.where(is_usable, size, 1), 0)
+
+
+def _apply(roots: Array, matrices: Array) -> Array:
+    return roots * matrices if is_diagonal(roots.shape) else roots @ matrices

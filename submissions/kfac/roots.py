@@ -1,0 +1,126 @@
+"""Inverse square roots and polar factors of stacks of matrices, by matrix products where the device is quick at them.
+
+Odd polynomials p(x) = a x + b x³ + c x⁵, applied one after another, bring the singular values of a matrix X to one.
+They take matrix products alone: p(X) = a X + (b X Xᵀ + c (X Xᵀ)²) X.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from .layers import is_diagonal
+from .stacks import map_by_size
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+# (a, b, c) of the best polynomials one after another, for singular values in [1e-3, 1].
+# Source: Amsel et al., "The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon Algorithm",
+# 2025.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+
+# Polynomials of a polar factor. Five leave singular values in [0.85, 1.13], as near to one as a direction needs.
+_N_POLAR = 5
+
+# A polynomial for values up to one maps larger ones, which rounding makes, far away: each is for values up to this.
+_ROOM = 1.01
+
+
+def polar_factor(matrices: Array) -> Array:
+    """U Vᵀ of the singular value decompositions U S Vᵀ of matrices `[..., n, m]`, approximately; in bfloat16 on a GPU.
+
+    Singular values above 1e-3 of the Frobenius norm come to within 0.15 of one, smaller ones to less. Zeros give zeros.
+    """
+
+    def in_bfloat16(x: Array) -> Array:
+        return polar_by_products(x.astype(jnp.bfloat16)).astype(x.dtype)
+
+    largest = jnp.abs(matrices).max((-2, -1), keepdims=True)
+    x = matrices / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
+    x = x / jnp.where(largest > 0, jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), 1)
+    return jax.lax.platform_dependent(x, cpu=polar_by_products, default=in_bfloat16)
+
+
+def polar_by_products(x: Array) -> Array:
+    """`polar_factor` of matrices whose singular values are at most one, in their own precision."""
+    n, m = x.shape[-2:]
+    if n > m:
+        return polar_by_products(x.mT).mT
+    for a, b, c in _polynomials(_N_POLAR):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def _polynomials(n: int) -> list[tuple[float, float, float]]:
+    """The first `n`, all but the last with room for rounding."""
+    first = [(a / _ROOM, b / _ROOM**3, c / _ROOM**5) for a, b, c in _POLAR_EXPRESS[: n - 1]]
+    return [*first, _POLAR_EXPRESS[n - 1]]
+
+
+def damped_inverse_roots(factors: Mapping[str, Array], damping: Array, mesh: Mesh | None = None) -> dict[str, Array]:
+    """(A / ā + λ I)^-½ for every factor A, ā its mean eigenvalue; not finite where A is zero or not finite.
+
+    Args:
+        factors: group name -> A `[n_layers, n, n]`, or diagonals `[n_layers, n, 1]`.
+        damping: λ `[]`, above zero.
+        mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
+    """
+    roots, damped = {}, {}
+    for name, factor in factors.items():
+        if is_diagonal(factor.shape):
+            roots[name] = jax.lax.rsqrt(factor / factor.mean(1, keepdims=True) + damping)
+        else:
+            mean = jnp.trace(factor, axis1=1, axis2=2)[:, None, None] / factor.shape[-1]
+            damped[name] = (factor / mean + damping * jnp.eye(factor.shape[-1], dtype=factor.dtype),)
+    return roots | map_by_size(inverse_root, damped, mesh)
+
+
+def inverse_root(matrices: Array) -> Array:
+    """A^-½ of symmetric positive definite matrices `[k, n, n]`; by the quickest way, which is the device's.
+
+    On an H100 an eigendecomposition takes three times (n = 1,537) to ten times (n = 512) as long as the products.
+    """
+    return jax.lax.platform_dependent(
+        matrices, cpu=lambda stack: jax.lax.map(root_by_eigenvectors, stack), default=root_by_products
+    )
+
+
+def root_by_eigenvectors(matrix: Array) -> Array:
+    """A^-½ of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
+    eigenvalues, vectors = jnp.linalg.eigh(matrix)
+    least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]
+    return _product(vectors * jax.lax.rsqrt(jnp.maximum(eigenvalues, least)), vectors.T)
+
+
+def root_by_products(matrices: Array) -> Array:
+    """A^-½ of matrices `[..., n, n]`: Z of the pair Y -> A^½, Z -> A^-½ that takes a polynomial of Z Y at each step.
+
+    In float32 the eigenvalues of Z A Z are within 0.03 of one for condition numbers up to 1e6.
+
+    Source: Higham, "Functions of Matrices", 2008, chapter 6, for the coupled iteration.
+    """
+    size = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
+    eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    y, z = matrices / size, jnp.broadcast_to(eye, matrices.shape)
+    for a, b, c in _polynomials(len(_POLAR_EXPRESS)):
+        t = _product(z, y)
+        t = (t + t.mT) / 2
+        step = a * eye + b * t + c * _product(t, t)
+        y, z = _product(y, step), _product(step, z)
+    return z / jnp.sqrt(size)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_HIGHEST)

@@ -1,0 +1,16 @@
+"""Muon in the metric of the K-FAC-reduce input factors."""
+
+from ..algoperf.contract import Submission
+from ..kfac.algoperf import KFACMuon
+from ..kfac.sharing import Sharing
+
+# The one setting of the self-tuning ruleset: the middle of the search space.
+SELF_TUNING = {"learning_rate": 0.02, "damping": 1e-3}
+
+_submission = Submission(KFACMuon(Sharing.REDUCE), SELF_TUNING)
+
+data_selection = _submission.data_selection
+get_batch_size = _submission.get_batch_size
+init_optimizer_state = _submission.init_optimizer_state
+prepare_for_eval = _submission.prepare_for_eval
+update_params = _submission.update_params
