@@ -1,4 +1,4 @@
-"""Sweeps whose machines, clocks, servers and supervisors fail, with real processes."""
+"""Sweeps whose machines, clocks and supervisors fail, with real processes."""
 
 import os
 import shutil
@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from tests.tuning.databases import postgresql_server
-from tests.tuning.sweeps import ROOT, finished, reasons, shown, start
+from tests.tuning.sweeps import ROOT, finished, shown, start
 
 pytestmark = pytest.mark.slow
 for _library in ("optuna", "rdkit", "grain"):
@@ -20,12 +19,6 @@ for _library in ("optuna", "rdkit", "grain"):
 
 def _logs(folder):
     return "".join(file.read_text() for file in (folder / "sweep" / "logs").iterdir())
-
-
-def _wait_for(condition, process, period_s=0.1):
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(period_s)
 
 
 def test_without_a_device_no_point_is_taken(tmp_path):
@@ -40,30 +33,6 @@ def test_without_a_device_no_point_is_taken(tmp_path):
     assert (found["points"], found["waiting"], found["crashed"]) == (8, 8, 0)
 
 
-def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
-    flags = ["--num_tuning_trials=3", "--max_global_steps=2000", "--workers=2", "--max_retries=0", "--heartbeat_s=20"]
-    trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2)]
-
-    def stopped_by(name):
-        sweep = start(tmp_path, "sweep", *flags)
-        _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
-        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
-        workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
-        sweep.send_signal(getattr(signal, name))
-        output, _ = sweep.communicate()
-        last = output.splitlines()[-1]
-        assert last.startswith(f"stopped by {name}: 0/3 done") and last.endswith("run the same command again to go on")
-        assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
-        assert "Traceback" not in output + _logs(tmp_path)
-        return sweep.returncode
-
-    assert stopped_by("SIGTERM") == 75
-    assert _logs(tmp_path).count("the checkpoint of step") == 2
-    assert stopped_by("SIGINT") == 130
-    plain = start(tmp_path, "sweep", "--show", env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert "0/3 done, 3 waiting, 0 hit" in finished(plain)  # no death is counted: one would be too many
-
-
 def test_two_supervisors_at_once_end_every_point_once(tmp_path):
     flags = ["--num_tuning_trials=5", "--max_global_steps=20", "--workers=1"]
     for sweep in [start(tmp_path, "sweep", *flags) for _ in range(2)]:
@@ -73,19 +42,6 @@ def test_two_supervisors_at_once_end_every_point_once(tmp_path):
     with sqlite3.connect(tmp_path / "sweep" / "study.db") as connection:
         states = connection.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
     assert dict(states)["COMPLETE"] == 5 and set(dict(states)) <= {"COMPLETE", "FAIL"}
-
-
-def test_a_server_that_starts_again_is_waited_for(tmp_path):
-    with postgresql_server() as server:
-        flags = ["--num_tuning_trials=3", "--max_global_steps=40", "--workers=2", f"--storage={server.url}"]
-        sweep = start(tmp_path, "sweep", *flags)
-        _wait_for((tmp_path / "sweep" / "b3db_jax" / "trial_1" / "eval_measurements.csv").exists, sweep)
-        server.stop()
-        time.sleep(6)
-        server.start()
-        output = finished(sweep)
-        assert "waiting for the storage postgresql://" in output
-        assert reasons(tmp_path, "sweep", *flags) == {1: "budget", 2: "budget", 3: "budget"}
 
 
 _WORK = """
