@@ -28,9 +28,7 @@ SUBMISSION = "kfac_reduce"
 POINT = {
     "learning_rate": 0.01,
     "damping": 1e-2,
-    "statistics_period": 3,
-    "refresh_period": 3,
-    "early_steps": 0,
+    "refresh_share": 0.25,  # steps with factors and steps without
     "warmup_factor": 0.0,
     "dropout_rate": 0.0,
 }
