@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .arguments import check_geometry, check_member, checked_loss
 from .capture import Captured, Forward, capture, families, trace
 from .coverage import Reasons, left_out, report, report_ambiguous
 from .devices import AxisNames, own_key, sum_over, vary
@@ -140,12 +141,13 @@ def estimate_sums(
             strict mode a layer that has no factors.
     """
     params, key = vary(params), own_key(key, axis_name)
+    loss = checked_loss(loss)
     if not layers:
         outputs, pullback, aux = jax.vjp(forward, params, has_aux=True)
         summed, loss_pullback, n_terms = jax.vjp(loss, outputs, has_aux=True)
         (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
         return sum_over(Sums(summed, n_terms, gradients, {}, {}), axis_name), aux, {}
-    _check(layout, output_factors, fisher, geometry, rows_per_width, key, bases)
+    _check(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases)
     traced = trace(forward, params)
     found, uncaptured = families(traced.products, params, layers, output_factors)
     found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
@@ -186,12 +188,18 @@ class _Head(NamedTuple):
     to_outputs: Callable[[Array], PyTree]
 
 
-def _check(layout, output_factors, fisher, geometry, rows_per_width, key, bases) -> None:
+def _check(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases) -> None:
+    check_member("sharing", sharing, Sharing)
+    check_member("fisher", fisher, Fisher)
     if bases is not None and not output_factors:
         raise ValueError("eigenvalues in the given bases need the output factors: leave out output_factors=False")
     needs_geometry = output_factors and fisher is not Fisher.EMPIRICAL
     if layout is None or (geometry is None and needs_geometry):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
+    if geometry is not None:
+        check_geometry(geometry)
+    if key is None and output_factors and fisher is Fisher.SAMPLED:
+        raise ValueError("the sampled Fisher draws pseudo-targets at random: give a key, a new one for each estimate")
     if rows_per_width and key is None:
         raise ValueError("rows_per_width draws the rows at random: give a key")
 

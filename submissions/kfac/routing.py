@@ -1,5 +1,10 @@
-"""Optimisers of layers inside those of others, which may keep arguments back, or wrap the state."""
+"""Optimisers of layers as parts of others, which show them a part of the parameter tree, or wrap their state.
 
+`optax.masked` and `optax.multi_transform` take leaves out of the parameters and gradients that an optimiser sees. A
+layer whose kernel is taken out is none of this optimiser's; one whose bias is taken out is a layer without a bias.
+"""
+
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +13,7 @@ import jax
 import optax
 from jax import Array
 
-from .layers import Layer
+from .layers import Layer, Path, is_diagonal, named_leaves
 
 PyTree = Any
 
@@ -23,8 +28,13 @@ NOT_GIVEN = NotGiven()
 def routed(
     layers: Sequence[Layer], build: Callable[[tuple[Layer, ...]], optax.GradientTransformationExtraArgs]
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser that `build` makes of `layers`, whose `update` must be given `factors`."""
-    built = build(tuple(layers))
+    """The optimiser that `build` makes of those `layers` that are in the tree that it is given.
+
+    Its `update` takes `factors` of any of the layers and hands on those of its own.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return build(held(layers, params)).init(params)
 
     def update(
         gradients: PyTree,
@@ -34,13 +44,33 @@ def routed(
         factors: Mapping[str, tuple[Array, Array]] | None | NotGiven = NOT_GIVEN,
         **options: Any,
     ) -> tuple[PyTree, PyTree]:
-        return built.update(gradients, state, params, factors=_given(factors, layers), **options)
+        own = held(layers, gradients)
+        factors = _own_factors(_given(factors, layers), own)
+        return build(own).update(gradients, state, params, factors=factors, **options)
 
-    return optax.GradientTransformationExtraArgs(built.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def held(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
+    """The layers whose kernel is in a parameter-like tree, without a bias that is not.
+
+    Raises:
+        ValueError: a kernel or bias is missing from a tree that nothing was taken out of.
+    """
+    known = set(named_leaves(tree))
+    missing = [".".join(path) for layer in layers for path in layer.leaf_paths if path not in known]
+    if missing and not states_of(tree, optax.MaskedNode):
+        raise ValueError(f"the parameters have no {', '.join(missing)}: find the layers of these parameters")
+    own = (layer for layer in layers if layer.kernel_path in known)
+    return tuple(layer if _has_its_bias(layer, known) else dataclasses.replace(layer, has_bias=False) for layer in own)
+
+
+def _has_its_bias(layer: Layer, known: set[Path]) -> bool:
+    return not layer.has_bias or layer.bias_path in known
 
 
 def states_of(optimizer_state: PyTree, kind: type) -> list[Any]:
-    """The states of one kind in an optimiser's, however it is wrapped (chains, masks, schedules, accumulation)."""
+    """The nodes of one kind in an optimiser's state, however it is wrapped (chains, masks, schedules, accumulation)."""
     nodes = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, kind))
     return [node for node in nodes if isinstance(node, kind)]
 
@@ -61,3 +91,15 @@ def _given(factors: Mapping[str, PyTree] | None | NotGiven, layers: Sequence[Lay
             "give `estimate` and the optimizer the same layers"
         )
     return factors or {}
+
+
+def _own_factors(factors: Mapping[str, PyTree], own: Sequence[Layer]) -> dict[str, tuple[Array, Array | None]]:
+    """The factors of the optimiser's own layers; A without the bias's row and column where the layer has no bias."""
+    found = {}
+    for layer in own:
+        if layer.name in factors:
+            a, b = factors[layer.name]
+            if not layer.has_bias and len(a) == layer.n_rows + 1:
+                a = a[:-1] if is_diagonal(a.shape) else a[:-1, :-1]
+            found[layer.name] = a, b
+    return found
