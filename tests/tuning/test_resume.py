@@ -108,7 +108,7 @@ def test_a_killed_process_is_resumed_by_the_script(tmp_path):
     pytest.importorskip("rdkit")
 
     def start(name, *flags):
-        command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=60"]
+        command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=100"]
         command += ["--submission_path=submissions/ekfac_adam_reduce", f"--experiment_dir={tmp_path}"]
         command += [f"--experiment_name={name}", f"--data_dir={tmp_path}", *flags]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -116,7 +116,7 @@ def test_a_killed_process_is_resumed_by_the_script(tmp_path):
     whole = start("whole")
     assert whole.wait() == 0, whole.stdout.read()
     trial = tmp_path / "cut" / "b3db_jax" / "trial_1"
-    for n_checkpoints in (1, 2):
+    for n_checkpoints in (1, 3):
         process = start("cut", "--resume")
         while not (trial / "checkpoints" / f"{20 * n_checkpoints}.checkpoint").exists():
             assert process.poll() is None, process.stdout.read()
