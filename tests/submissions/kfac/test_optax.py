@@ -57,7 +57,7 @@ def batch():
 
 def updated(optimizer, params=PARAMS, n_steps=1, **options):
     """The last updates and the state, of steps with new factors."""
-    options = {"factors": batch().factors, "refresh_inverses": True} | options
+    options = {"factors": batch().factors, "refresh": True} | options
     state = optimizer.init(params)
     update = jax.jit(lambda state: optimizer.update(batch().gradients, state, params, **options))
     for _ in range(n_steps):
@@ -83,7 +83,7 @@ def test_multi_transform_with_a_layer_elsewhere():
     alone = kfac(find_layers(head), **SETTINGS)
     factors = {"head": batch().factors["head"]}
     expected, _ = alone.update(
-        {"head": batch().gradients["head"]}, alone.init(head), head, factors=factors, refresh_inverses=True
+        {"head": batch().gradients["head"]}, alone.init(head), head, factors=factors, refresh=True
     )
     assert_equal(updates["head"], expected["head"])
     assert list(states_of(state, KFACState)[0].factors) == ["5x2"]
@@ -104,7 +104,7 @@ def test_a_bias_elsewhere_leaves_a_layer_without_a_bias(wrap):
     factors["head"] = factors["head"][0][:-1, :-1], factors["head"][1]
     params, gradients = ({**tree, "head": {"kernel": tree["head"]["kernel"]}} for tree in (PARAMS, batch().gradients))
     alone = kfac(find_layers(params), **SETTINGS)
-    expected, _ = alone.update(gradients, alone.init(params), params, factors=factors, refresh_inverses=True)
+    expected, _ = alone.update(gradients, alone.init(params), params, factors=factors, refresh=True)
     assert_equal(updates["head"]["kernel"], expected["head"]["kernel"])
     assert_equal(updates["body"], expected["body"])
 
@@ -128,11 +128,11 @@ def test_multi_steps_uses_the_mean_gradient_and_the_last_factors():
     state = accumulated.init(PARAMS)
     none, state = jax.jit(functools.partial(accumulated.update, factors=None))(gradients[0], state, PARAMS)
     assert not any(map(np.any, jax.tree.leaves(none)))
-    update = functools.partial(accumulated.update, factors=batch().factors, refresh_inverses=True)
+    update = functools.partial(accumulated.update, factors=batch().factors, refresh=True)
     updates, state = jax.jit(update)(gradients[1], state, PARAMS)
     plain = kfac(LAYERS, **SETTINGS)
     mean = jax.tree.map(lambda g: 2 * g, batch().gradients)
-    expected, _ = plain.update(mean, plain.init(PARAMS), PARAMS, factors=batch().factors, refresh_inverses=True)
+    expected, _ = plain.update(mean, plain.init(PARAMS), PARAMS, factors=batch().factors, refresh=True)
     assert_equal(updates, expected)
 
 
@@ -140,7 +140,7 @@ def test_inject_hyperparams():
     injected = optax.inject_hyperparams(kfac, static_args="mesh")(LAYERS, **SETTINGS)
     state = injected.init(PARAMS)
     state.hyperparams["learning_rate"] = jnp.float32(0.6)
-    updates, _ = injected.update(batch().gradients, state, PARAMS, factors=batch().factors, refresh_inverses=True)
+    updates, _ = injected.update(batch().gradients, state, PARAMS, factors=batch().factors, refresh=True)
     assert_equal(updates, updated(kfac(LAYERS, **SETTINGS | {"learning_rate": 0.6}))[0])
 
 
@@ -149,7 +149,7 @@ def test_train_state_by_its_transformation():
     with pytest.warns(UserWarning, match="without `factors`"):
         state.apply_gradients(grads=batch().gradients)
     updates, opt_state = state.tx.update(
-        batch().gradients, state.opt_state, state.params, factors=batch().factors, refresh_inverses=True
+        batch().gradients, state.opt_state, state.params, factors=batch().factors, refresh=True
     )
     params = optax.apply_updates(state.params, updates)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
@@ -185,7 +185,7 @@ def test_nnx_optimizer():
             fisher=Fisher.EXACT,
             geometry=Geometry(LossKind.SQUARE),
         )
-        optimizer.update(model, found.gradients, factors=found.factors, refresh_inverses=True)
+        optimizer.update(model, found.gradients, factors=found.factors, refresh=True)
 
     step(model, optimizer)
     expected = optax.apply_updates(PARAMS, updated(kfac(LAYERS, **SETTINGS))[0])
