@@ -83,7 +83,7 @@ class _Stepper:
                 self.block(variant, 1)
         in_run, in_beginning = Counter(variants), Counter(variants[:BEGINNING_STEPS])
         timings = {variant: Timing(submission.name) for variant in self._step_of}
-        self.costs = StepCosts(submission.name, compiles.seconds, timings, in_run, in_beginning)
+        self.costs = StepCosts(submission.name, compiles.counts.seconds, timings, in_run, in_beginning)
         self._n_calls = {variant: max(1, round(_ROUND_S / self.block(variant, 2))) for variant in self._step_of}
 
     def round(self) -> None:

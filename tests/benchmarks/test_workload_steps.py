@@ -1,7 +1,10 @@
 import time
 
+import pytest
+
 from benchmarks.timing import Deadline, Timing
-from benchmarks.workload_steps import StepCosts, table
+from benchmarks.workload_steps import StepCosts, measure, table
+from tuning.submission import load
 
 
 def test_a_run_is_the_mean_of_its_steps_weighted_by_how_often_it_takes_each():
@@ -21,3 +24,21 @@ def test_a_deadline_passes_after_its_minutes_and_without_minutes_never():
     time.sleep(0.07)
     assert deadline.has_passed
     assert not Deadline().has_passed
+
+
+@pytest.mark.slow
+def test_every_compiled_step_of_a_submission_is_timed():
+    (costs,) = measure(
+        "mnist_vit",
+        [load("submissions/kfac_reduce")],
+        batch_size=8,
+        micro_batches=1,
+        synthetic=True,
+        n_rounds=2,
+        seed=0,
+        data_dir="",
+        deadline=Deadline(),
+    )
+    assert set(costs.timings) == set(costs.in_run) and len(costs.timings) == 2
+    assert all(len(timing.rounds) == 2 and timing.median > 0 for timing in costs.timings.values())
+    assert costs.compile_s > 0
