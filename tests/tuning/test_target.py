@@ -113,7 +113,7 @@ def test_the_references_target_spaces_are_wide(name):
 def test_the_workloads_targets_are_those_found(file):
     found, workload = json.loads(file.read_text(encoding="utf-8")), registry.load(file.stem)
     is_higher = workload.validation_target.direction is Direction.HIGHER_IS_BETTER
-    best = sorted((trial["best_validation_metric"] for trial in found["repetitions"]), reverse=not is_higher)
+    best = sorted((trial["best_validation_metric"] for trial in found["repetitions"]), reverse=is_higher)
     assert found["validation_target"] == best[len(best) // 2]
     for value, exact in (("validation_target_value", "validation_target"), ("test_target_value", "test_target")):
         assert 0 <= (1 if is_higher else -1) * (found[exact] - getattr(workload, value)) < 1e-5
