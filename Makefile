@@ -70,7 +70,7 @@ test-harness: setup setup-harness ## run the submissions on the official runner'
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m "slow or not slow" tests/harness
 
 docs: setup-docs ## build the documentation into site/, and check its links
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: setup ## check the code's style
 	$(VENV)/bin/ruff check .
