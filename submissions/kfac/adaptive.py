@@ -61,7 +61,7 @@ class EigenbasisState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        fallbacks: times that a layer went without its new curvature or gradient.
+        fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
         bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one, and None
             for a side too wide, whose average then only tells whether estimates were informative.

@@ -1,12 +1,14 @@
 """The eigenbases of a layer's Kronecker factors, and their cheap refresh.
 
 In the eigenbases Q_A, Q_B of its factors a layer's gradient G is Q_Aᵀ G Q_B, and the curvature nearly diagonal. A basis
-follows its factor by a rotation R, Q <- Q R, found from M = Qᵀ A Q, which is nearly diagonal itself. R holds M's
-eigenvectors, or is the orthogonal factor of M's QR decomposition: one step of power iteration on all eigenvectors at
-once, as A Q = Q M. That takes two thirds of the time on a CPU, two fifths on an H100 (n = 1,537), and leaves a
-hundredth of the off-diagonal norm where eigenvectors leave a millionth; it is here for SOAP, which is published so.
-Neither changes the basis of a factor that did not change, but for the order of its vectors; nor, in a rank-deficient
-factor, that of the null space. A diagonal factor, of a side too wide for the whole, has no basis but its own axes.
+is refreshed by a rotation R, Q <- Q R, found from M = Qᵀ A Q, which is nearly diagonal. There are two ways:
+    eigendecomposition: R holds M's eigenvectors.
+    power iteration: R is the orthogonal factor of M's QR decomposition. As A Q = Q M, this is one step of power
+        iteration on all eigenvectors at once. It takes two thirds of the time on a CPU and two fifths on an H100
+        (n = 1,537). It leaves a hundredth of the off-diagonal norm, an eigendecomposition a millionth. SOAP is
+        published with it.
+Both keep the basis of a factor that did not change, up to the order of its vectors, and also the null space of a
+rank-deficient factor. A side that is too wide for a whole factor has a diagonal one and keeps its own axes.
 """
 
 import functools
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import for_each
+from .groups import per_layer
 from .layers import is_diagonal
 from .stacks import map_by_size, one_by_one
 
@@ -154,8 +156,8 @@ def _turn(rotation: Callable[[Array], Array], factors: Array, bases: Array) -> t
     turns = rotation(in_basis(factors, bases))
     new, are_orthogonal = _orthogonalise(_product(bases, turns))
     are_good = are_orthogonal & jnp.isfinite(factors).all((1, 2))
-    overlaps = jnp.where(for_each(are_good), jnp.square(turns), jnp.eye(turns.shape[-1], dtype=turns.dtype))
-    return jnp.where(for_each(are_good), new, bases), overlaps, are_good
+    overlaps = jnp.where(per_layer(are_good), jnp.square(turns), jnp.eye(turns.shape[-1], dtype=turns.dtype))
+    return jnp.where(per_layer(are_good), new, bases), overlaps, are_good
 
 
 def _orthogonalise(basis: Array) -> tuple[Array, Array]:

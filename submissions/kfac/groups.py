@@ -102,6 +102,6 @@ def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
     return jax.tree_util.tree_map_with_path(other, tree)
 
 
-def for_each(values: Array) -> Array:
-    """One value a layer `[n_layers]`, in the form that broadcasts over its matrices `[n_layers, 1, 1]`."""
+def per_layer(values: Array) -> Array:
+    """One value per layer `[n_layers]` -> `[n_layers, 1, 1]`, which broadcasts over the layers' matrices."""
     return values[:, None, None]

@@ -1,7 +1,7 @@
-"""What an update takes in, without what tells nothing: finite gradients, and moving averages of informative estimates.
+"""The first stage of an update: drop gradients that are not finite, and average new estimates of the curvature.
 
-The factors of a layer are taken or left one by one: where B tells nothing, as under a head that starts from zero, or in
-reduce for attention keys, A still does.
+An estimate enters its average if it is finite and not zero. The two factors of a layer are judged one by one. For
+example, B is zero under a head that starts from zero, and in reduce for attention keys, while A is not.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from .factors import moving_average
-from .groups import Group, Parts, for_each, group_by_shape, join, split
+from .groups import Group, Parts, group_by_shape, join, per_layer, split
 from .layers import Layer
 
 PyTree = Any
@@ -33,7 +33,7 @@ class Average(NamedTuple):
 
 
 class Fallbacks(NamedTuple):
-    """Times that a layer, or another leaf, went without its new curvature or gradient.
+    """How often a layer's new curvature, or a parameter's gradient, was not used.
 
     Attributes:
         n_zero: `[]` int32, an estimate of it was zero, as in a dead layer, under a head that starts from zero, or in
@@ -107,7 +107,7 @@ def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
 def accumulate(
     averages: Mapping[str, PyTree], groups: Sequence[Group], estimates: Mapping[str, PyTree], decay: Scalar
 ) -> tuple[dict[str, PyTree], Fallbacks]:
-    """Average in one batch's estimates, each where it tells something: finite, and not zero.
+    """Update the averages by one batch's estimates, of which only finite ones that are not zero count.
 
     Args:
         averages: group name -> tree of `Average`.
@@ -115,7 +115,7 @@ def accumulate(
         decay: of the moving average.
 
     Returns:
-        The averages, and of how many layers an estimate was left out.
+        The averages, and in how many layers an estimate was not used.
     """
     new, fallbacks = {}, no_fallbacks()
     for group in groups:
@@ -151,13 +151,13 @@ def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:
 
 
 def _take(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array, Array]:
-    """The new average, and of each layer's estimate whether it is finite and whether it is not zero `[n_layers]`."""
+    """The new average; for each layer whether its estimate is finite, and whether it is not zero `[n_layers]`."""
     n = average.n_estimates
-    value = moving_average(average.value, estimate, jnp.asarray(decay), for_each(n))
+    value = moving_average(average.value, estimate, jnp.asarray(decay), per_layer(n))
     is_finite = jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
     is_nonzero = (estimate != 0).any((1, 2))
     is_taken = is_finite & is_nonzero
-    return Average(jnp.where(for_each(is_taken), value, average.value), n + is_taken), is_finite, is_nonzero
+    return Average(jnp.where(per_layer(is_taken), value, average.value), n + is_taken), is_finite, is_nonzero
 
 
 def _is_average(node: PyTree) -> bool:

@@ -25,7 +25,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import Group, Parts, for_each, group_by_shape, join, split
+from .groups import Group, Parts, group_by_shape, join, per_layer, split
 from .intake import (
     Average,
     Fallbacks,
@@ -183,7 +183,7 @@ def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
     is_finite = {name: jnp.isfinite(root).all((1, 2)) for name, root in new.items()}
     has_factor = {name: average.n_estimates > 0 for name, average in state.factors.items()}
     roots = {
-        name: jnp.where(for_each(is_finite[name] & has_factor[name]), root, state.roots[name])
+        name: jnp.where(per_layer(is_finite[name] & has_factor[name]), root, state.roots[name])
         for name, root in new.items()
     }
     n_faulty = count_false(is_finite[name] | ~has_factor[name] for name in new)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from . import trust_region
-from .groups import Parts, for_each
+from .groups import Parts, per_layer
 from .layers import is_diagonal
 from .stacks import map_by_size, one_by_one
 
@@ -61,7 +61,7 @@ def damped_inverses(
     """
     damped, inverse = {}, {}
     for name, pair in factors.items():
-        pi, root = for_each(damping_ratio(*pair)), jnp.sqrt(damping)
+        pi, root = per_layer(damping_ratio(*pair)), jnp.sqrt(damping)
         for side, (factor, amount) in enumerate(zip(pair, (pi * root, root / pi), strict=True)):
             if is_diagonal(factor.shape):
                 inverse[name, side] = 1 / (factor + amount)
@@ -72,7 +72,7 @@ def damped_inverses(
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
         is_finite = jnp.stack([jnp.isfinite(side).all((1, 2)) for side in pair]).all(0)
-        is_good = for_each(is_informed[name] & is_finite)
+        is_good = per_layer(is_informed[name] & is_finite)
         result[name] = Inverses(*(jnp.where(is_good, new, old) for new, old in zip(pair, previous[name], strict=True)))
         n_failed += (is_informed[name] & ~is_finite).sum(dtype=jnp.int32)
     return result, n_failed
@@ -99,7 +99,7 @@ def bounded_or_fallback(
     """
     inner_product, is_ready = jnp.zeros([]), {}
     for name, step in steps.items():
-        is_ready[name] = for_each(has_curvature[name] & jnp.isfinite(step).all((1, 2)))
+        is_ready[name] = per_layer(has_curvature[name] & jnp.isfinite(step).all((1, 2)))
         inner_product += jnp.vdot(jnp.where(is_ready[name], step, 0), gradients.matrices[name])
     clip = trust_region.kl_clip(inner_product, kl_clip)
     return fallback._replace(
@@ -127,6 +127,6 @@ def no_inverses(input_shape: Sequence[int], output_shape: Sequence[int]) -> Inve
     return Inverses(*(jnp.zeros(shape, jnp.float32) for shape in (input_shape, output_shape)))
 
 
-def exists(inverses: Inverses) -> Array:
+def has_inverse(inverses: Inverses) -> Array:
     """Whether there has been an inversion `[...]`: the diagonal of a positive definite matrix is above zero."""
     return inverses.inputs[..., 0, 0] > 0

@@ -32,7 +32,7 @@ from .intake import (
     values,
 )
 from .layers import Layer, at_least_float32
-from .precondition import Inverses, bounded_or_fallback, damped_inverses, exists, no_inverses, precondition
+from .precondition import Inverses, bounded_or_fallback, damped_inverses, has_inverse, no_inverses, precondition
 from .routing import routed
 from .schedules import Scalar, ScalarOrSchedule, schedulable
 
@@ -59,7 +59,7 @@ class KFACState(NamedTuple):
 
     Attributes:
         count: `[]` int32, updates made.
-        fallbacks: times that a layer went without its new curvature or gradient.
+        fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
         inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
         second_moment: moving average of the squared gradient, for the fallback.
@@ -180,8 +180,8 @@ def scale_by_kfac(
         state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
-        has_inverse = {name: exists(inverses) for name, inverses in state.inverses.items()}
-        updates = bounded_or_fallback(steps, parts, has_inverse, updates, jnp.asarray(kl_clip))
+        is_ready = {name: has_inverse(inverses) for name, inverses in state.inverses.items()}
+        updates = bounded_or_fallback(steps, parts, is_ready, updates, jnp.asarray(kl_clip))
         return join(gradients, groups, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

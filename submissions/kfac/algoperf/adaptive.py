@@ -62,9 +62,9 @@ class SOAPHyperparameters(AdamOptions, CurvatureHyperparameters):
     Attributes:
         factor_decay: decay of the factors' moving average.
         refresh_period: steps between refreshes of the bases; ten in the source.
-        full_steps: the first steps, which all refresh, by eigendecompositions; later refreshes are power iterations.
-            Three, as a head that starts from zero, under a warm-up that does, keeps every gradient from the layers
-            before it until then.
+        full_steps: each of the first `full_steps` steps refreshes the bases by eigendecomposition; later refreshes
+            are power iterations. With a head and a learning rate that both start from zero, the layers before the
+            head have no gradient in the first two steps, so the default is three.
     """
 
     factor_decay: float = 0.95

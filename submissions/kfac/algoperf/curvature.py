@@ -67,12 +67,12 @@ class FactorOptions:
     """How Kronecker factors are estimated, and how often.
 
     Attributes:
-        refresh_share: after step n the factors are estimated and used anew 1 + refresh_share·n steps later. Curvature
+        refresh_share: after step n the next estimate and refresh come 1 + refresh_share·n steps later. Curvature
             changes fast at first and ever more slowly, so this has no upper bound. The factors are averaged over
             `AVERAGED_SHARE` of the steps so far.
-        statistics_parts: the factors are estimated on about one in so many of the batch's examples.
-        rows_per_width: expand's input factors are averaged over about so many times their width of rows, spread over
-            the batch; 0 for all rows.
+        statistics_parts: the factors are estimated on one in `statistics_parts` of the batch's examples.
+        rows_per_width: expand estimates an input factor of width n from about `rows_per_width * n` rows, drawn
+            uniformly over the batch; 0 takes all rows.
     """
 
     refresh_share: float = 0.1
@@ -158,7 +158,7 @@ class CurvatureAlgorithm(Algorithm):
         )
 
     def metrics(self, state: PyTree) -> dict[str, Array]:
-        """How often since the start a layer went without its new curvature or gradient, and how often by a fault."""
+        """How often a layer's new curvature or gradient was not used so far, and how often because it was not finite."""
         counts = [part.fallbacks for part in state if hasattr(part, "fallbacks")]
         n_zero, n_faulty = (sum(column) for column in zip(*counts, strict=True))
         return {"n_curvature_fallbacks": n_zero + n_faulty, "n_curvature_faults": n_faulty}

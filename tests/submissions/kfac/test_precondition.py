@@ -9,7 +9,7 @@ from submissions.kfac.precondition import (
     Inverses,
     damped_inverses,
     damping_ratio,
-    exists,
+    has_inverse,
     no_inverses,
     precondition,
 )
@@ -94,7 +94,7 @@ def test_a_layer_without_an_estimate_gets_no_inverse():
     factors = {"group": stacked(*[(np.eye(2), np.eye(3))] * 2)}
     informed = {"group": jnp.array([True, False])}
     got, n_failed = damped_inverses(factors, jnp.float32(1.0), {"group": no_inverses((2, 2, 2), (2, 3, 3))}, informed)
-    assert exists(got["group"]).tolist() == [True, False] and n_failed == 0
+    assert has_inverse(got["group"]).tolist() == [True, False] and n_failed == 0
 
 
 @pytest.mark.parametrize(
