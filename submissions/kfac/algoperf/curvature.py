@@ -158,7 +158,7 @@ class CurvatureAlgorithm(Algorithm):
         )
 
     def metrics(self, state: PyTree) -> dict[str, Array]:
-        """How often a layer's new curvature or gradient was not used so far, and how often because it was not finite."""
+        """How often a layer's new curvature or gradient was not used, and how often because it was not finite."""
         counts = [part.fallbacks for part in state if hasattr(part, "fallbacks")]
         n_zero, n_faulty = (sum(column) for column in zip(*counts, strict=True))
         return {"n_curvature_fallbacks": n_zero + n_faulty, "n_curvature_faults": n_faulty}
