@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
+# Processes of `make test`; each needs about 4 GB. A file's tests stay in one, so that they share compiled programs.
+TEST_WORKERS ?= 2
+PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 INSTALLED := $(VENV)/.installed
 CAN_PREPARE := $(VENV)/.can_prepare
 CAN_DOCUMENT := $(VENV)/.can_document
@@ -58,8 +61,8 @@ evidence: setup ## compare all submissions by docs/evidence.md, for hours; it co
 	$(VENV)/bin/python scripts/run_evidence.py $(EVIDENCE_FLAGS)
 
 test: setup ## run the tests, without the slow ones
-	JAX_ENABLE_X64=0 $(PYTEST) -q
-	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q tests/x64)
+	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL)
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) tests/x64)
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
 test-slow: setup-prepare setup-docs setup-harness ## run the slow tests, for which TensorFlow and MkDocs are added
