@@ -1,4 +1,4 @@
-"""Sweeps whose machines, clocks and supervisors fail, with real processes."""
+"""Sweeps whose machines, clocks, servers and supervisors fail, with real processes."""
 
 import os
 import shutil
@@ -6,11 +6,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from tests.tuning.databases import postgresql_server
 from tests.tuning.sweeps import ROOT, finished, shown, start
+from tuning.point_queue import PointQueue
 
 pytestmark = pytest.mark.slow
 for _library in ("optuna", "rdkit", "grain"):
@@ -19,6 +22,12 @@ for _library in ("optuna", "rdkit", "grain"):
 
 def _logs(folder):
     return "".join(file.read_text() for file in (folder / "sweep" / "logs").iterdir())
+
+
+def _wait_for(condition, process, period_s=0.1):
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(period_s)
 
 
 def test_without_a_device_no_point_is_taken(tmp_path):
@@ -94,3 +103,45 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
     silent.send_signal(signal.SIGCONT)
     assert taken == ["2", "ended"]
     assert [process.communicate()[0].split() for process in (living, silent)] == [["ended"], ["lost"]]
+
+
+def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
+    flags = ["--num_tuning_trials=3", "--max_global_steps=2000", "--workers=2", "--max_retries=0", "--heartbeat_s=20"]
+    trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2)]
+
+    def stopped_by(name):
+        sweep = start(tmp_path, "sweep", *flags)
+        _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
+        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
+        workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
+        sweep.send_signal(getattr(signal, name))
+        output, _ = sweep.communicate()
+        last = output.splitlines()[-1]
+        assert last.startswith(f"stopped by {name}: 0/3 done") and last.endswith("run the same command again to go on")
+        assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+        assert "Traceback" not in output + _logs(tmp_path)
+        return sweep.returncode
+
+    assert stopped_by("SIGTERM") == 75
+    assert _logs(tmp_path).count("the checkpoint of step") == 2
+    assert stopped_by("SIGINT") == 130
+    plain = start(tmp_path, "sweep", "--show", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert "0/3 done, 3 waiting, 0 hit" in finished(plain)  # no death is counted: one would be too many
+
+
+def test_a_server_that_starts_again_is_waited_for(caplog):
+    with postgresql_server() as server:
+        queue = PointQueue(server.url, "restarted", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
+        first = queue.claim()
+        with queue.alive(first):
+            for index in (1, 2, 3):
+                server.stop()
+                starting = threading.Timer(3.0, server.start)
+                starting.start()
+                lease = first if index == 1 else queue.claim()
+                assert lease.index == index and queue.finish(lease, {"steps": index}, 1.0)
+                starting.join()
+        assert [(p.state, p.result, p.n_deaths) for p in queue.status()] == [
+            ("done", {"steps": i}, 0) for i in (1, 2, 3)
+        ]
+        assert caplog.text.count("waiting for the storage postgresql://") == 3
