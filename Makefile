@@ -1,9 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
-# Processes of `make test`; each needs about 4 GB. A file's tests stay in one, so that they share compiled programs.
+# Processes of `make test`; each needs about 4 GB. A file's tests mostly stay in one, and share compiled programs.
 TEST_WORKERS ?= 2
-PARALLEL := -n $(TEST_WORKERS) --dist loadfile
+PARALLEL := -n $(TEST_WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
 CAN_PREPARE := $(VENV)/.can_prepare
 CAN_DOCUMENT := $(VENV)/.can_document
