@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import os
 import signal
 
 import jax
@@ -45,7 +44,7 @@ class Workload(FakeWorkload):
 
     def send(self, where):
         if where in self.signals:
-            os.kill(os.getpid(), self.signals.pop(where))
+            signal.raise_signal(self.signals.pop(where))
 
     def _build_input_queue(self, data_rng, split, data_dir, global_batch_size):
         self.send("set-up")
@@ -134,15 +133,14 @@ def test_signals_between_trials_and_ignored_ones(tmp_path):
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert interruption.signal_name is None
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert interruption.signal_name == "SIGTERM"
             with pytest.raises(Interrupted), interruption.ends_at_once():
                 raise AssertionError
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                signal.pause()
+                signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, ignored)
