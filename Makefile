@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
-# Processes of `make test`; each needs about 4 GB. A file's tests mostly stay in one, and share compiled programs.
+# Processes of `make test` and `make test-slow`; each needs about 4 GB. A file's tests mostly stay in one, and share compiled programs.
 TEST_WORKERS ?= 2
 PARALLEL := -n $(TEST_WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
@@ -66,8 +66,8 @@ test: setup ## run the tests, without the slow ones
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
 test-slow: setup-prepare setup-docs setup-harness ## run the slow tests, for which TensorFlow and MkDocs are added
-	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/x64 || [ $$? -eq 5 ])
-	JAX_ENABLE_X64=0 $(PYTEST) -q -m slow || [ $$? -eq 5 ]
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) -m slow tests/x64 || [ $$? -eq 5 ])
+	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL) -m slow || [ $$? -eq 5 ]
 
 test-harness: setup setup-harness ## run the submissions on the official runner's contract, today's libraries and its own
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m "slow or not slow" tests/harness
