@@ -98,7 +98,7 @@ def test_workers_that_stood_still_and_came_back_have_written_nothing(tmp_path, u
     finished(supervisor)
     assert trials(tmp_path, "sweep") == undisturbed
     logs = "".join(file.read_text() for file in (tmp_path / "sweep" / "logs").iterdir())
-    assert "taken over" in logs
+    assert "it is this process's now" in logs
     ends = sorted(
         line for line in logs.splitlines() if line.startswith("trial ") and line.endswith((": budget", "step"))
     )
@@ -111,7 +111,7 @@ def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
     file = tmp_path / "sweep" / "b3db_jax" / "trial_1" / "outcome.json"
     before = file.stat().st_mtime_ns
     assert "budget" in finished(start(tmp_path, "sweep", *flags)) and file.stat().st_mtime_ns == before
-    assert "has another seed: 0, not 1" in refusal(start(tmp_path, "sweep", *flags, "--rng_seed=1"))
+    assert "has another rng_seed: 0, not 1" in refusal(start(tmp_path, "sweep", *flags, "--rng_seed=1"))
 
 
 def test_a_missing_data_set_is_refused_in_one_line_and_no_trial_is_spent(tmp_path):
