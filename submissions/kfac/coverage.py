@@ -42,8 +42,8 @@ def describe(
 ) -> str:
     """Which parameters are preconditioned and which go to the fallback, one line each; every parameter once.
 
-    With `forward`, and the arguments for `estimate`, it is told what this very model's estimate will have, and the
-    reason where it has none. Without it is what the layers promise, if the model uses them as layers.
+    With `forward`, and the arguments for `estimate`, the text says which factors this model's estimate will have, and
+    why a layer has none. Without it, the text assumes that the model uses every layer as its parameters suggest.
 
     Args:
         forward: params -> (outputs, auxiliary values); only shapes are computed.

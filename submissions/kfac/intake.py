@@ -107,7 +107,7 @@ def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
 def accumulate(
     averages: Mapping[str, PyTree], groups: Sequence[Group], estimates: Mapping[str, PyTree], decay: Scalar
 ) -> tuple[dict[str, PyTree], Fallbacks]:
-    """Update the averages by one batch's estimates, of which only finite ones that are not zero count.
+    """Update the averages by one batch's estimates. An estimate that is zero or not finite is not used.
 
     Args:
         averages: group name -> tree of `Average`.

@@ -101,9 +101,9 @@ def batch_layout(
         is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
         is_token: `[n_examples, positions]` 1 for a real token and 0 for padding: a layer whose input begins with these
             two axes has the padding left out of its factors, and reduce's means are over the real tokens.
-        example_axis: 1 for time-major inputs `[positions, n_examples, ...]`, of which `is_token` is the transpose; an
-            input with one leading axis has the examples there all the same. 0 says that inputs are not time-major, and
-            so ends the warning where there are as many positions as examples.
+        example_axis: 1 for time-major inputs `[positions, n_examples, ...]`; `is_token` keeps the examples first.
+            An input with one leading axis has the examples there in any case. 0 states that inputs are not time-major,
+            which ends the warning where there are as many positions as examples.
 
     Raises:
         ValueError: `is_token` is not of that shape.
@@ -129,14 +129,14 @@ def row_layout(
     """A layout that says whose example each row is, where rows are not one example's each.
 
     `row_layout(8, [jnp.repeat(jnp.arange(8), 5)])` describes `[8·5, d]` made of `[8, 5, d]` by a reshape. Windows of an
-    image, tokens sent to experts and the like are told in the same way.
+    image or tokens sent to experts are described in the same way.
 
     Args:
         n_examples: examples in the batch; a leading axis of this length is the examples, as in `batch_layout`.
         examples: int arrays `[*lead]`, each for layers whose inputs have these leading axes: the example of each entry,
             or below 0 for padding.
         is_example: as for `batch_layout`.
-        shared: lengths of leading axes whose entries all examples have in common, as of a table of positions. Such a
+        shared: lengths of leading axes whose entries belong to all examples, such as a table of positions. Such a
             layer's factors need the sampled Fisher, in which examples are independent.
 
     Raises:
