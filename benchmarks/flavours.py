@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.programs import PARTS, cost_of_parts, step_programs
+from benchmarks.programs import PARTS, cost_of_parts, step_programs, work
 from benchmarks.timing import markdown
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
@@ -71,7 +71,7 @@ def factor_flops(side: str, use: Use, layer: Layer, sharing: Sharing) -> float:
             return input_factor(uses, sharing, layer.has_bias)
         return output_factor(uses, sharing, jax.numpy.float32(len(values)))
 
-    return jax.jit(factor).lower(use.values).compile().cost_analysis()["flops"]
+    return work(jax.jit(factor).lower(use.values).compile())["flops"]
 
 
 def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use]]:
@@ -100,7 +100,7 @@ def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use
 
 def positions_and_width(use: Use) -> tuple[int, int]:
     """R and d of a layer's side, those of its patches where it is a convolution."""
-    shape = use.values.shape
-    if use.convolution is not None:
-        shape = jax.eval_shape(lambda x: patches(x, use.convolution), use.values).shape
+    shape, convolution = use.values.shape, use.convolution
+    if convolution is not None:
+        shape = jax.eval_shape(lambda x: patches(x, convolution), use.values).shape
     return math.prod(shape[1:-1]), shape[-1]

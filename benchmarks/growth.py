@@ -12,9 +12,10 @@ from benchmarks.made_up import MadeUpImages
 from benchmarks.programs import PARTS, cost_of_parts, step_programs
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, EKFACAdam
+from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
 from submissions.kfac.sharing import Sharing
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, CurvatureAlgorithm] = {
     "kfac_expand": KFAC(Sharing.EXPAND),
     "kfac_reduce": KFAC(Sharing.REDUCE),
     "ekfac_adam_expand": EKFACAdam(Sharing.EXPAND),

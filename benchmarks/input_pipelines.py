@@ -108,6 +108,8 @@ def _wait_for_idle_threads(at_most_s: float = 30.0) -> None:
 def _crop_and_flip(encoded: bytes, rng: np.random.Generator | None) -> np.ndarray:
     from workloads.images import augment, decode
 
+    if rng is None:
+        raise ValueError("random crops are for training batches, which come with a generator")
     header = decode.header(encoded)
     box = augment.random_box(header.height, header.width, rng) or augment.central_box(header.height, header.width)
     return augment.random_flip(decode.crop(encoded, header, box, _OUT), rng)

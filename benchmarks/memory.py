@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from benchmarks.programs import whole_step
 from benchmarks.timing import markdown
-from submissions.algoperf.contract import Algorithm
+from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
 from workloads import registry
 
 
-def table(cases: Sequence[tuple[str, int, int]], algorithms: dict[str, Algorithm]) -> str:
+def table(cases: Sequence[tuple[str, int, int]], algorithms: dict[str, CurvatureAlgorithm]) -> str:
     """A row for each (workload, batch size, micro-batches) and algorithm: GiB of its largest step, which does all."""
     rows = []
     for name, batch_size, micro_batches in cases:

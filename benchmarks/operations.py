@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from benchmarks.programs import work
 from benchmarks.timing import markdown
 from tuning import search_space
 from tuning.submission import Submission
@@ -35,10 +36,11 @@ def _run_means(workload_name: str, batch_size: int, submission: Submission, seed
     batch = next(workload.synthetic_queue(key, batch_size))
     params, model_state = workload.init_model_fn(key)
     state, steps = submission.init_optimizer_state(workload, params, model_state, point, key)
-    means, counts = Counter(), Counter(steps.variants(point, workload.step_hint))
+    counts = Counter(steps.variants(point, workload.step_hint))
+    means = dict.fromkeys(_COUNTED, 0.0)
     for variant, n in counts.items():
         lowered = steps.lower(variant, point, state, params, model_state, batch, key)
-        counted = lowered.compile().cost_analysis()
+        counted = work(lowered.compile())
         for name in _COUNTED:
             means[name] += counted[name] * n / workload.step_hint
     return means

@@ -13,7 +13,6 @@ import optax
 
 from benchmarks.timing import Timing, in_turn
 from submissions.algoperf import hyperparameters
-from submissions.algoperf.contract import Algorithm
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
@@ -25,6 +24,18 @@ PyTree = Any
 PARTS = ("forward and backward", "apply", "factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
 _EVERY_ROW = {"rows_per_width": 0}  # as the paper has it: factors over all rows
+
+
+def work(compiled: jax.stages.Compiled) -> Mapping[str, float]:
+    """What the compiler counts of a program: "flops", "bytes accessed" and more.
+
+    Raises:
+        NotImplementedError: this device's compiler counts nothing.
+    """
+    counted = compiled.cost_analysis()
+    if counted is None:
+        raise NotImplementedError(f"the compiler for {jax.default_backend()} counts no operations: use a CPU")
+    return counted
 
 
 class Program:
@@ -46,15 +57,23 @@ class Program:
     def bytes(self) -> int:
         """Device memory of arguments, results and temporaries, by the compiler's own count."""
         m = self._compiled.memory_analysis()
+        if m is None:
+            raise NotImplementedError(f"the compiler for {jax.default_backend()} counts no memory: use a CPU")
         return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
     @property
     def flops(self) -> float:
-        return self._compiled.cost_analysis()["flops"]
+        return work(self._compiled)["flops"]
 
 
-def step_programs(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int) -> dict[str, Program]:
-    """The programs that each add one of `PARTS`: SGD, then the algorithm's step without news, with factors, and all."""
+def step_programs(
+    workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int
+) -> dict[str, Program]:
+    """Programs that each add one of `PARTS`.
+
+    SGD; the algorithm's step with the factors that it has; one that also estimates factors; one that also refreshes
+    what is computed from them.
+    """
     h = _hyperparameters(algorithm)
     state, batch = _start(workload, algorithm, h, seed), jax.device_put(batch)
     return {
@@ -63,7 +82,7 @@ def step_programs(workload: Any, algorithm: Algorithm, batch: Mapping[str, Any],
 
 
 def whole_step(
-    workload: Any, algorithm: Algorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
+    workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
 ) -> Program:
     """The program of all `PARTS`, from shapes alone, to ask for its memory."""
     h = _hyperparameters(algorithm, micro_batches=micro_batches)
@@ -71,17 +90,17 @@ def whole_step(
     return Program(_step_to(PARTS[-1], workload, algorithm, h), state, batch)
 
 
-def _hyperparameters(algorithm: Algorithm, **more: int) -> Any:
+def _hyperparameters(algorithm: CurvatureAlgorithm, **more: int) -> Any:
     point = _POINT | _EVERY_ROW | ({"damping": 1e-2} if isinstance(algorithm, KFAC) else {}) | more
     return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
 
 
-def _start(workload: Any, algorithm: Algorithm, h: Any, seed: int) -> PyTree:
+def _start(workload: Any, algorithm: CurvatureAlgorithm, h: Any, seed: int) -> PyTree:
     params, model_state = workload.init_model_fn(jax.random.PRNGKey(seed))
     return algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed)
 
 
-def _step_to(part: str, workload: Any, algorithm: Algorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
+def _step_to(part: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
     """The step with everything up to `part`."""
     if part == PARTS[0]:
         return functools.partial(_sgd, workload)
@@ -112,7 +131,9 @@ def _sgd(workload: Any, carry: PyTree, batch: PyTree) -> PyTree:
     return state, optax.apply_updates(params, updates), model_state, key
 
 
-def _step(algorithm: Algorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree) -> PyTree:
+def _step(
+    algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
+) -> PyTree:
     state, params, model_state, key = carry
     key, model_key, step_key = jax.random.split(key, 3)
     problem = _problem(workload, batch, model_state, model_key)

@@ -71,7 +71,7 @@ def write_gpu_suite(options: Options, say: Callable[[str], None]) -> None:
 
     The models come in the order of what they tell; where the minutes end before the last one, the page says so.
     """
-    deadline, parts = Deadline(options.minutes), []
+    deadline, parts = Deadline(options.minutes), list[str]()
     for workload, batch_size, micro_batches in _GPU_SUITE:
         if parts and deadline.has_passed:
             parts.append(f"Not run, as the {options.minutes:g} minutes were over: {workload}, batch {batch_size}.\n")

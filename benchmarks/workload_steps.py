@@ -46,7 +46,7 @@ class StepCosts:
 
     @property
     def commonest(self) -> Timing:
-        return self.timings[max(self.in_run, key=self.in_run.get)]
+        return self.timings[max(self.in_run, key=lambda variant: self.in_run[variant])]
 
     @property
     def slowest(self) -> Timing:

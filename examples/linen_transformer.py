@@ -12,7 +12,7 @@ end close together, AdamW's a little above the others'. It is one seed and no be
 
 import argparse
 import csv
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 
 import flax.linen as nn
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
 def read_molecules() -> np.ndarray:
     """Codes of characters `[n_molecules, LENGTH + 1]`; 0 at the start and after the end."""
-    path = Path(importlib.util.find_spec("B3DB").submodule_search_locations[0], "B3DB_classification.tsv")
+    path = Path(str(importlib.metadata.distribution("qc-b3db").locate_file("B3DB/B3DB_classification.tsv")))
     with path.open(newline="", encoding="utf-8") as file:
         strings = [row["SMILES"][:LENGTH] for row in csv.DictReader(file, delimiter="\t")]
     alphabet = sorted(set("".join(strings)))

@@ -11,7 +11,6 @@ K-FAC's loss falls furthest and AdamW's least. It is one seed and no benchmark.
 """
 
 import argparse
-import functools
 from pathlib import Path
 
 import jax
@@ -60,7 +59,7 @@ def train(name: str, images: np.ndarray, labels: np.ndarray, n_steps: int) -> li
     transformation, curvature = optimizers(layers, n_steps)[name]
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
-    @functools.partial(nnx.jit, static_argnames="refresh")
+    @nnx.jit(static_argnames="refresh")
     def step(model, optimizer, images, labels, key, refresh):
         graph, params = nnx.split(model, nnx.Param)
 

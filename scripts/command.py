@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
@@ -35,7 +36,7 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
 
     def start(argv: list[str]) -> None:
         own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
-        chosen = {flag.name: flag.value for flag in own}
+        chosen: dict[str, Any] = {flag.name: flag.value for flag in own}
         compilation_cache.use(chosen.pop("compilation_cache_dir"))
         main(chosen, argv[1:]) if takes_words else main(chosen)
 

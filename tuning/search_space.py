@@ -86,8 +86,8 @@ class Sampling(enum.Enum):
     SOBOL = "sobol"
 
 
-def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[tuple]:
-    """The first n points of a search space.
+def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[Any]:
+    """The first n points of a search space, each a namedtuple of hyperparameters.
 
     Point i is the same for every n. A list gives its points in order, and all it has when n is greater (as AlgoPerf
     does).

@@ -55,7 +55,7 @@ class FlaxWorkload(Workload):
         """-> (logits [examples, outputs], None); there is no state. `rng` is unused in EVAL mode."""
         del model_state, update_batch_norm
         train = mode == ForwardPassMode.TRAIN
-        logits = self.model.apply(
+        logits: Any = self.model.apply(
             {"params": params},
             self._model_inputs(augmented_and_preprocessed_input_batch["inputs"]),
             train=train,

@@ -93,12 +93,12 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class SplitSizes:
-    """Examples in each split; `eval_train` is a fixed subset of `train`, `test=None` is no test split."""
+    """Examples in each split; `eval_train` is a fixed subset of `train`."""
 
     train: int
     eval_train: int
     validation: int
-    test: int | None
+    test: int
 
 
 class TrainingQueue(Protocol):
@@ -164,7 +164,7 @@ class Workload(abc.ABC):
         return self.split_sizes.validation
 
     @property
-    def num_test_examples(self) -> int | None:
+    def num_test_examples(self) -> int:
         return self.split_sizes.test
 
     @property
@@ -226,9 +226,12 @@ class Workload(abc.ABC):
         mode: ForwardPassMode,
         rng: Any,
         update_batch_norm: bool,
-        dropout_rate: float,
+        dropout_rate: float | None = None,
     ) -> tuple[Any, Any]:
-        """-> (logits, new model state). Dropout is active in TRAIN mode only; its rate may be traced."""
+        """-> (logits, new model state).
+
+        Dropout is active in TRAIN mode only. Its rate may be traced; None stands for the workload's own.
+        """
 
     @abc.abstractmethod
     def loss_fn(
@@ -282,11 +285,12 @@ class Workload(abc.ABC):
         global_step: int,
     ) -> dict[str, float]:
         """Loss and metrics of every split, as `"train/loss"`, `"validation/..."`, `"test/..."`."""
-        splits = [("train", "eval_train", self.num_eval_train_examples, data_dir)]
-        splits.append(("validation", "validation", self.num_validation_examples, data_dir))
-        if self.num_test_examples is not None:
-            splits.append(("test", "test", self.num_test_examples, imagenet_v2_data_dir or data_dir))
-        results = {}
+        splits = [
+            ("train", "eval_train", self.num_eval_train_examples, data_dir),
+            ("validation", "validation", self.num_validation_examples, data_dir),
+            ("test", "test", self.num_test_examples, imagenet_v2_data_dir or data_dir),
+        ]
+        results: dict[str, float] = {}
         for prefix, split, n_examples, folder in splits:
             values = self._eval_model_on_split(
                 split, n_examples, global_batch_size, params, model_state, rng, folder, global_step

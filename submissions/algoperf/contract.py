@@ -3,10 +3,11 @@
 Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-efficiency.
 """
 
+import abc
 import functools
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,20 +35,24 @@ class StepResult(NamedTuple):
     gradient_norm: Array
 
 
-class Algorithm(Protocol):
+class Algorithm(abc.ABC):
     """A training algorithm. `h` has the hyperparameters by name: numbers are traced arrays inside `step`."""
 
     hyperparameters: type[hparams.Hyperparameters]
 
+    @abc.abstractmethod
     def init(self, params: PyTree, h: Any) -> PyTree:
         """The complete state, a pytree of arrays."""
 
+    @abc.abstractmethod
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
         """The schedule, on the host."""
 
+    @abc.abstractmethod
     def variant(self, global_step: int, h: Any) -> Hashable:
         """Which of the algorithm's compiled steps to take, chosen on the host."""
 
+    @abc.abstractmethod
     def step(
         self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
     ) -> StepResult:
@@ -177,13 +182,13 @@ def _log_metrics(workload: Any, metrics: Mapping[str, Array], global_step: int) 
 class _CompiledSteps:
     """The compiled steps of one algorithm on one workload: replicated state, batches split over the devices."""
 
-    def __init__(self, workload: Any, algorithm: Algorithm, static: Hashable):
+    def __init__(self, workload: Any, algorithm: Algorithm, static: hparams.Static):
         self._workload = workload
         self._algorithm = algorithm
         self._static = static
         self._mesh = Mesh(np.array(jax.devices()), ("batch",))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
-        self._jitted: dict[Hashable, Callable] = {}
+        self._jitted: dict[Hashable, jax.stages.Wrapped] = {}
         self._shapes: tuple[PyTree, ...] = ()
 
     def start(self, state: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
@@ -196,7 +201,7 @@ class _CompiledSteps:
         carried = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
         return self._program(variant)(*carried, *rest)
 
-    def _program(self, variant: Hashable) -> Callable[..., StepResult]:
+    def _program(self, variant: Hashable) -> jax.stages.Wrapped:
         if variant not in self._jitted:
             split = NamedSharding(self._mesh, PartitionSpec("batch"))
             self._jitted[variant] = jax.jit(
@@ -244,5 +249,5 @@ class _CompiledSteps:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_steps(workload: Any, algorithm: Algorithm, static: Hashable) -> _CompiledSteps:
+def _compiled_steps(workload: Any, algorithm: Algorithm, static: hparams.Static) -> _CompiledSteps:
     return _CompiledSteps(workload, algorithm, static)

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+Static = tuple[tuple[str, Hashable], ...]  # names and values
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
@@ -34,7 +36,7 @@ class Hyperparameters:
     micro_batches: int = 1
 
     # name -> (least, most); both may be reached.
-    bounds: typing.ClassVar[Mapping[str, tuple[float, float]]] = {
+    bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "learning_rate": (0, float("inf")),
         "weight_decay": (0, float("inf")),
         "schedule_fraction": (1e-6, 10),
@@ -59,7 +61,7 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     if unknown or missing:
         problem = f"unknown hyperparameter {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
         raise ValueError(f"{problem}; known are {', '.join(fields)} (needed: {', '.join(sorted(required))})")
-    hints = _type_hints(kind)
+    hints = _type_hints(kind)  # type: ignore[arg-type]  # mypy takes the hash of the instances for that of the class
     values = {name: _convert(name, value, hints[name]) for name, value in given.items()}
     for name, (least, most) in kind.bounds.items():
         if values.get(name) is not None and not least <= values[name] <= most:
@@ -67,7 +69,7 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     return kind(**values)
 
 
-def split(hyperparameters: Hyperparameters) -> tuple[Hashable, dict[str, float]]:
+def split(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
     """(static part, numbers): numbers become arrays of the compiled step, so that trials share its compilation.
 
     Floating-point values are numbers; whole numbers, words and absent options are static.
@@ -77,7 +79,7 @@ def split(hyperparameters: Hyperparameters) -> tuple[Hashable, dict[str, float]]
     return tuple((name, value) for name, value in values.items() if name not in numbers), numbers
 
 
-def join(static: Hashable, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
+def join(static: Static, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
     """All hyperparameters by name again, numbers as they are now (arrays, in a compiled step)."""
     return types.SimpleNamespace(**dict(static), **numbers)
 

@@ -36,7 +36,7 @@ def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[st
 
     def one(x: Array) -> Array:
         parts = jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
-        if n_devices == 1:
+        if mesh is None or n_devices == 1:
             return parts
         return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names)))
 

@@ -22,12 +22,12 @@ def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
     """
     try:
         from ogb.utils.mol import smiles2graph
-        from rdkit import Chem, RDLogger
+        from rdkit import Chem, rdBase
     except ImportError as error:
         raise ImportError(
             f"featurising molecules needs {error.name}: run `pip install rdkit && pip install --no-deps ogb==1.3.6`"
         ) from error
-    RDLogger.DisableLog("rdApp.*")
+    rdBase.DisableLog("rdApp.*")
     try:
         for text in smiles:
             parsed = Chem.MolFromSmiles(text)
@@ -42,7 +42,7 @@ def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
                 bond_ends=graph["edge_index"].T[::2],
             )
     finally:
-        RDLogger.EnableLog("rdApp.*")
+        rdBase.EnableLog("rdApp.*")
 
 
 def _as_bytes(features: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ def pack_molpcba(data_dir: str | None) -> store.PackedGraphs:
     return packed
 
 
-def _molecules(data_dir: str | None, split: str) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+def _molecules(data_dir: str | None, split: str) -> Iterator[tuple[store.Graph, np.ndarray]]:
     examples = tfds_data.read(DATASET, split, data_dir)
     for index in range(len(examples)):
         try:

@@ -49,8 +49,11 @@ class BatchShape:
     @property
     def rows(self) -> tuple[int, int, int]:
         """Graphs, nodes and edges of a whole batch: multiples of the number of devices."""
-        counts = (self.graphs_per_sub_batch + 1, self.max_nodes + 1, self.max_edges)
-        return tuple(-(-self.sub_batches * count // self.devices) * self.devices for count in counts)
+
+        def rounded_up(count: int) -> int:
+            return -(-self.sub_batches * count // self.devices) * self.devices
+
+        return rounded_up(self.graphs_per_sub_batch + 1), rounded_up(self.max_nodes + 1), rounded_up(self.max_edges)
 
 
 def plan(graphs: PackedGraphs, order: np.ndarray, shape: BatchShape) -> list[np.ndarray]:

@@ -7,12 +7,15 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
 MISSING = -1
+
+Graph = tuple[np.ndarray, np.ndarray, np.ndarray]  # node features, bond features, bond ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,8 @@ class PackedGraphs:
         return np.flatnonzero(self.split_codes == SPLITS.index(split))
 
 
-def pack(
-    graphs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], labels: np.ndarray, split_codes: np.ndarray
-) -> PackedGraphs:
-    """One (node features, bond features, bond ends) per graph -> `PackedGraphs`.
+def pack(graphs: Sequence[Graph], labels: np.ndarray, split_codes: np.ndarray) -> PackedGraphs:
+    """Many graphs -> their `PackedGraphs`.
 
     Args:
         labels: [n_graphs, n_tasks] 0, 1, or NaN where missing.
@@ -80,7 +81,8 @@ def save(graphs: PackedGraphs, path: Path, *, source: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays, header=np.array(_header(arrays, source)))
+            members: dict[str, Any] = {**arrays, "header": np.array(_header(arrays, source))}
+            np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -183,10 +183,10 @@ def _grey(image: Image) -> np.ndarray:
     return _to_bytes(image @ np.array([0.2989, 0.5870, 0.1140], np.float32))
 
 
-def _blend(plain: np.ndarray, image: Image) -> Image:
+def _blend(plain: np.ndarray | np.uint8, image: Image) -> Image:
     """`plain` and the image extrapolated beyond the image, cut to bytes."""
-    plain = plain.astype(np.float32)
-    return _to_bytes(plain + np.float32(_ENHANCE) * (image - plain))
+    start = plain.astype(np.float32)
+    return _to_bytes(start + np.float32(_ENHANCE) * (image - start))
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
@@ -197,9 +197,14 @@ def _affine(image: Image, matrix: np.ndarray) -> Image:
     """Every pixel (x, y) from `matrix` (x, y, 1) of the image, the nearest one, grey where there is none."""
     import cv2
 
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (_GREY, _GREY, _GREY)}
-    return cv2.warpAffine(image, matrix.astype(np.float64), image.shape[1::-1], flags=flags, **border)
+    return cv2.warpAffine(
+        image,
+        matrix.astype(np.float64),
+        (image.shape[1], image.shape[0]),
+        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(_GREY, _GREY, _GREY),
+    )
 
 
 def _equalize_channel(channel: np.ndarray) -> np.ndarray:

@@ -19,8 +19,7 @@ TEST = tfds_data.Dataset("imagenet_v2", "3.0.0", "matched-frequency")
 _MIXUP_ALPHA = 0.2
 
 
-def _vit_s16(**variant: object) -> ViT:
-    return ViT(num_classes=1000, patch_size=(16, 16), width=384, depth=12, mlp_dim=1536, num_heads=6, **variant)
+_vit_s16 = partial(ViT, num_classes=1000, patch_size=(16, 16), width=384, depth=12, mlp_dim=1536, num_heads=6)
 
 
 class ImagenetVitWorkload(ImageWorkload):

@@ -5,6 +5,7 @@ pooling, tanh pre-logits, zero-initialised head. The enums are AlgoPerf's three 
 """
 
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,17 @@ def position_embedding(height: int, width: int, features: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None].astype(jnp.float32)
 
 
-def _attention(num_heads: int, name: str) -> nn.Module:
+def _attention(num_heads: int, name: str) -> nn.MultiHeadDotProductAttention:
     return nn.MultiHeadDotProductAttention(
         num_heads=num_heads, kernel_init=nn.initializers.xavier_uniform(), deterministic=True, name=name
+    )
+
+
+def _dense(features: int) -> nn.Dense:
+    return nn.Dense(
+        features,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=nn.initializers.normal(stddev=1e-6),
     )
 
 
@@ -59,16 +68,12 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
-        inits = {
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "bias_init": nn.initializers.normal(stddev=1e-6),
-        }
         width = x.shape[-1]
-        x = nn.gelu(nn.Dense(self.mlp_dim, **inits)(x))
+        x = nn.gelu(_dense(self.mlp_dim)(x))
         if self.gate is Gate.GLU:
-            x = x * nn.Dense(self.mlp_dim, **inits)(x)
+            x = x * _dense(self.mlp_dim)(x)
         x = Dropout(deterministic=not train)(x, dropout_rate)
-        return nn.Dense(width, **inits)(x)
+        return _dense(width)(x)
 
 
 class EncoderBlock(nn.Module):
@@ -84,7 +89,8 @@ class EncoderBlock(nn.Module):
         attention = _attention(self.num_heads, "MultiHeadDotProductAttention_1")
         mlp = MlpBlock(self.mlp_dim, self.gate, name="MlpBlock_3")
         norms = nn.LayerNorm(name="LayerNorm_0"), nn.LayerNorm(name="LayerNorm_2")
-        layers = attention, lambda y: mlp(y, train=train, dropout_rate=dropout_rate)
+        layers: list[Callable[[jax.Array], jax.Array]]
+        layers = [attention, lambda y: mlp(y, train=train, dropout_rate=dropout_rate)]
         for layer, norm in zip(layers, norms, strict=True):
             y = layer(norm(x) if self.norm is NormPlacement.BEFORE else x)
             x = x + Dropout(deterministic=not train)(y, dropout_rate)
@@ -138,7 +144,6 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         """[batch, height, width, channels] -> logits [batch, num_classes]."""
-        dropout = {"train": train, "dropout_rate": dropout_rate}
         x = nn.Conv(self.width, self.patch_size, strides=self.patch_size, padding="VALID", name="conv_patch_extract")(
             images
         )
@@ -146,10 +151,11 @@ class ViT(nn.Module):
         x = x.reshape(batch, rows * columns, features) + position_embedding(rows, columns, features)
         x = Dropout(deterministic=not train)(x, dropout_rate)
         encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.gate, self.norm, name="Transformer")
-        x = encoder(x, **dropout)
+        x = encoder(x, train=train, dropout_rate=dropout_rate)
         if self.pooling is Pooling.MEAN:
             x = x.mean(axis=1)
         else:
-            x = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")(x, **dropout)
+            pooling = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")
+            x = pooling(x, train=train, dropout_rate=dropout_rate)
         x = nn.tanh(nn.Dense(self.width, name="pre_logits")(x))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)

@@ -4,7 +4,7 @@ A concrete one brings model, data, sizes and a target. Images travel as bytes, a
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice, repeat
 from typing import Any
 
@@ -40,7 +40,7 @@ class ImageWorkload(FlaxWorkload):
         self._splits: dict[str | None, dict[str, Images]] = {}
 
     @abc.abstractmethod
-    def _load_splits(self, data_dir: str | None) -> dict[str, Images]:
+    def _load_splits(self, data_dir: str | None) -> Mapping[str, Images]:
         """ "train", "validation" and "test"; called once per folder."""
 
     @property
@@ -105,10 +105,10 @@ class ImageWorkload(FlaxWorkload):
         images = LabelledImages(pixels, labels, self.model.num_classes)
         return repeat(images.batch(np.arange(global_batch_size), size=global_batch_size))
 
-    def _with_eval_train(self, splits: dict[str, Images]) -> dict[str, Images]:
+    def _with_eval_train(self, splits: Mapping[str, Images]) -> dict[str, Images]:
         """Adds "eval_train", the same random part of "train" in every run."""
         shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(len(splits["train"]))
-        return splits | {"eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))}
+        return {**splits, "eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))}
 
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         return {"accuracy": accuracy(predictions.targets, predictions.logits, predictions.weights)}
