@@ -9,10 +9,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
-from tuning.interruption import Interrupted, stop_while_importing
+from tuning.interruption import Interrupted, default_handlers, stop_while_importing
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, stop_while_importing)  # importing the libraries takes seconds
+if _HANDLERS := default_handlers():  # importing the libraries takes seconds
+    for _number in _HANDLERS:
+        signal.signal(_number, stop_while_importing)
 
 # XLA's CPU backend calls OpenBLAS for factorisations; OpenBLAS's own threads then spin on the cores that XLA's need. It
 # is read when NumPy is loaded, hence here.
@@ -40,10 +41,10 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
         compilation_cache.use(chosen.pop("compilation_cache_dir"))
         main(chosen, argv[1:]) if takes_words else main(chosen)
 
+    for number, handler in _HANDLERS.items():
+        signal.signal(number, handler)
     if script != "__main__":
         return
-    if signal.getsignal(signal.SIGINT) is stop_while_importing:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     plain_output.use()
     try:
         app.run(start, flags_parser=_parse if not takes_words else _parse_flags)

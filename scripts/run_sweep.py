@@ -15,6 +15,7 @@ from absl import flags
 
 from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
+from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
@@ -68,7 +69,8 @@ def main(chosen: dict[str, Any]) -> None:
     for name in ("workload", "submission_path"):
         if not chosen[name]:
             raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
-    of_sweep = sweep.Sweep(request)
+    with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():  # the storage may let one wait
+        of_sweep = sweep.Sweep(request)
     if chosen["worker"]:
         return worker.Worker(of_sweep).work()
     if chosen["retry_crashed"]:

@@ -127,9 +127,9 @@ def _read(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
         head, _, content = file.read_bytes().partition(b"\n")
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Damaged("the disk cannot read it") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # of this process, and no fault of the file
+        raise Damaged(f"it cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest().encode() != head:
         raise Damaged("its checksum does not fit its content")
     found = serialization.msgpack_restore(content)

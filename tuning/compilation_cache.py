@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ def use(folder: str) -> None:
     try:
         place = Path(folder).expanduser()
         place.mkdir(parents=True, exist_ok=True)
-        probe = place / f".writable_{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=place).close()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         _LOG.warning("compiled programs are not kept (%s); give another --compilation_cache_dir", error)
         return

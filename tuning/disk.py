@@ -2,11 +2,12 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuning.errors import UserError
+from tuning.errors import MachineFault, UserError, causes
 
 _PROBE_BYTES = 2**16
 _AGAIN = "run the command again: what is done is kept"
@@ -24,7 +25,8 @@ _CURES = {
 _DEFAULT_CURE = f"free some space or choose another --experiment_dir, and {_AGAIN}"
 # Of the machine, not of what was to be written.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-_OF_THE_MACHINE = _OF_THE_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
+_OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another one may have what this one lacks
+_OF_THE_MACHINE = _OF_THE_DISK | _OF_THE_PROCESS | {errno.EACCES, errno.EPERM}
 
 
 def expanded(path: str, flag: str) -> Path:
@@ -43,18 +45,14 @@ def refuse_unwritable(folder: Path) -> None:
     """Makes the folder where it is missing, and writes a little into it.
 
     Raises:
-        UserError: that did not work.
+        MachineFault: this process has no files or memory left.
+        UserError: the folder cannot be written.
     """
-    probe = folder / f".writable_{os.getpid()}"
     with failure_told(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"\0" * _PROBE_BYTES)
-        finally:
-            try:
-                probe.unlink(missing_ok=True)
-            except OSError:
-                pass  # there is none where none could be made
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without a name, so that a kill leaves nothing behind.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(b"\0" * _PROBE_BYTES)
 
 
 @contextmanager
@@ -72,13 +70,15 @@ def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
     Raises:
         UserError: the machine it was.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         # Libraries in other languages raise errors with the system's words but not its number.
         for number in _OF_THE_MACHINE:
             if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+                place = getattr(cause, "filename", None)
+                if isinstance(place, str) and not Path(place).absolute().is_relative_to(folder.absolute()):
+                    cure = _CURES[number] if number in _OF_THE_PROCESS else f"mend that, and {_AGAIN}"
+                    raise MachineFault(f"cannot use {place!r} ({os.strerror(number)}): {cure}") from error
                 raise _refusal(folder, number, os.strerror(number)) from error
-        cause = cause.__cause__ or cause.__context__
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,4 +91,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def _refusal(folder: Path, number: int | None, cause: str) -> UserError:
-    return UserError(f"cannot write into {folder} ({cause}): {_CURES.get(number or 0, _DEFAULT_CURE)}")
+    kind = MachineFault if number in _OF_THE_PROCESS else UserError
+    return kind(f"cannot write into {folder} ({cause}): {_CURES.get(number or 0, _DEFAULT_CURE)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuning import disk
 from tuning.errors import MachineFault, UserError
-from tuning.interruption import Interrupted, Interruption
+from tuning.interruption import RUN_AGAIN, Interrupted, Interruption
 from tuning.sweep import Sweep
 from tuning.sweep_view import Status, counts
 
@@ -28,11 +28,11 @@ class Stopped(Interrupted):
 
     def __init__(self, signal_name: str, status: Status):
         super().__init__(signal_name)
-        self._told = counts(status)
+        self._progress = counts(status)
 
     def __str__(self) -> str:
         saved = "the running trials' checkpoints are kept"
-        return f"stopped by {self.signal_name}: {self._told}; {saved}; run the same command again to go on"
+        return f"stopped by {self.signal_name}: {self._progress}; {saved}; {RUN_AGAIN}"
 
 
 @dataclass

@@ -118,8 +118,7 @@ class Training:
                 if cannot_win(self._progress()) and not self._is_over():
                     return Miss.PRUNED
             self._save_checkpoint()
-            if self.interruption.signal_name:
-                raise self._interrupted()
+            self.interruption.raise_if_signalled(self._saved_step())
         return Miss.BUDGET
 
     def _is_over(self) -> bool:
@@ -202,7 +201,7 @@ class Training:
                 result = self.submission_run.evaluate(counters.global_step)
         except Interrupted:
             self._save_checkpoint()  # with the evaluation still due
-            raise self._interrupted() from None
+            self.interruption.raise_if_signalled(self._saved_step())
         self._judge(result)
         self._last_eval_at = time.perf_counter()
         counters.eval_seconds += self._last_eval_at - began
@@ -215,9 +214,8 @@ class Training:
         judged = [result[name] for name in result if name.endswith("/loss") or name == self.metric_key]
         return all(map(math.isfinite, judged)) and not self.logger.has_diverged
 
-    def _interrupted(self) -> Interrupted:
-        saved_step = None if self.checkpoints is None else self.counters.global_step
-        return Interrupted(self.interruption.signal_name or "SIGTERM", saved_step)
+    def _saved_step(self) -> int | None:
+        return None if self.checkpoints is None else self.counters.global_step
 
     def _judge(self, result: dict[str, float]) -> None:
         counters = self.counters

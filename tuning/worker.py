@@ -14,7 +14,7 @@ from tuning import disk, faults, pruning, records
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.description import TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
-from tuning.interruption import Interrupted, Interruption
+from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Miss, Outcome, Progress
 from tuning.point_queue import Lease
 from tuning.sweep import Sweep
@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, sweep: Sweep, say: Callable[[str], None] = print):
         self._sweep, self._request, self._say = sweep, sweep.request, say
-        self._interruption = Interruption()
+        self._interruption = Interruption(RUN_AGAIN)
         self._probed_at = float("-inf")
         self._refusals: dict[tuple[int, int], int] = {}
 
@@ -61,8 +61,7 @@ class Worker:
                     return
                 else:
                     self._wait(_IDLE_S)
-                if self._interruption.signal_name:
-                    raise Interrupted(self._interruption.signal_name)
+                self._interruption.raise_if_signalled()
 
     def _probe(self) -> None:
         if time.monotonic() - self._probed_at > _PROBE_PERIOD_S:
@@ -90,7 +89,11 @@ class Worker:
             self._put_off(study, lease, error)
             return
         except Exception as error:
-            fault = self._fault_behind(error)
+            try:
+                fault = self._fault_behind(error)
+            except UserError:
+                queue.release(lease)
+                raise
             queue.release(lease, fault)
             if fault is None:
                 raise
@@ -170,7 +173,10 @@ class Worker:
         Raises:
             UserError: the experiment's folder cannot be written, which all workers need.
         """
-        disk.refuse_unwritable(self._request.folder)
+        try:
+            disk.refuse_unwritable(self._request.folder)
+        except MachineFault as problem:
+            return one_line(problem)
         if faults.is_full_disk(error) or isinstance(error, FolderClaimed):
             return None
         if (fault := faults.fault_in(error)) is not None:

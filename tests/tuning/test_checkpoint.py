@@ -1,4 +1,7 @@
+import errno
 import logging
+import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +80,39 @@ def test_one_cut_short_falls_back_to_the_one_before(checkpoints, claim, left):
     _save(checkpoints(), 10, 20)
     newest.write_bytes(newest.read_bytes()[:left])
     assert checkpoints().newest(_arrays(0)).record["global_step"] == 10
+
+
+def _unreadable(file, kind, monkeypatch):
+    if kind in ("a folder", "a link to nothing"):
+        file.unlink()
+        file.mkdir() if kind == "a folder" else file.symlink_to("nowhere")
+        return
+    number = {"no permission": errno.EACCES, "a bad disk": errno.EIO, "no files left": errno.EMFILE}[kind]
+    read = Path.read_bytes
+
+    def fail(path):
+        if path == file:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link to nothing", "no permission", "a bad disk"])
+def test_one_that_cannot_be_read_falls_back_to_the_one_before(checkpoints, claim, monkeypatch, caplog, kind):
+    _save(checkpoints(), 10, 20)
+    _unreadable(claim.folder / "checkpoints" / "20.checkpoint", kind, monkeypatch)
+    assert checkpoints().newest(_arrays(0)).record["global_step"] == 10
+    assert "is damaged and left out: it cannot be read: " in caplog.text
+    assert [path.name for path in (claim.folder / "checkpoints").iterdir()] == ["10.checkpoint"]
+
+
+def test_a_process_that_can_read_no_file_takes_none_for_damaged(checkpoints, claim, monkeypatch):
+    _save(checkpoints(), 10, 20)
+    _unreadable(claim.folder / "checkpoints" / "20.checkpoint", "no files left", monkeypatch)
+    with pytest.raises(OSError, match="Too many open files"):
+        checkpoints().newest(_arrays(0))
+    assert len(list((claim.folder / "checkpoints").iterdir())) == 2
 
 
 def test_arrays_of_another_version_are_refused_and_kept(checkpoints):

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -166,6 +169,19 @@ def test_the_script_tells_it_in_one_line_and_starts_no_worker(tmp_path):
     with read_only(tmp_path / "e"):
         assert "Read-only file system" in refusal(start(tmp_path, "e"))
     assert list((tmp_path / "e").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_script_says_what_it_waits_for_and_a_signal_meanwhile_is_one_line(tmp_path):
+    (tmp_path / "e").mkdir()
+    with closing(sqlite3.connect(tmp_path / "e" / "study.db", isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        sweep = start(tmp_path, "e")
+        assert "waiting for the storage" in (line := sweep.stdout.readline()) and "database is locked" in line
+        sweep.send_signal(signal.SIGTERM)
+        output, _ = sweep.communicate()
+    assert output == "stopped by SIGTERM: no new checkpoint; run the same command again to go on\n"
+    assert sweep.returncode == 75
 
 
 @pytest.mark.slow

@@ -80,18 +80,25 @@ def test_terminated_and_resumed_on_more_devices(tmp_path, whole):
     np.testing.assert_allclose(losses(trial), losses(whole), rtol=1e-3)
 
 
-@pytest.mark.parametrize("moment", ["libraries are loaded", "the model is set up"])
-def test_an_interrupted_start_is_one_line(tmp_path, moment):
+@pytest.mark.parametrize(
+    ("name", "code", "moment"),
+    [
+        ("SIGINT", 130, "libraries are loaded"),
+        ("SIGTERM", 75, "libraries are loaded"),
+        ("SIGINT", 130, "the model is set up"),
+    ],
+)
+def test_an_interrupted_start_is_one_line(tmp_path, name, code, moment):
     process = start(tmp_path, "e")
     if moment == "libraries are loaded":
         maps = Path(f"/proc/{process.pid}/maps")
         wait_for(process, lambda: "jaxlib" in maps.read_text())
-        expected = "stopped by SIGINT before anything was begun"
+        expected = f"stopped by {name} before anything was begun"
     else:
         wait_for(process, lambda: (tmp_path / "e" / "mnist_vit_jax" / "trial_1").exists())
-        expected = "stopped by SIGINT"
-    process.send_signal(signal.SIGINT)
-    assert the_line(process, 130).startswith(expected)
+        expected = f"stopped by {name}"
+    process.send_signal(getattr(signal, name))
+    assert the_line(process, code).startswith(expected)
 
 
 def test_a_second_process_is_refused_and_named(tmp_path):

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import signal
+import threading
 
 import pytest
 
@@ -106,6 +109,39 @@ def test_what_the_next_point_would_meet_too_ends_the_worker_and_costs_nothing(ru
     assert error is ending and ran == [1] and states(status) == ["waiting"] * 3
     assert (status[1].n_deaths, status[1].faults) == (0, ())
     assert run()[1] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("problem", [UserError("cannot write into e"), MachineFault("too many open files")])
+def test_a_folder_that_can_no_longer_be_written_costs_no_point_a_death(run, monkeypatch, problem):
+    """A full disk is everybody's, and ends the sweep; a process without files left is this worker's."""
+
+    def breaks(claim, report):
+        monkeypatch.setattr(worker.disk, "refuse_unwritable", refuse)
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(folder):
+        raise problem
+
+    error, ran, status, _ = run({1: breaks})
+    is_own = isinstance(problem, MachineFault)
+    assert isinstance(error, FaultInTrial) if is_own else error is problem
+    assert ran == [1] and states(status) == ["waiting"] * 3
+    assert (status[1].n_deaths, status[1].faults) == (0, ("too many open files",) if is_own else ())
+
+
+@pytest.mark.parametrize("when", ["training", "idle"])
+def test_a_worker_that_a_signal_ends_says_how_a_sweep_goes_on(run, when):
+    def stop(claim, report):
+        signal.raise_signal(signal.SIGTERM)
+
+    def hold_the_others(sweep):
+        [sweep.queues[0].claim() for _ in range(3)]
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    error, ran, status, _ = run({1: stop}) if when == "training" else run(before=hold_the_others)
+    line = "stopped by SIGTERM: no new checkpoint; run the same command again to go on"
+    assert isinstance(error, Interrupted) and str(error) == line and error.exit_code == 75
+    assert states(status) == (["budget", "waiting", "waiting"] if when == "training" else ["running"] * 3)
 
 
 def test_a_lost_lease_ends_the_trial_at_its_next_report(run, tmp_path):
