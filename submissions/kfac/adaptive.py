@@ -40,7 +40,7 @@ from .layers import Layer
 from .moments import lookahead, mean_squares
 from .precondition import bounded_or_fallback
 from .routing import routed, states_of
-from .schedules import Scalar, ScalarOrSchedule, schedulable
+from .schedules import Scalar, schedulable
 
 PyTree = Any
 
@@ -71,7 +71,7 @@ class EigenbasisState(NamedTuple):
         second_moment: moving average of its square; a layer's matrix is in its eigenbasis.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # optax's name for it, which hides the tuple's method
     fallbacks: Fallbacks
     factors: dict[str, tuple[Average, Average]]
     bases: dict[str, Bases]
@@ -84,18 +84,18 @@ class EigenbasisState(NamedTuple):
 def eigenbasis_adam(
     layers: Sequence[Layer],
     *,
-    learning_rate: ScalarOrSchedule,
-    beta1: ScalarOrSchedule = 0.9,
-    beta2: ScalarOrSchedule = 0.99,
-    epsilon: ScalarOrSchedule = 1e-8,
-    relative_epsilon: ScalarOrSchedule = 3e-4,
-    weight_decay: ScalarOrSchedule = 0.0,
-    grad_clip: ScalarOrSchedule | None = None,
-    factor_decay: ScalarOrSchedule = 0.95,
+    learning_rate: Scalar,
+    beta1: Scalar = 0.9,
+    beta2: Scalar = 0.99,
+    epsilon: Scalar = 1e-8,
+    relative_epsilon: Scalar = 3e-4,
+    weight_decay: Scalar = 0.0,
+    grad_clip: Scalar | None = None,
+    factor_decay: Scalar = 0.95,
     scaling: Scaling = Scaling.ADAM,
-    damping: ScalarOrSchedule = 1e-3,
-    kl_clip: ScalarOrSchedule = 1.0,
-    fallback_rate: ScalarOrSchedule = 0.1,
+    damping: Scalar = 1e-3,
+    kl_clip: Scalar = 1.0,
+    fallback_rate: Scalar = 0.1,
     full_refreshes: int | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -189,7 +189,7 @@ def _scale_by_eigenbasis(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            state = _learn(state, groups, factors, eigenvalues, options.factor_decay)
+            state = _learn(state, groups, factors, eigenvalues or {}, options.factor_decay)
         if refresh:
             state = _refresh(state, options.full_refreshes, mesh)
         state, ahead, squares = _moments(state, parts, options)
@@ -204,7 +204,8 @@ def _scale_by_eigenbasis(
 
 def scale_state(optimizer_state: PyTree) -> EigenbasisState:
     """The eigenbases and moments in the state of `eigenbasis_adam`."""
-    return states_of(optimizer_state, EigenbasisState)[0]
+    state: EigenbasisState = states_of(optimizer_state, EigenbasisState)[0]
+    return state
 
 
 def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str, Bases]:
@@ -213,7 +214,11 @@ def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str
 
 
 def _learn(
-    state: EigenbasisState, groups: Sequence[Group], factors: Mapping, eigenvalues: Mapping, decay: Scalar
+    state: EigenbasisState,
+    groups: Sequence[Group],
+    factors: Mapping[str, tuple[Array, Array]],
+    eigenvalues: Mapping[str, Array],
+    decay: Scalar,
 ) -> EigenbasisState:
     if not state.eigenvalues:
         averages, left_out = accumulate(state.factors, groups, factors, decay)
@@ -259,7 +264,7 @@ def _moments(state: EigenbasisState, gradients: Parts, options: _Options) -> tup
 
 
 def _adam(ahead: Parts, squares: Parts, options: _Options) -> Parts:
-    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + options.epsilon), ahead, squares)
+    updates: Parts = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + options.epsilon), ahead, squares)
     turned = {}
     for name, square in squares.matrices.items():
         noise = options.epsilon + options.relative_epsilon * jnp.sqrt(square.mean((1, 2), keepdims=True))

@@ -11,6 +11,7 @@ from jax import Array
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from .fisher import Geometry, LossKind
+from .products import array_type
 
 PyTree = Any
 
@@ -40,7 +41,7 @@ def checked_loss(loss: Callable[[PyTree], Any]) -> Callable[[PyTree], tuple[Arra
     def summed_alone(outputs: PyTree) -> tuple[Array, Array]:
         if _is_mean(jax.make_jaxpr(lambda z: checked(z)[0])(outputs).jaxpr):
             raise ValueError(f"{_DUE}; its loss is a mean: return the sum, and beside it what it would be divided by")
-        return loss(outputs)
+        return checked(outputs)
 
     return summed_alone
 
@@ -86,8 +87,8 @@ def _is_mean(jaxpr: Jaxpr) -> bool:
     if total is None or total.primitive.name != "reduce_sum":
         return False
     if isinstance(divisor, Literal):
-        size = math.prod(total.invars[0].aval.shape)
-        return size > 2 and float(divisor.val) == size
+        size = math.prod(array_type(total.invars[0]).shape)
+        return size > 2 and bool(divisor.val == size)
     maker = _maker(jaxpr, divisor)
     while maker is not None and maker.primitive.name in ("convert_element_type", "max"):
         maker = _maker(jaxpr, maker.invars[0])

@@ -18,7 +18,7 @@ from .convolution import Convolution, patches
 from .devices import vary
 from .finder import Products, find_products
 from .layers import Layer, Path, leaf_path
-from .products import Kind, Product
+from .products import Key, Kind, Product
 from .replay import replay
 
 PyTree = Any
@@ -61,7 +61,7 @@ class KernelUse(NamedTuple):
         patches where there is a time; without d for the indices of a lookup.
         """
         product, n_scans = self.product, len(self.product.lengths)
-        if product.kind is Kind.CONVOLUTION:
+        if product.convolution is not None:
             x = x.transpose(*range(n_scans), *(n_scans + axis for axis in product.input_axes))
             if not self.time:
                 return x
@@ -187,7 +187,7 @@ def capture(
     zeros = {key: jnp.zeros((*p.lengths, *p.output.shape), p.output.dtype) for key, p in perturbed.items()}
     structure = jax.tree.structure(traced.results)
 
-    def run(p: PyTree, perturbations: dict) -> tuple[PyTree, tuple[PyTree, dict]]:
+    def run(p: PyTree, perturbations: dict[Key, Array]) -> tuple[PyTree, tuple[PyTree, dict[Key, Array]]]:
         results, inputs = replay(traced.closed, jax.tree.leaves(p), products, perturbations)
         outputs, aux = jax.tree.unflatten(structure, results)
         return outputs, (aux, inputs)
@@ -227,35 +227,36 @@ def _uses(products: Products, known: set[Path], layer: Layer) -> tuple[tuple[Ker
         return (), "the forward pass's outputs do not depend on it"
     uses = []
     for product in products.by_leaf[kernel]:
-        use, reason = _use(product, layer)
-        if reason:
-            return (), reason
+        use = _use(product, layer)
+        if isinstance(use, str):
+            return (), use
         uses.append(use)
     if bias is not None and products.bias_of(kernel) != bias:
         return (), _bias_reason(products, kernel, bias, layer)
     return tuple(uses), None
 
 
-def _use(product: Product, layer: Layer) -> tuple[KernelUse | None, str | None]:
+def _use(product: Product, layer: Layer) -> KernelUse | str:
+    """A layer's use; or why this is not that of a linear layer."""
     n = len(layer.kernel_shape)
     inputs, outputs = tuple(range(n - layer.n_output_axes)), tuple(range(n - layer.n_output_axes, n))
     if any(product.is_sliced) != (layer.index is not None):
         stacked = "a scan slices its kernel" if any(product.is_sliced) else "no scan slices its kernel"
-        return None, f"{stacked}, unlike that of the layer given; find the layers by `trace_layers`"
+        return f"{stacked}, unlike that of the layer given; find the layers by `trace_layers`"
     if product.contracted != inputs and not (not layer.has_bias and product.contracted == outputs):
-        return None, (
+        return (
             f"its inputs meet the axes {product.contracted} of its kernel, not {inputs}; "
             "find the layers by `trace_layers`"
         )
     use = KernelUse(product, product.contracted != inputs)
     if not use.positions:
-        return None, "its input has no axis of examples"
-    return use, None
+        return "its input has no axis of examples"
+    return use
 
 
 def _bias_reason(products: Products, kernel: Path, bias: Path, layer: Layer) -> str:
-    consumers = {use for product in products.by_leaf[kernel] for use in products.consumers[product.key]}
-    consumers = sorted(use for use in consumers if isinstance(use, str))
+    all_uses = {use for product in products.by_leaf[kernel] for use in products.consumers[product.key]}
+    consumers = sorted(use for use in all_uses if isinstance(use, str))
     if consumers:
         return f"its product goes into {', '.join(consumers)}, not into the sum with its {layer.bias} alone"
     if bias in products.problems:

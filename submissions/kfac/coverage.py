@@ -26,7 +26,7 @@ class CurvatureWarning(UserWarning):
 class Reasons(dict[str, str]):
     """Layer name -> why it has no factors. In a pytree it is part of the structure, so that it may leave `jit`."""
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict has none
         return hash(tuple(sorted(self.items())))
 
 

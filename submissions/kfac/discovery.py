@@ -1,5 +1,6 @@
 """The linear layers that a forward pass shows, whatever the parameters' names and shapes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,25 +42,25 @@ def _layers(path: Path, shape: tuple[int, ...], products: Products, max_width: i
     if len(stacked) > 1:
         return []
     is_stacked = stacked.pop()
-    shape, length = (shape[1:], shape[0]) if is_stacked else (shape, None)
-    n_inputs = _n_input_axes({product.contracted for product in uses}, len(shape))
+    kernel_shape = shape[1:] if is_stacked else shape
+    n_inputs = _n_input_axes({product.contracted for product in uses}, len(kernel_shape))
     if n_inputs is None:
         return []
     is_transposed = any(product.contracted[0] != 0 for product in uses)
     bias = None if is_transposed else products.bias_of(path)
     if bias is not None and (bias[:-1] != path[:-1] or _is_added_elsewhere(bias, path, products)):
         bias = None
-    common = {
-        "path": path[:-1],
-        "kernel_shape": shape,
-        "n_output_axes": len(shape) - n_inputs,
-        "has_bias": bias is not None,
-        "max_width": max_width,
-        "kernel": path[-1],
-        "bias": bias[-1] if bias else "bias",
-        "is_embedding": any(product.kind is Kind.LOOKUP for product in uses),
-    }
-    return [Layer(**common, index=index) for index in (range(length) if is_stacked else (None,))]
+    layer = Layer(
+        path=path[:-1],
+        kernel_shape=kernel_shape,
+        n_output_axes=len(kernel_shape) - n_inputs,
+        has_bias=bias is not None,
+        max_width=max_width,
+        kernel=path[-1],
+        bias=bias[-1] if bias else "bias",
+        is_embedding=any(product.kind is Kind.LOOKUP for product in uses),
+    )
+    return [dataclasses.replace(layer, index=index) for index in range(shape[0])] if is_stacked else [layer]
 
 
 def _n_input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> int | None:

@@ -142,7 +142,8 @@ def in_basis(factor: Array, basis: Array) -> Array:
 
 
 def eigenvectors(m: Array) -> Array:
-    return jnp.linalg.eigh(m)[1][..., ::-1]
+    vectors: Array = jnp.linalg.eigh(m)[1]
+    return vectors[..., ::-1]
 
 
 def power_iteration(m: Array) -> Array:

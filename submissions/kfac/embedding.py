@@ -42,13 +42,14 @@ def lookup_eigenvalues(
 
     if sharing is Sharing.REDUCE:
         means, _ = _one_hot_means(lookups, n_indices)
-        rows = sum(example_sums(at_least_float32(use.values), use.rows)[0] for use in gradients)
+        first, *others = (example_sums(at_least_float32(use.values), use.rows)[0] for use in gradients)
+        rows = sum(others, first)
         return jnp.einsum("ri,rj->ij", jnp.square(means).astype(rows.dtype), squares(rows), precision="highest")
-    total = 0
+    parts = []
     for own, gradient in zip(lookups, gradients, strict=True):
         rows = squares(expand(at_least_float32(gradient.values), gradient.rows)[0])
-        total += jnp.zeros((n_indices, rows.shape[1]), rows.dtype).at[own.values.reshape(-1)].add(rows)
-    return total
+        parts.append(jnp.zeros((n_indices, rows.shape[1]), rows.dtype).at[own.values.reshape(-1)].add(rows))
+    return sum(parts[1:], parts[0])
 
 
 def nearest_product(first: Factors, second: Factors) -> Factors:
@@ -94,7 +95,7 @@ def _leading_vector(m: Array) -> Array:
 def _one_hot_means(uses: Sequence[Use], n_indices: int) -> tuple[Array, Array]:
     """The share of each index among an example's positions `[n_examples, n_indices]`, and their number."""
     n_examples = uses[0].rows.n_examples
-    sums, counts = jnp.zeros((n_examples, n_indices)), 0
+    sums, counts = jnp.zeros((n_examples, n_indices)), jnp.zeros(n_examples)
     for use in uses:
         n_lead = len(use.values)
         example_of = jnp.arange(n_lead) if use.rows.example_of is None else use.rows.example_of

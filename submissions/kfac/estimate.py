@@ -21,6 +21,7 @@ from .sharing import Layout, Sharing
 PyTree = Any
 Loss = Callable[[PyTree], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
 ByLayer = dict[str, OutputSums]
+Products = Callable[[Mapping[Path, list[Array]]], ByLayer]  # kernel -> output gradients at its uses, to their sums
 
 # Folded into the key: for draws of rows apart from those of pseudo-targets, and for heads after the first.
 _ROWS, _HEADS = 1, 2
@@ -143,11 +144,11 @@ def estimate_sums(
     params, key = vary(params), own_key(key, axis_name)
     loss = checked_loss(loss)
     if not layers:
-        outputs, pullback, aux = jax.vjp(forward, params, has_aux=True)
-        summed, loss_pullback, n_terms = jax.vjp(loss, outputs, has_aux=True)
+        model_outputs, pullback, aux = jax.vjp(forward, params, has_aux=True)
+        summed, loss_pullback, n_terms = jax.vjp(loss, model_outputs, has_aux=True)
         (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
         return sum_over(Sums(summed, n_terms, gradients, {}, {}), axis_name), aux, {}
-    _check(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases)
+    layout = _checked(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases)
     traced = trace(forward, params)
     found, uncaptured = families(traced.products, params, layers, output_factors)
     found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
@@ -157,7 +158,7 @@ def estimate_sums(
     captured = capture(traced, params, found, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
-    row_key = jax.random.fold_in(key, _ROWS) if rows_per_width else None
+    row_key = jax.random.fold_in(key, _ROWS) if rows_per_width and key is not None else None
     method = Method(layout, sharing, rows_per_width, row_key)
     outputs: ByLayer = {}
     if output_factors and found:
@@ -188,7 +189,17 @@ class _Head(NamedTuple):
     to_outputs: Callable[[Array], PyTree]
 
 
-def _check(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases) -> None:
+def _checked(
+    layout: Layout | None,
+    sharing: Sharing,
+    output_factors: bool,
+    fisher: Fisher,
+    geometry: Geometry | Sequence[Geometry] | None,
+    rows_per_width: int,
+    key: Array | None,
+    bases: Mapping[str, Bases] | None,
+) -> Layout:
+    """The layout, once all arguments fit together."""
     check_member("sharing", sharing, Sharing)
     check_member("fisher", fisher, Fisher)
     if bases is not None and not output_factors:
@@ -202,9 +213,16 @@ def _check(layout, sharing, output_factors, fisher, geometry, rows_per_width, ke
         raise ValueError("the sampled Fisher draws pseudo-targets at random: give a key, a new one for each estimate")
     if rows_per_width and key is None:
         raise ValueError("rows_per_width draws the rows at random: give a key")
+    return layout
 
 
-def _heads(outputs: PyTree, logits: Callable | None, geometry: Any, weights: Any, fisher: Fisher) -> list[_Head]:
+def _heads(
+    outputs: PyTree,
+    logits: Callable[[PyTree], Array | Sequence[Array]] | None,
+    geometry: Any,
+    weights: Any,
+    fisher: Fisher,
+) -> list[_Head]:
     """The heads whose pseudo-targets are drawn; none where the Fisher needs no pseudo-targets."""
     if fisher is Fisher.EMPIRICAL:
         return []
@@ -239,7 +257,7 @@ def _output_sums(
     fisher: Fisher,
     key: Array | None,
     at_outputs: Mapping[Path, list[Array]],
-    products: Callable[[Mapping[Path, list[Array]]], ByLayer],
+    products: Products,
 ) -> ByLayer:
     """The sums over the output gradients that the Fisher is made of.
 
@@ -248,6 +266,7 @@ def _output_sums(
     if fisher is Fisher.EMPIRICAL:
         return products(at_outputs)
     if fisher is Fisher.SAMPLED:
+        assert key is not None  # by `_checked`
         keys = [key, *(jax.random.fold_in(key, _HEADS + i) for i in range(len(heads) - 1))]
         drawn = [
             head.to_outputs(sample_cotangent(head.geometry, head.logits, head.weights, own))
@@ -256,14 +275,17 @@ def _output_sums(
         total = drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *each: sum(each), *drawn)
         return products(captured.pullback(total)[1])
     sums = [_summed_over_columns(captured, head, products) for head in heads]
-    return sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
+    total_sums: ByLayer = sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
+    return total_sums
 
 
-def _summed_over_columns(captured: Captured, head: _Head, products: Callable) -> ByLayer:
+def _summed_over_columns(captured: Captured, head: _Head, products: Products) -> ByLayer:
     def one(index: Array) -> ByLayer:
         cotangent = root_column(head.geometry, head.logits, head.weights, index)
         return products(captured.pullback(head.to_outputs(cotangent))[1])
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(head.logits))
-    return jax.lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(k)), None), vary(zeros), indices)[0]
+    total: ByLayer
+    total, _ = jax.lax.scan(lambda sums, k: (jax.tree.map(jnp.add, sums, one(k)), None), vary(zeros), indices)
+    return total

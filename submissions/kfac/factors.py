@@ -66,6 +66,8 @@ def input_sums(
         if rows_per_width:
             n_drawn = len(rows) // max(1, len(rows) // (rows_per_width * (rows.shape[1] + has_bias)))
             if n_drawn < len(rows):
+                if key is None:
+                    raise ValueError("rows_per_width draws the rows at random: give a key")
                 drawn = spread_indices(key, len(rows), n_drawn)
                 rows, is_real = rows[drawn], is_real[drawn]
         count = is_real.sum()
@@ -176,17 +178,18 @@ def _expanded(uses: Sequence[Use]) -> tuple[Array, Array]:
     for use in uses:
         values = at_least_float32(use.values)
         parts.append(expand(patches(values, use.convolution) if use.convolution else values, use.rows))
-    return tuple(jnp.concatenate(columns) for columns in zip(*parts, strict=True))
+    rows, is_real = zip(*parts, strict=True)
+    return jnp.concatenate(rows), jnp.concatenate(is_real)
 
 
 def _reduced(uses: Sequence[Use]) -> tuple[Array, Array]:
     """Sums over all uses' positions `[n_examples, d]` and the positions' number `[n_examples]`."""
-    sums, counts = 0, 0
+    parts = []
     for use in uses:
         values = at_least_float32(use.values)
         if use.convolution:
-            part = combine_entries(*patch_sums(values, use.convolution), use.rows)
+            parts.append(combine_entries(*patch_sums(values, use.convolution), use.rows))
         else:
-            part = example_sums(values, use.rows)
-        sums, counts = sums + part[0], counts + part[1]
-    return sums, counts
+            parts.append(example_sums(values, use.rows))
+    sums, counts = zip(*parts, strict=True)
+    return sum(sums[1:], sums[0]), sum(counts[1:], counts[0])

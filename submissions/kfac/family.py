@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .capture import Family
+from .capture import Family, KernelUse
 from .eigenbasis import Bases
 from .embedding import lookup_eigenvalues, lookup_sums, nearest_product
 from .factors import Use, fisher_diagonal, input_sums, output_factor
@@ -21,6 +21,7 @@ from .sharing import Layout, Sharing
 
 PyTree = Any
 Counted = tuple[Array, Array]  # (a factor times its number of rows, that number [])
+Uses = tuple[list[Use], list[Use]]  # of a layer, its inputs and its output gradients
 
 
 class InputSums(NamedTuple):
@@ -87,31 +88,41 @@ def second_order(
         direct, transposed = _placed(family, at_outputs, method.layout, is_input=False)
         eigenvalues = None
         if own is not None:
-            uses = zip(_placed(family, values, method.layout, is_input=True), (direct, transposed), strict=True)
-            eigenvalues = _eigenvalues(family, *uses, method.sharing, own)
+            inputs = _placed(family, values, method.layout, is_input=True)
+            pairs = (inputs[0], direct), (inputs[1], transposed)
+            eigenvalues = _eigenvalues(family, *pairs, method.sharing, own)
         return OutputSums(
             output_factor(direct, method.sharing, one, layer.are_diagonal[1]) if direct else None,
             output_factor(transposed, method.sharing, one, layer.are_diagonal[0]) if transposed else None,
             eigenvalues,
         )
 
-    own = None if bases is None else [bases[layer.name] for layer in family.layers]
-    if own is not None:
-        own = own[0] if layer.index is None else jax.tree.map(lambda *each: jnp.stack(each), *own)
-    return _by_layer(family, sums, inputs, gradients, own)
+    stacked: PyTree = None
+    if bases is not None:
+        own_bases = [bases[own.name] for own in family.layers]
+        stacked = own_bases[0] if layer.index is None else jax.tree.map(lambda *each: jnp.stack(each), *own_bases)
+    return _by_layer(family, sums, inputs, gradients, stacked)
 
 
 def combined(inputs: InputSums, outputs: OutputSums | None, n_terms: Array) -> tuple[Array, Array | None]:
     """A layer's factors (A, B); B is None without output gradients."""
-    direct, transposed = (None if pair is None else pair[0] / jnp.maximum(pair[1], 1) for pair in inputs)
-    if outputs is None:
-        return direct, None
-    b, at_outputs = (None if x is None else x / n_terms.astype(x.dtype) for x in outputs[:2])
-    if transposed is None:
-        return direct, b
-    if direct is None:
-        return at_outputs, transposed
-    return nearest_product((direct, b), (at_outputs, transposed))
+    terms: list[tuple[Array, Array]] = []
+    if inputs.direct is not None:
+        a = _mean(inputs.direct)
+        if outputs is None or outputs.direct is None:
+            return a, None
+        terms.append((a, _per_term(outputs.direct, n_terms)))
+    if inputs.transposed is not None and outputs is not None and outputs.transposed is not None:
+        terms.append((_per_term(outputs.transposed, n_terms), _mean(inputs.transposed)))
+    return terms[0] if len(terms) == 1 else nearest_product(*terms)
+
+
+def _mean(sums: Counted) -> Array:
+    return sums[0] / jnp.maximum(sums[1], 1)
+
+
+def _per_term(sums: Array, n_terms: Array) -> Array:
+    return sums / n_terms.astype(sums.dtype)
 
 
 def _direct_inputs(family: Family, layer: Layer, uses: Sequence[Use], method: Method) -> Counted:
@@ -123,10 +134,11 @@ def _direct_inputs(family: Family, layer: Layer, uses: Sequence[Use], method: Me
     if dense:
         options = (method.rows_per_width, method.row_key)
         parts.append(input_sums(dense, method.sharing, layer.has_bias, layer.are_diagonal[0], *options))
-    return parts[0] if len(parts) == 1 else tuple(a + b for a, b in zip(*parts, strict=True))
+    products, counts = zip(*parts, strict=True)
+    return sum(products[1:], products[0]), sum(counts[1:], counts[0])
 
 
-def _eigenvalues(family: Family, direct: tuple, transposed: tuple, sharing: Sharing, bases: Bases) -> Array:
+def _eigenvalues(family: Family, direct: Uses, transposed: Uses, sharing: Sharing, bases: Bases) -> Array:
     layer, one, parts = family.layers[0], jnp.ones([]), []
     kinds = [use.product.kind is Kind.LOOKUP for use in _direct(family)]
     for is_lookup in sorted(set(kinds)):
@@ -137,12 +149,13 @@ def _eigenvalues(family: Family, direct: tuple, transposed: tuple, sharing: Shar
             parts.append(lookup_eigenvalues(inputs, gradients, sharing, layer.d_in, bases.outputs))
         else:
             parts.append(fisher_diagonal(inputs, gradients, sharing, layer.has_bias, one, *bases))
-    if transposed[0]:
-        parts.append(fisher_diagonal(*transposed, sharing, False, one, bases.outputs, bases.inputs).T)
+    inputs, gradients = transposed
+    if inputs:
+        parts.append(fisher_diagonal(inputs, gradients, sharing, False, one, bases.outputs, bases.inputs).T)
     return sum(parts[1:], parts[0])
 
 
-def _direct(family: Family) -> list:
+def _direct(family: Family) -> list[KernelUse]:
     return [use for use in family.uses if not use.is_transposed]
 
 

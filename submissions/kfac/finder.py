@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from .layers import Path
-from .products import PRODUCTS, Key, Product, View
+from .products import PRODUCTS, Key, Product, View, array_type
 from .views import Output, Tag, fits, kernel_operand, sum_of, viewed
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
@@ -62,7 +62,7 @@ def find_products(closed: ClosedJaxpr, leaves: Sequence[Path | None], n_outputs:
     finder = _Finder()
     jaxpr = closed.jaxpr
     tags = [
-        View(leaf, tuple(range(len(var.aval.shape)))) if leaf is not None else None
+        View(leaf, tuple(range(len(array_type(var).shape)))) if leaf is not None else None
         for leaf, var in zip(leaves, jaxpr.invars, strict=True)
     ]
     is_output = [i < n_outputs for i in range(len(jaxpr.outvars))]
@@ -76,7 +76,7 @@ def find_products(closed: ClosedJaxpr, leaves: Sequence[Path | None], n_outputs:
 class _Finder:
     """A walk through a jaxpr with what is known of its values."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.found = Products()
 
     def walk(
@@ -103,14 +103,14 @@ class _Finder:
         self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
     ) -> list[Tag]:
         name = eqn.primitive.name
-        nothing = [None] * len(eqn.outvars)
+        nothing: list[Tag] = [None] * len(eqn.outvars)
         if name in CALLS and any(isinstance(tag, View) for tag in tags):
             return self.walk(inner_jaxpr(eqn), tags, is_needed, at, lengths)
         if name == "scan":
             return self._scan(eqn, tags, at, lengths)
         if name in ("add", "add_any") and (pair := sum_of(tags)):
             output, bias = pair
-            if fits(output, bias, eqn.invars[tags.index(bias)].aval.shape):
+            if fits(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
                 self.found.consumers[output.product.key].append(bias.leaf)
                 return nothing
         if name in _KEEP_VALUES:
@@ -121,9 +121,9 @@ class _Finder:
             return [view]
         match = PRODUCTS.get(name)
         kernel = kernel_operand(tags)
-        product = match(eqn, kernel, tags[kernel]) if match and kernel is not None else None
+        product = match(eqn, *kernel) if match and kernel is not None else None
         for operand, tag in enumerate(tags):
-            if product is None or operand != kernel:
+            if product is None or kernel is None or operand != kernel[0]:
                 self.consume(tag, _described(eqn))
         if product is None:
             return nothing
@@ -150,13 +150,14 @@ class _Finder:
         body = inner_jaxpr(eqn)
         for tag in self.walk(body, inner, [True] * len(body.outvars), at, (*lengths, eqn.params["length"])):
             self.consume(tag, "a `scan`, as its result")
-        return [None] * len(eqn.outvars)
+        nothing: list[Tag] = [None] * len(eqn.outvars)
+        return nothing
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> Jaxpr:
     """The jaxpr that a call or scan carries out."""
-    inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-    return getattr(inner, "jaxpr", inner)
+    inner: Jaxpr | ClosedJaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
 
 
 def _described(eqn: JaxprEqn) -> str:

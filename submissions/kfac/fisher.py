@@ -64,7 +64,7 @@ def probe(position_loss: Callable[[Array], Array], n_outputs: int) -> Geometry:
     """
     # Of different size: a sigmoid loss is even in one output, and near zero its Hessian is nearly constant.
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(2, n_outputs)).astype(np.float32) * np.float32([[1], [10]])
+    points = rng.normal(size=(2, n_outputs)).astype(np.float32) * np.array([[1], [10]], np.float32)
     directions = rng.normal(size=(_N_DIRECTIONS, n_outputs)).astype(np.float32)
     shape = jax.eval_shape(position_loss, jax.ShapeDtypeStruct((n_outputs,), jnp.float32)).shape
     if shape:
@@ -96,13 +96,17 @@ def _hessian_products(gradient: Callable[[Array], Array], points: np.ndarray, di
     """H v at every point for every direction `[n_points, n_directions, n_outputs]` float64."""
 
     def product(point: Array, direction: Array) -> Array:
-        return jax.jvp(gradient, (point,), (direction,))[1]
+        result: Array = jax.jvp(gradient, (point,), (direction,))[1]
+        return result
 
     over_directions = jax.vmap(product, in_axes=(None, 0))
-    return np.asarray(jax.vmap(over_directions, in_axes=(0, None))(points, directions), np.float64)
+    at_all = jax.vmap(over_directions, in_axes=(0, None))(jnp.asarray(points), jnp.asarray(directions))
+    return np.asarray(at_all, np.float64)
 
 
-def _matches(products: np.ndarray, directions: np.ndarray, diagonals: np.ndarray, means: np.ndarray | None = None):
+def _matches(
+    products: np.ndarray, directions: np.ndarray, diagonals: np.ndarray, means: np.ndarray | None = None
+) -> bool:
     """Whether the products are those of H = diag(d), or with means m = dᵀv of H = diag(d) - d dᵀ.
 
     Args:

@@ -54,7 +54,8 @@ class Group:
     @property
     def factor_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Of the stacks of A and of B: `[n_layers, n, n]`, or `[n_layers, n, 1]` for diagonals."""
-        return tuple((len(self.layers), *shape) for shape in self.layers[0].factor_shapes)
+        inputs, outputs = self.layers[0].factor_shapes
+        return (len(self.layers), *inputs), (len(self.layers), *outputs)
 
     def read(self, tree: PyTree) -> Array:
         """The layers' matrices in a parameter-like tree `[n_layers, n_rows, d_out]`."""
@@ -68,7 +69,7 @@ class Group:
 
 def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
     """The layers in groups, both in the order of their first layer."""
-    by_shape: dict[tuple, list[Layer]] = {}
+    by_shape: dict[tuple[int, int, tuple[bool, bool]], list[Layer]] = {}
     for layer in layers:
         by_shape.setdefault((layer.n_rows, layer.d_out, layer.are_diagonal), []).append(layer)
     return tuple(Group(tuple(alike)) for alike in by_shape.values())

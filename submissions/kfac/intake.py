@@ -58,8 +58,8 @@ def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
     """Gradients with zeros for a layer, or another leaf, whose sum of squares is not finite; how many `[]` int32."""
 
     def is_finite(gradient: Array, axes: tuple[int, ...] | None) -> Array:
-        size = jnp.square(gradient.astype(jnp.float32)).sum(axes, keepdims=True)
-        return size < jnp.finfo(size.dtype).max / 4  # with room for what rotations add by rounding
+        size: Array = jnp.square(gradient.astype(jnp.float32)).sum(axes, keepdims=True)
+        return size < float(jnp.finfo(size.dtype).max) / 4  # with room for what rotations add by rounding
 
     flags = Parts(
         {name: is_finite(stack, (1, 2)) for name, stack in gradients.matrices.items()},
@@ -101,7 +101,8 @@ def no_average(n_layers: int, n: int, m: int) -> Average:
 
 def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
     """Group name -> averages of A and of B, before a first estimate."""
-    return {group.name: tuple(no_average(*shape) for shape in group.factor_shapes) for group in groups}
+    shapes = {group.name: group.factor_shapes for group in groups}
+    return {name: (no_average(*inputs), no_average(*outputs)) for name, (inputs, outputs) in shapes.items()}
 
 
 def accumulate(
@@ -119,7 +120,8 @@ def accumulate(
     """
     new, fallbacks = {}, no_fallbacks()
     for group in groups:
-        old, treedef = jax.tree.flatten(averages[group.name], is_leaf=_is_average)
+        old = jax.tree.leaves(averages[group.name], is_leaf=_is_average)
+        treedef: Any = jax.tree.structure(averages[group.name], is_leaf=_is_average)  # JAX has no type for it
         missing = treedef.unflatten([jnp.zeros(average.value.shape[1:]) for average in old])
         batch = treedef.flatten_up_to(group.stack(estimates, missing))
         for average, estimate in zip(old, batch, strict=True):
@@ -139,7 +141,8 @@ def accumulate(
 
 def values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The averages' values alone."""
-    return jax.tree.map(lambda average: average.value, dict(averages), is_leaf=_is_average)
+    found: dict[str, PyTree] = jax.tree.map(lambda average: average.value, dict(averages), is_leaf=_is_average)
+    return found
 
 
 def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:

@@ -69,7 +69,7 @@ class Layer:
     @property
     def leaf_paths(self) -> tuple[Path, ...]:
         """Of the kernel, and of the bias if there is one."""
-        return (self.kernel_path, self.bias_path) if self.has_bias else (self.kernel_path,)
+        return (self.kernel_path,) if self.bias_path is None else (self.kernel_path, self.bias_path)
 
     @property
     def d_in(self) -> int:
@@ -88,14 +88,15 @@ class Layer:
     @property
     def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of A and of B: `[n, n]`, or `[n, 1]` for its diagonal."""
-        whole = self.n_rows <= self.max_width and not self.is_embedding, self.d_out <= self.max_width
-        sizes = self.n_rows, self.d_out
-        return tuple((size, size if is_whole else 1) for size, is_whole in zip(sizes, whole, strict=True))
+        is_whole = self.n_rows <= self.max_width and not self.is_embedding
+        inputs = (self.n_rows, self.n_rows if is_whole else 1)
+        return inputs, (self.d_out, self.d_out if self.d_out <= self.max_width else 1)
 
     @property
     def are_diagonal(self) -> tuple[bool, bool]:
         """Whether A and B are diagonals alone."""
-        return tuple(map(is_diagonal, self.factor_shapes))
+        inputs, outputs = self.factor_shapes
+        return is_diagonal(inputs), is_diagonal(outputs)
 
     def rows(self, tree: PyTree) -> list[Array]:
         """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
@@ -180,7 +181,8 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
 
 def _split(path: Path, leaves: Mapping[str, Any], is_attention: bool, max_width: int) -> list[Layer]:
     """A node's layer, or the layers that a scan over depth stacked in it; none where the split is not known."""
-    kernel, bias = (None if leaf is None else tuple(leaf.shape) for leaf in (leaves["kernel"], leaves.get("bias")))
+    kernel = tuple(leaves["kernel"].shape)
+    bias = tuple(leaves["bias"].shape) if "bias" in leaves else None
     n_outputs = len(bias) if bias is not None else 2 if is_attention and path[-1] != "out" else 1
     if len(kernel) < 2 or not 0 < n_outputs < len(kernel):
         return []

@@ -41,7 +41,7 @@ from .layers import Layer, is_diagonal
 from .moments import adam, lookahead
 from .roots import damped_inverse_roots, polar_factor
 from .routing import routed
-from .schedules import Scalar, ScalarOrSchedule, schedulable
+from .schedules import Scalar, schedulable
 from .stacks import map_stack
 
 PyTree = Any
@@ -64,7 +64,7 @@ class MuonState(NamedTuple):
         second_moment: dotted path -> moving average of its square, for the parameters of no layer.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # optax's name for it, which hides the tuple's method
     fallbacks: Fallbacks
     factors: dict[str, Average]
     roots: dict[str, Array]
@@ -76,14 +76,14 @@ class MuonState(NamedTuple):
 def kfac_muon(
     layers: Sequence[Layer],
     *,
-    learning_rate: ScalarOrSchedule,
-    damping: ScalarOrSchedule = 1e-3,
-    beta1: ScalarOrSchedule = 0.9,
-    beta2: ScalarOrSchedule = 0.99,
-    epsilon: ScalarOrSchedule = 1e-8,
-    weight_decay: ScalarOrSchedule = 0.0,
-    grad_clip: ScalarOrSchedule | None = None,
-    factor_decay: ScalarOrSchedule = 0.8,
+    learning_rate: Scalar,
+    damping: Scalar = 1e-3,
+    beta1: Scalar = 0.9,
+    beta2: Scalar = 0.99,
+    epsilon: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    grad_clip: Scalar | None = None,
+    factor_decay: Scalar = 0.8,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon in the metric of the layers' input factors. Every number may be a traced array, or a schedule.
@@ -171,7 +171,9 @@ def _identity(shape: tuple[int, int, int]) -> Array:
     return jnp.broadcast_to(one.astype(jnp.float32), shape)
 
 
-def _average(state: MuonState, groups: Sequence[Group], factors: Mapping, decay: Scalar) -> MuonState:
+def _average(
+    state: MuonState, groups: Sequence[Group], factors: Mapping[str, tuple[Array, Any]], decay: Scalar
+) -> MuonState:
     of_inputs = {name: pair[0] for name, pair in factors.items()}
     averages, left_out = accumulate(state.factors, groups, of_inputs, decay)
     return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))

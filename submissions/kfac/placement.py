@@ -38,7 +38,8 @@ def split_described(
     families: Mapping[Path, Family], layout: Layout, fisher: Fisher
 ) -> tuple[dict[Path, Family], dict[str, str]]:
     """The families whose rows the layout describes; and layer name -> why another's are not described."""
-    kept, reasons = {}, {}
+    kept: dict[Path, Family] = {}
+    reasons: dict[str, str] = {}
     for kernel, family in families.items():
         reason = next(filter(None, (_reason(use, layout, fisher) for use in family.uses)), None)
         if reason:

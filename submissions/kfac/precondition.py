@@ -59,7 +59,8 @@ def damped_inverses(
         is_informed: group name -> whether a layer's factors hold an estimate `[n_layers]`.
         mesh: devices, on one axis, to spread the inversions over; None leaves that to the compiler.
     """
-    damped, inverse = {}, {}
+    damped: dict[tuple[str, int], tuple[Array]] = {}
+    inverse: dict[tuple[str, int], Array] = {}
     for name, pair in factors.items():
         pi, root = per_layer(damping_ratio(*pair)), jnp.sqrt(damping)
         for side, (factor, amount) in enumerate(zip(pair, (pi * root, root / pi), strict=True)):

@@ -7,9 +7,10 @@ parameter: the leaf but for its dtype, the order of its axes, and axes of size 1
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from .convolution import Convolution
 from .layers import Path
@@ -69,15 +70,22 @@ class View:
     is_broadcast: bool = False
 
 
+def array_type(variable: Var | Literal) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array in a jaxpr."""
+    aval: Any = variable.aval  # JAX's own type of it has no shape
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
 def _dense(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     (contract, batch) = eqn.params["dimension_numbers"]
-    if batch[0] or None in view.axes or not contract[0]:
+    axes = [axis for axis in view.axes if axis is not None]
+    if batch[0] or len(axes) < len(view.axes) or not contract[0]:
         return None
-    pairs = sorted((view.axes[k], x) for k, x in zip(contract[kernel], contract[1 - kernel], strict=True))
-    n_kernel = len(view.axes) - len(pairs)
-    output = eqn.outvars[0].aval
+    pairs = sorted((axes[k], x) for k, x in zip(contract[kernel], contract[1 - kernel], strict=True))
+    n_kernel = len(axes) - len(pairs)
+    output = array_type(eqn.outvars[0])
     n_rows = len(output.shape) - n_kernel
-    free = [view.axes[i] for i in range(len(view.axes)) if i not in contract[kernel]]
+    free = [axis for i, axis in enumerate(axes) if i not in contract[kernel]]
     first = n_rows if kernel == 1 else 0  # the output has the left operand's free axes first
     return Product(
         key=(),
@@ -87,7 +95,7 @@ def _dense(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         contracted=tuple(axis for axis, _ in pairs),
         input_axes=tuple(x for _, x in pairs),
         output_axes=tuple(first + free.index(axis) for axis in sorted(free)),
-        output=jax.ShapeDtypeStruct(output.shape, output.dtype),
+        output=output,
         lengths=(),
         is_sliced=view.is_sliced,
     )
@@ -99,7 +107,7 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     order = [view.axes[i] for i in (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])]
     if kernel != 1 or p["feature_group_count"] != 1 or p["batch_group_count"] != 1 or order != list(range(n + 2)):
         return None
-    kernel_shape, output = eqn.invars[1].aval.shape, eqn.outvars[0].aval
+    kernel_shape, output = array_type(eqn.invars[1]).shape, array_type(eqn.outvars[0])
     return Product(
         key=(),
         leaf=view.leaf,
@@ -108,7 +116,7 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         contracted=tuple(range(n + 1)),
         input_axes=(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]),
         output_axes=(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]),
-        output=jax.ShapeDtypeStruct(output.shape, output.dtype),
+        output=output,
         lengths=(),
         is_sliced=view.is_sliced,
         convolution=Convolution(
@@ -122,10 +130,10 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
 
 
 def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
-    numbers, output = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+    numbers, output = eqn.params["dimension_numbers"], array_type(eqn.outvars[0])
     last = len(output.shape) - 1
     is_by_row = numbers.start_index_map == numbers.collapsed_slice_dims == (0,) and numbers.offset_dims == (last,)
-    shape = eqn.invars[0].aval.shape
+    shape = array_type(eqn.invars[0]).shape
     if kernel != 0 or view.axes != (0, 1) or not is_by_row or tuple(eqn.params["slice_sizes"]) != (1, shape[1]):
         return None
     return Product(
@@ -136,7 +144,7 @@ def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         contracted=(0,),
         input_axes=(last,),
         output_axes=(last,),
-        output=jax.ShapeDtypeStruct(output.shape, output.dtype),
+        output=output,
         lengths=(),
         is_sliced=view.is_sliced,
     )

@@ -105,4 +105,5 @@ def _evaluate(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]
         eqns=[eqn],
         effects=eqn.effects,
     )
-    return jaxpr_as_fun(ClosedJaxpr(alone, []))(*by_variable.values())
+    results: list[Any] = jaxpr_as_fun(ClosedJaxpr(alone, []))(*by_variable.values())
+    return results

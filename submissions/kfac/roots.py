@@ -49,7 +49,8 @@ def polar_factor(matrices: Array) -> Array:
     largest = jnp.abs(matrices).max((-2, -1), keepdims=True)
     x = matrices / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
     x = x / jnp.where(largest > 0, jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), 1)
-    return jax.lax.platform_dependent(x, cpu=polar_by_products, default=in_bfloat16)
+    factors: Array = jax.lax.platform_dependent(x, cpu=polar_by_products, default=in_bfloat16)
+    return factors
 
 
 def polar_by_products(x: Array) -> Array:
@@ -92,9 +93,10 @@ def inverse_root(matrices: Array) -> Array:
 
     On an H100 an eigendecomposition takes three times (n = 1,537) to ten times (n = 512) as long as the products.
     """
-    return jax.lax.platform_dependent(
+    roots: Array = jax.lax.platform_dependent(
         matrices, cpu=lambda stack: jax.lax.map(root_by_eigenvectors, stack), default=root_by_products
     )
+    return roots
 
 
 def root_by_eigenvectors(matrix: Array) -> Array:

@@ -45,8 +45,9 @@ def routed(
         **options: Any,
     ) -> tuple[PyTree, PyTree]:
         own = held(layers, gradients)
-        factors = _own_factors(_given(factors, layers), own)
-        return build(own).update(gradients, state, params, factors=factors, **options)
+        own_factors = _own_factors(_given(factors, layers), own)
+        updates, state = build(own).update(gradients, state, params, factors=own_factors, **options)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -110,7 +110,7 @@ def batch_layout(
     """
     if example_axis not in (None, 0, 1):
         raise ValueError(f"example_axis is {example_axis}; it must be 0, 1 or None")
-    by_shape = {(n_examples,): Rows(n_examples, None, is_example)}
+    by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
     if is_token is not None:
         if is_token.ndim != 2 or is_token.shape[0] != n_examples:
             raise ValueError(f"is_token must be [{n_examples}, positions]; its shape is {is_token.shape}")
@@ -190,8 +190,8 @@ def real_entries(rows: Rows) -> Array | None:
         masks = [rows.is_example, rows.is_real]
     else:
         masks = [jnp.asarray(rows.is_example)[rows.example_of], rows.is_real]
-    masks = [mask > 0 for mask in masks if mask is not None]
-    return functools.reduce(jnp.logical_and, masks) if masks else None
+    known = [mask > 0 for mask in masks if mask is not None]
+    return functools.reduce(jnp.logical_and, known) if known else None
 
 
 def example_sums(x: Array, rows: Rows) -> tuple[Array, Array]:

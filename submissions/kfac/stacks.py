@@ -1,7 +1,7 @@
 """Work on many square matrices: those of a size as one batch, the batch split over the devices."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,12 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 PyTree = Any
+Key = TypeVar("Key", bound=Hashable)
 
 
 def map_by_size(
-    function: Callable[..., PyTree], stacks: Mapping[Hashable, tuple[Array, ...]], mesh: Mesh | None = None
-) -> dict[Hashable, PyTree]:
+    function: Callable[..., PyTree], stacks: Mapping[Key, tuple[Array, ...]], mesh: Mesh | None = None
+) -> dict[Key, PyTree]:
     """`function` of every key's arguments, made one stack with all others of their size.
 
     Args:
@@ -21,10 +22,10 @@ def map_by_size(
         stacks: key -> its arguments, all `[k, n, n]`; k and n may differ between keys.
         mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
     """
-    by_size: dict[int, list[Hashable]] = {}
+    by_size: dict[int, list[Key]] = {}
     for key, arguments in stacks.items():
         by_size.setdefault(arguments[0].shape[-1], []).append(key)
-    results: dict[Hashable, PyTree] = {}
+    results: dict[Key, PyTree] = {}
     for keys in by_size.values():
         joined = [jnp.concatenate(column) for column in zip(*(stacks[key] for key in keys), strict=True)]
         outputs, start = map_stack(function, joined, mesh), 0
@@ -42,9 +43,10 @@ def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """
 
     def mapped(stack: Array) -> Array:
-        return jax.lax.platform_dependent(
+        result: Array = jax.lax.platform_dependent(
             stack, cpu=lambda matrices: jax.lax.map(function, matrices), default=jax.vmap(function)
         )
+        return result
 
     return mapped
 

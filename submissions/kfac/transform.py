@@ -34,7 +34,7 @@ from .intake import (
 from .layers import Layer, at_least_float32
 from .precondition import Inverses, bounded_or_fallback, damped_inverses, has_inverse, no_inverses, precondition
 from .routing import routed
-from .schedules import Scalar, ScalarOrSchedule, schedulable
+from .schedules import Scalar, schedulable
 
 PyTree = Any
 
@@ -65,7 +65,7 @@ class KFACState(NamedTuple):
         second_moment: moving average of the squared gradient, for the fallback.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # optax's name for it, which hides the tuple's method
     fallbacks: Fallbacks
     factors: dict[str, tuple[Average, Average]]
     inverses: dict[str, Inverses]
@@ -76,16 +76,16 @@ class KFACState(NamedTuple):
 def kfac(
     layers: Sequence[Layer],
     *,
-    learning_rate: ScalarOrSchedule,
-    damping: ScalarOrSchedule,
-    momentum: ScalarOrSchedule = 0.9,
+    learning_rate: Scalar,
+    damping: Scalar,
+    momentum: Scalar = 0.9,
     momentum_kind: Momentum = Momentum.NESTEROV,
-    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay: Scalar = 0.0,
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED,
-    grad_clip: ScalarOrSchedule | None = None,
-    factor_decay: ScalarOrSchedule = 0.95,
-    kl_clip: ScalarOrSchedule = 1.0,
-    fallback_rate: ScalarOrSchedule = 0.1,
+    grad_clip: Scalar | None = None,
+    factor_decay: Scalar = 0.95,
+    kl_clip: Scalar = 1.0,
+    fallback_rate: Scalar = 0.1,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC with momentum and weight decay. Every number may be a traced array, or a schedule.
@@ -125,7 +125,8 @@ def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
     trace = optax.trace(decay=decay, nesterov=kind is Momentum.NESTEROV)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        return trace.update(jax.tree.map(at_least_float32, updates), state, params)
+        updates, state = trace.update(jax.tree.map(at_least_float32, updates), state, params)
+        return updates, state
 
     return optax.GradientTransformation(lambda params: trace.init(jax.tree.map(at_least_float32, params)), update)
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from .layers import KERNEL_NAMES
-from .products import Product, View
+from .products import Product, View, array_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,17 @@ def fits(output: Output, bias: View, shape: Sequence[int]) -> bool:
     return own == due and bias.is_sliced == output.product.is_sliced
 
 
-def kernel_operand(tags: Sequence[Tag]) -> int | None:
-    """Which of two operands is the kernel: the leaf, and of two leaves the one with a kernel's name."""
-    views = [i for i, tag in enumerate(tags) if isinstance(tag, View) and not tag.is_broadcast]
+def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:
+    """Which of two operands is the kernel: the leaf, and of two leaves the one with a kernel's name; and its view."""
+    views = [(i, tag) for i, tag in enumerate(tags) if isinstance(tag, View) and not tag.is_broadcast]
     if len(views) > 1:
-        views = [i for i in views if tags[i].leaf[-1] in KERNEL_NAMES]
+        views = [(i, view) for i, view in views if view.leaf[-1] in KERNEL_NAMES]
     return views[0] if len(views) == 1 else None
 
 
 def viewed(eqn: JaxprEqn, view: View) -> View | None:
     """The view that an equation makes of another; None if it makes none."""
-    name, shape, new_shape = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    name, shape, new_shape = eqn.primitive.name, array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape
     if name == "transpose":
         return dataclasses.replace(view, axes=tuple(view.axes[i] for i in eqn.params["permutation"]))
     if name == "broadcast_in_dim":
@@ -62,12 +62,14 @@ def viewed(eqn: JaxprEqn, view: View) -> View | None:
         is_broadcast = view.is_broadcast or int(np.prod(shape)) != int(np.prod(new_shape))
         return dataclasses.replace(view, axes=tuple(axes), is_broadcast=is_broadcast)
     if name in ("reshape", "squeeze", "expand_dims"):
-        axes = _reshaped(view.axes, shape, new_shape)
-        return dataclasses.replace(view, axes=axes) if axes is not None else None
+        kept = _reshaped(view.axes, shape, new_shape)
+        return dataclasses.replace(view, axes=kept) if kept is not None else None
     return None
 
 
-def _reshaped(axes: Sequence[int | None], shape: Sequence[int], new_shape: Sequence[int]) -> tuple | None:
+def _reshaped(
+    axes: Sequence[int | None], shape: Sequence[int], new_shape: Sequence[int]
+) -> tuple[int | None, ...] | None:
     """The axes after a reshape that adds or removes axes of size 1 alone; None for another."""
     old = [(axis, size) for axis, size in zip(axes, shape, strict=True)]
     new: list[int | None] = []

@@ -4,8 +4,15 @@ import dataclasses
 import typing
 from typing import Any
 
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from ...algoperf.problem import Problem
 from ..adaptive import Scaling, bases_by_layer, eigenbasis_adam
+from ..estimate import Estimate
 from ..factors import gradient_covariances
+from ..layers import Layer
 from ..sharing import Sharing
 from .curvature import (
     CurvatureAlgorithm,
@@ -17,6 +24,8 @@ from .curvature import (
     plain_batch,
 )
 
+PyTree = Any
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamOptions:
@@ -26,7 +35,7 @@ class AdamOptions:
     epsilon: float = 1e-8
     relative_epsilon: float = 3e-4
 
-    bounds: typing.ClassVar = {
+    bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "beta2": (0, 1 - 1e-6),
         "epsilon": (1e-30, float("inf")),
         "relative_epsilon": (0, float("inf")),
@@ -78,7 +87,9 @@ class SOAPHyperparameters(AdamOptions, CurvatureHyperparameters):
     )
 
 
-def _optimizer(layers, h, mesh, **more: Any):
+def _optimizer(
+    layers: tuple[Layer, ...], h: Any, mesh: Mesh | None, **more: Any
+) -> optax.GradientTransformationExtraArgs:
     return eigenbasis_adam(
         layers,
         learning_rate=h.learning_rate,
@@ -101,12 +112,16 @@ class EKFACAdam(CurvatureAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def estimate(self, problem, state, params, layers, h, key):
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
         bases = bases_by_layer(state, layers) if Scaling(h.scaling) is Scaling.EKFAC else None
         batch = estimate_batch(problem, params, layers, self._sharing, h, key, bases=bases)
         return batch, {"factors": batch.factors, "eigenvalues": batch.eigenvalues}
 
-    def optimizer(self, layers, h, mesh=None):
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         return _optimizer(
             layers,
             h,
@@ -128,15 +143,19 @@ class SOAP(CurvatureAlgorithm):
     hyperparameters = SOAPHyperparameters
     estimates_every_step = True
 
-    def variant(self, global_step, h):
+    def variant(self, global_step: int, h: Any) -> bool:
         """Whether to refresh the bases."""
-        return global_step < h.full_steps or global_step % h.refresh_period == 0
+        return bool(global_step < h.full_steps or global_step % h.refresh_period == 0)
 
-    def estimate(self, problem, state, params, layers, h, key):
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
         del state, key
         batch = plain_batch(problem, params, h)
         gradients = {layer.name: (layer.read(batch.gradients), layer.are_diagonal) for layer in layers}
         return batch, {"factors": {name: gradient_covariances(*own) for name, own in gradients.items()}}
 
-    def optimizer(self, layers, h, mesh=None):
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         return _optimizer(layers, h, mesh, factor_decay=h.factor_decay, full_refreshes=h.full_steps)

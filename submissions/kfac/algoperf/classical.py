@@ -1,7 +1,15 @@
 """K-FAC-expand and K-FAC-reduce."""
 
 import dataclasses
+from typing import Any
 
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from ...algoperf.problem import Problem
+from ..estimate import Estimate
+from ..layers import Layer
 from ..sharing import Sharing
 from ..transform import Momentum, WeightDecay, kfac
 from .curvature import (
@@ -12,6 +20,8 @@ from .curvature import (
     estimate_batch,
     factor_decay,
 )
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +49,16 @@ class KFAC(CurvatureAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def estimate(self, problem, state, params, layers, h, key):
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
         del state
         batch = estimate_batch(problem, params, layers, self._sharing, h, key)
         return batch, {"factors": batch.factors}
 
-    def optimizer(self, layers, h, mesh=None):
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         return kfac(
             layers,
             learning_rate=h.learning_rate,

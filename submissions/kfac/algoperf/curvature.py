@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import enum
 import functools
 import logging
 import typing
@@ -53,9 +54,9 @@ class CurvatureHyperparameters(Hyperparameters):
         "end_factor": (0, 1),
     }
     # name -> the enum whose values it takes.
-    choices: typing.ClassVar[Mapping[str, type]] = {}
+    choices: typing.ClassVar[dict[str, type[enum.Enum]]] = {}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind in self.choices.items():
             known = [member.value for member in kind]
             if getattr(self, name) not in known:
@@ -79,7 +80,7 @@ class FactorOptions:
     statistics_parts: int = 1
     rows_per_width: int = 4
 
-    bounds: typing.ClassVar = {
+    bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "refresh_share": (0, AVERAGED_SHARE),
         "statistics_parts": (1, float("inf")),
         "rows_per_width": (0, float("inf")),
@@ -98,8 +99,11 @@ class FisherOptions:
     kl_clip: float = 1.0
     fallback_rate: float = 0.1
 
-    bounds: typing.ClassVar = {"kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
-    choices: typing.ClassVar = {"fisher": Fisher}
+    bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
+        "kl_clip": (0, float("inf")),
+        "fallback_rate": (0, float("inf")),
+    }
+    choices: typing.ClassVar[dict[str, type[enum.Enum]]] = {"fisher": Fisher}
 
 
 class CurvatureAlgorithm(Algorithm):
@@ -180,7 +184,8 @@ def factor_decay(h: Any) -> Any:
 def _result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
     """The step's result. Of the model's state, what did not come out finite stays as it was."""
     model_state = batch.aux
-    if jax.tree.structure(model_state) == jax.tree.structure(problem.model_state):
+    before: Any = jax.tree.structure(problem.model_state)  # JAX has no type for it
+    if before == jax.tree.structure(model_state):
         model_state = jax.tree.map(
             lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), model_state, problem.model_state
         )
@@ -268,6 +273,7 @@ def _accumulated(
         uncaptured.update(reasons)
         return sums, model_state
 
+    sums: Sums
     sums, model_state = problem.summed(n_micro_batches, one)
     return sums.mean(model_state, uncaptured)
 

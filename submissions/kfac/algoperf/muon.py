@@ -1,10 +1,20 @@
 """Muon in the metric of K-FAC's input factors, those of expand or of reduce."""
 
 import dataclasses
+from typing import Any
 
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from ...algoperf.problem import Problem
+from ..estimate import Estimate
+from ..layers import Layer
 from ..muon import kfac_muon
 from ..sharing import Sharing
 from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, FactorOptions, estimate_batch, factor_decay
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +41,16 @@ class KFACMuon(CurvatureAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def estimate(self, problem, state, params, layers, h, key):
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
         del state
         batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=False)
         return batch, {"factors": batch.factors}
 
-    def optimizer(self, layers, h, mesh=None):
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         return kfac_muon(
             layers,
             learning_rate=h.learning_rate,
