@@ -12,7 +12,7 @@ HARNESS_VENV := .venv-harness
 X64_TESTS := $(wildcard tests/x64/test_*.py tests/x64/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: evidence help setup setup-prepare setup-docs setup-harness demo test test-slow test-harness docs lint clean
+.PHONY: evidence help setup setup-prepare setup-docs setup-harness demo test coverage test-slow test-harness docs lint clean
 
 # An inherited module path would hide what the virtual environment lacks.
 unexport PYTHONPATH PYTHONHOME
@@ -65,6 +65,11 @@ test: setup ## run the tests, without the slow ones
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) tests/x64)
 
 # pytest ends with 5 when it selects no test: a suite without slow tests is no failure.
+coverage: setup ## run the tests, without the slow ones, and list the lines that none of them reaches
+	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL) --cov --cov-report=
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) --cov --cov-append --cov-report= tests/x64)
+	$(VENV)/bin/coverage report
+
 test-slow: setup-prepare setup-docs setup-harness ## run the slow tests, for which TensorFlow and MkDocs are added
 	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) -m slow tests/x64 || [ $$? -eq 5 ])
 	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL) -m slow || [ $$? -eq 5 ]
@@ -75,10 +80,11 @@ test-harness: setup setup-harness ## run the submissions on the official runner'
 docs: setup-docs ## build the documentation into site/, and check its links
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-lint: setup ## check the code's style
+lint: setup ## check the code's style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean: ## remove .venv, build outputs and caches; experiments/ stays
-	rm -rf $(VENV) $(HARNESS_VENV) build site dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(HARNESS_VENV) .coverage build site dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -165,10 +165,10 @@ def _on_begin(event: str, value: float | int, **_: Any) -> None:
             timer.begin()
 
 
-def _on_end(event: str, duration_s: float, **_: Any) -> None:
+def _on_end(event: str, duration_secs: float, **_: Any) -> None:
     if event.startswith(_COMPILE_EVENTS):
         for timer in _entered:
-            timer.end(event, duration_s)
+            timer.end(event, duration_secs)
 
 
 def _on_event(event: str, **_: Any) -> None:

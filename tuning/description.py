@@ -113,7 +113,7 @@ def describe(
     workload_name: str,
     workload: Any,
     submission: Submission,
-    point: tuple,
+    point: Any,
     *,
     rng_seed: int,
     trial_index: int,

@@ -156,7 +156,7 @@ class _Supervisor:
 
     def _end_workers(self) -> None:
         """Lets them save their state, and kills those that take too long."""
-        workers = [slot.process for slot in self._slots if slot.is_alive]
+        workers = [slot.process for slot in self._slots if slot.process is not None and slot.is_alive]
         for process in workers:
             process.terminate()
         deadline = time.monotonic() + _SAVE_S

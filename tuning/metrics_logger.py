@@ -100,7 +100,8 @@ class MetricsLogger:
 
 
 def _is_ready(value: Any) -> bool:
-    return not isinstance(value, jax.Array) or value.is_ready()
+    is_array = isinstance(value, jax.Array)
+    return not is_array or value.is_ready()
 
 
 def _in_eval_order(row: dict[str, Any]) -> dict[str, Any]:

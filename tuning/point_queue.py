@@ -123,7 +123,7 @@ class PointQueue:
             result: `reason` in it tells a pruned or crashed trial, whose state in the storage is then that.
             value: what Optuna's own tools rank by, of one that is neither.
         """
-        states = {Miss.PRUNED: TrialState.PRUNED, Miss.CRASHED: TrialState.FAIL}
+        states: dict[Any, TrialState] = {Miss.PRUNED: TrialState.PRUNED, Miss.CRASHED: TrialState.FAIL}
         state = states.get(result.get("reason"), TrialState.COMPLETE)
         name = "crash" if state is TrialState.FAIL else "result"
         value = (value or 0.0) if state is TrialState.COMPLETE else None

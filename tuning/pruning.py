@@ -45,4 +45,6 @@ def _is_behind(queue: PointQueue, lease: Lease, pruner: Any, workload: Any, prog
     place = progress.global_step if workload.eval_period_steps else progress.n_evaluations
     # The study minimises, its value being the steps to target, and a pruner goes by the study's direction.
     sign = -1 if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else 1
+    if progress.metric is None:  # not evaluated yet
+        return False
     return queue.report(lease, place, sign * progress.metric) and queue.should_prune(lease, pruner)

@@ -58,7 +58,7 @@ def easier(target: float, given_up: float, lower_is_better: bool) -> float:
     return target + abs(target) * (given_up if lower_is_better else -given_up)
 
 
-def first_hit(values: Sequence[float], target: float, lower_is_better: bool) -> int | None:
+def first_hit(values: Sequence[float] | np.ndarray, target: float, lower_is_better: bool) -> int | None:
     """Index of the first value at least as good as the target, as in the published rules; NaN never is."""
     found = np.asarray(values, float)
     reached = found <= target if lower_is_better else found >= target

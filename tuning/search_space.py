@@ -102,7 +102,7 @@ def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.
         chosen = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
     if not chosen:
         return []
-    point_type = namedtuple("Hyperparameters", list(chosen[0]))
+    point_type = namedtuple("Hyperparameters", list(chosen[0]))  # type: ignore[misc]  # fields known when it runs
     return [point_type(**point) for point in chosen]
 
 

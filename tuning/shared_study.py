@@ -48,7 +48,7 @@ class SharedStudy:
         """Of the points, by number."""
         return points_only(self.storage.get_all_trials(self.id, deepcopy=False))
 
-    def enqueue(self, indices: Sequence[int], intermediate_values: Mapping[int, float] | None = None) -> None:
+    def enqueue(self, indices: Sequence[int], intermediate_values: dict[int, float] | None = None) -> None:
         """All of the points, or none of them."""
         spread = {name: [point[name] for point in self._points] for name in self._points[0]}
         distributions = {name: _distribution(values) for name, values in spread.items()}

@@ -26,9 +26,9 @@ class Silence:
         """Seconds for which each counter has been the same; 0 for one seen for the first time."""
         now = self._clock()
         step, self._looked_at = min(now - self._looked_at, self._longest_step_s), now
-        own = {key: self._seen.get(key) for key in counters}
-        self._seen = {
-            key: (counter, own[key][1] + step if own[key] is not None and own[key][0] == counter else 0.0)
-            for key, counter in counters.items()
-        }
-        return {key: seconds for key, (_, seconds) in self._seen.items()}
+        silent_s = {}
+        for key, counter in counters.items():
+            before = self._seen.get(key)
+            silent_s[key] = 0.0 if before is None or before[0] != counter else before[1] + step
+        self._seen = {key: (counter, silent_s[key]) for key, counter in counters.items()}
+        return silent_s

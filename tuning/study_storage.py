@@ -117,7 +117,7 @@ def _copied(file: Path, folder: Path) -> Path:
     raise UserError(f"the storage {file} changes all the time: look again later")
 
 
-_AS_IT_IS = {"skip_table_creation": True}
+_AS_IT_IS: dict[str, Any] = {"skip_table_creation": True}
 
 
 def _connect(file: str, **options: Any) -> sqlite3.Connection:

@@ -43,8 +43,10 @@ class Submission:
     def with_batch_sizes(self, training: int | None, evaluation: int | None) -> "Submission":
         """The same with other batch sizes, for a machine that cannot hold its own; None leaves one as it is."""
         own = {"get_batch_size": training, "get_eval_batch_size": evaluation}
-        chosen = {name: lambda workload_name, size=size: size for name, size in own.items() if size is not None}
-        return replace(self, **chosen)
+        sizes: dict[str, Any] = {
+            name: lambda workload_name, size=size: size for name, size in own.items() if size is not None
+        }
+        return replace(self, **sizes)
 
     @property
     def needs_train_state(self) -> bool:
@@ -90,7 +92,8 @@ def _known(folder: Path) -> list[str]:
 
 
 def _import(file: Path) -> ModuleType:
-    folders, root = [], file.parent
+    folders: list[Path] = []
+    root = file.parent
     while (root / "__init__.py").exists():
         folders.insert(0, root)
         root = root.parent

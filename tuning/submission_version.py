@@ -71,7 +71,8 @@ def _module_names(path: Path) -> Iterator[str]:
 
 
 def _package_of(path: Path) -> list[str]:
-    parts, folder = [], path.parent
+    parts: list[str] = []
+    folder = path.parent
     while (folder / "__init__.py").exists():
         parts.insert(0, folder.name)
         folder = folder.parent

@@ -97,7 +97,7 @@ class Sweep:
         self.descriptions = [trials for _, trials in studies]
         disk.refuse_unwritable(request.folder)
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        options = {
+        options: dict[str, Any] = {
             "heartbeat_s": request.heartbeat_s,
             "log": _own_log(),
             "machine": f"{socket.gethostname()}{f' devices {devices}' if devices else ''}",

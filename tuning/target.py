@@ -205,8 +205,8 @@ def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
     """Step -> validation and test metric."""
     with (job.folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [f"{split}/{workload.target_metric_name}" for split in ("validation", "test")]
-    return {int(row["global_step"]): tuple(float(row[name]) for name in names) for row in rows}
+    validation, test = (f"{split}/{workload.target_metric_name}" for split in ("validation", "test"))
+    return {int(row["global_step"]): (float(row[validation]), float(row[test])) for row in rows}
 
 
 def _targets(outcomes: Sequence[Outcome], curves: Sequence[dict], workload: Workload) -> dict[str, float]:
@@ -215,7 +215,7 @@ def _targets(outcomes: Sequence[Outcome], curves: Sequence[dict], workload: Work
     median = statistics.median_low if is_higher else statistics.median_high
     at_best = [curve[outcome.best_validation_step] for curve, outcome in zip(curves, outcomes, strict=True)]
     return {
-        "validation_target": median(outcome.best_validation_metric for outcome in outcomes),
+        "validation_target": median(validation for validation, _ in at_best),
         "test_target": median(test for _, test in at_best),
     }
 

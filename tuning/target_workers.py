@@ -26,7 +26,7 @@ def pool(workers: int) -> Iterator[Executor]:
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
     for index in range(workers):
         cores.put(available[index % len(available)])
-    cache = jax.config.jax_compilation_cache_dir or ""
+    cache = jax.config.values["jax_compilation_cache_dir"] or ""
     processes = ProcessPoolExecutor(workers, context, _start, (cores, cache))
     try:
         yield processes

@@ -158,7 +158,7 @@ def _write_start(
     """The files that say what is run; each resumption adds its own, as AlgoPerf's does."""
     folder, write = claim.folder, claim.write
     records.write_json(folder / "hparams.json", description.hyperparameters, write)
-    meta_data = _workload_properties(workload) | environment | {"rng_seed": description.rng_seed}
+    meta_data = {**_workload_properties(workload), **environment, "rng_seed": description.rng_seed}
     records.write_json(folder / f"meta_data_{preemption_count}.json", meta_data, write)
     records.write_json(folder / f"flags_{preemption_count}.json", description.to_json(), write)
 

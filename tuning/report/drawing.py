@@ -11,7 +11,7 @@ GREY = "#8A8A8A"
 INK = "#0b0c0d"
 _MOST_LETTERS = 60
 
-STYLE = {
+STYLE: Any = {  # matplotlib has a type for each key
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

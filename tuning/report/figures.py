@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -57,19 +58,19 @@ def figures(summary: Summary) -> list[Figure]:
         if any(trial.steps.size for line in c.lines for trial in line.chosen):
             title = f"{name}: {words(c.metric)} on the validation split against steps and seconds"
             alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."
-            found.append(Figure(f"curves_{place}", c.workload, title, alt, lambda c=c: _curves(c, looks)))
+            found.append(Figure(f"curves_{place}", c.workload, title, alt, partial(_curves, c, looks)))
         if any(len(line.searched) for line in c.lines):
             title = f"{name}: which hyperparameters reach the target, and how fast"
             alt = "A panel for each submission: points searched, coloured by steps to target; misses are crosses."
-            found.append(Figure(f"points_{place}", c.workload, title, alt, lambda c=c: points.draw(c)))
+            found.append(Figure(f"points_{place}", c.workload, title, alt, partial(points.draw, c)))
         if any(Cost.SECONDS in line.costs for line in c.lines):
             title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
-            found.append(Figure(f"seconds_{place}", c.workload, title, alt, lambda c=c: _seconds(c)))
+            found.append(Figure(f"seconds_{place}", c.workload, title, alt, partial(_seconds, c)))
     if summary.comparisons and summary.score_by in summary.performance:
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
         title = f"Performance profile, by {summary.score_by.words}"
-        found.append(Figure("performance_profile", None, title, alt, lambda: _profile(summary, looks)))
+        found.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
     return found
 
 
@@ -87,7 +88,7 @@ def render(figure: Figure) -> dict[str, bytes]:
     return files
 
 
-def _looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "color": _COLOURS[i % len(_COLOURS)],
@@ -98,7 +99,7 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def _curves(c: Comparison, looks: Mapping[str, dict[str, str]]) -> Any:
+def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     costs = [Cost.STEPS, Cost.SECONDS]
     if any(trial.compile_seconds is not None for line in c.lines for trial in line.trials):
         costs.append(Cost.TRAINING_SECONDS)
@@ -157,7 +158,7 @@ def _seconds(c: Comparison) -> Any:
     means = {cost: [_mean_cost(line, cost) for line in lines] for cost in Cost}
     compilation = [0.0 if line.compile_seconds is None else line.compile_seconds for line in lines]
     is_told = [line.compile_seconds is not None for line in lines]
-    parts = {
+    parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
         "training": ("#0072B2", np.where(is_told, means[Cost.TRAINING_SECONDS], 0)),
         "compilation": ("#E69F00", compilation),
         "both, not told apart on record": ("#56B4E9", np.where(is_told, 0, means[Cost.SECONDS])),
@@ -193,7 +194,7 @@ def _overhead(line: Line, column: str) -> float:
     return float(np.mean([trial.overhead[column] for trial in line.chosen]))
 
 
-def _profile(summary: Summary, looks: Mapping[str, dict[str, str]]) -> Any:
+def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:
     figure = new_figure(7, 3.8)
     axes = figure.subplots()
     taus = np.linspace(1, scoring.MAX_RATIO, 601)

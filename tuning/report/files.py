@@ -1,6 +1,7 @@
 """Trial folders and archives of them: found once each, and their files read, with what cannot be read named."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -85,11 +86,11 @@ def _on_disk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, TrialF
         entered.add(resolved)
         folders.sort(key=_natural)
         if TRIAL.fullmatch(place.name):
-            yield resolved, TrialFolder(place, root, tuple(names), lambda name, place=place: _text(place / name))
+            yield resolved, TrialFolder(place, root, tuple(names), functools.partial(_text, place))
 
 
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
+def _text(folder: Path, name: str) -> str:
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def _in_archive(archive: Path, problems: list[Problem]) -> Iterator[tuple[Path, TrialFolder]]:
@@ -98,13 +99,14 @@ def _in_archive(archive: Path, problems: list[Problem]) -> Iterator[tuple[Path, 
         with tarfile.open(archive, "r:*") as packed:
             for member in packed:
                 path = PurePath(member.name)
-                if member.isfile() and TRIAL.fullmatch(path.parent.name):
-                    contents.setdefault(path.parent, {})[path.name] = packed.extractfile(member).read()
+                file = packed.extractfile(member) if TRIAL.fullmatch(path.parent.name) else None
+                if file is not None:
+                    contents.setdefault(path.parent, {})[path.name] = file.read()
     except (OSError, tarfile.TarError, EOFError) as error:
         problems.append(Problem(str(archive), f"is no archive of trial folders that can be read: {error}"))
     for place, files in contents.items():
         own = archive.resolve() / place
-        yield own, TrialFolder(archive / place, archive, tuple(files), lambda name, own=files: _decoded(own, name))
+        yield own, TrialFolder(archive / place, archive, tuple(files), functools.partial(_decoded, files))
 
 
 def _decoded(files: Mapping[str, bytes], name: str) -> str:

@@ -41,7 +41,7 @@ def write(
     """
     summary = summarise(read(folders, hardware_profile), references, rank_by)
     out.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    drawn: list[dict[str, Any]] = []
     for figure in figures.figures(summary):
         files = figures.render(figure)
         for ending, content in files.items():
@@ -129,7 +129,7 @@ def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
 def _sort_values(c: Comparison, line: Line) -> list[float | str]:
     """What the columns after the first are sorted by; empty comes last."""
     ratios = c.ratios.get(line.submission, {})
-    values = [sum(trial.hit_at(trial.target) is not None for trial in line.chosen)]
+    values: list[float | None] = [sum(trial.hit_at(trial.target) is not None for trial in line.chosen)]
     for cost in Cost:
         values += [cost in line.costs and line.costs[cost].median, cost in ratios and ratios[cost].value]
     n, ended = line.search_hits

@@ -23,7 +23,7 @@ def draw(c: Comparison) -> Any:
     n_rows = math.ceil(len(lines) / columns)
     figure = new_figure(9, 0.5 + 2.8 * n_rows)
     panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
-    hits = [trial.steps[trial.hit_at(trial.target)] for line in lines for trial in _search(line, hit=True)]
+    hits = [float(trial.steps[trial.hit_at(trial.target)]) for line in lines for trial in _search(line, hit=True)]
     scale = matplotlib.colors.Normalize(min(hits, default=0), max(hits, default=1))
     is_rasterized = sum(len(line.trials) for line in lines) > _MOST_VECTOR_POINTS
     for axes, line in zip(panels, lines, strict=False):

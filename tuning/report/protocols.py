@@ -61,10 +61,9 @@ def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float 
     times = {}
     for study, trials in studies.items():
         hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
-        found = [spent(trial, cost) for trial in hits]
-        if None in found:
+        times[study] = known_costs(hits, cost)
+        if len(times[study]) < len(hits):
             return None
-        times[study] = found
     median = scoring.median_of_best(times) if times else math.inf
     return median if math.isfinite(median) else None
 
@@ -76,21 +75,31 @@ def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None
     """
     at = trial.hit_at(trial.target if target is None else target)
     if cost is Cost.STEPS:
-        last = trial.steps[-1] if trial.steps.size else 0
-        return float(trial.steps[at]) if at is not None else float(trial.budget or last)
-    if cost is Cost.TRAINING_SECONDS and trial.compile_seconds is None:
+        return _steps(trial, at)
+    compile_seconds = trial.compile_seconds if cost is Cost.TRAINING_SECONDS else 0.0
+    if compile_seconds is None:
         return None
     if at is None and (trial.state in _BROKEN_OFF or not trial.seconds.size):
         return math.nan
-    seconds = float(trial.seconds[-1 if at is None else at])
-    return seconds if cost is Cost.SECONDS else max(0.0, seconds - trial.compile_seconds)
+    return max(0.0, float(trial.seconds[-1 if at is None else at]) - compile_seconds)
+
+
+def known_costs(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> list[float]:
+    """What `spent` finds, without the trials whose cost is not on record."""
+    found = (spent(trial, cost, target) for trial in trials)
+    return [own for own in found if own is not None]
+
+
+def _steps(trial: Trial, hit: int | None) -> float:
+    last = trial.steps[-1] if trial.steps.size else 0
+    return float(trial.steps[hit]) if hit is not None else float(trial.budget or last)
 
 
 def spread(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> Spread | None:
     """Over the trials of one point; None where a cost is not on record, or the median is that of a broken-off trial."""
     goals = [trial.target if target is None else target for trial in trials]
-    values = [spent(trial, cost, target) for trial in trials]
-    if not trials or None in goals or None in values:
+    values = known_costs(trials, cost, target)
+    if not trials or None in goals or len(values) < len(trials):
         return None
     missed = [trial.hit_at(goal) is None for trial, goal in zip(trials, goals, strict=True)]
     found = Spread.of(values, missed)
@@ -112,7 +121,7 @@ def test_metric_at_hit(trials: Sequence[Trial]) -> float | None:
 
 def merit(trials: Sequence[Trial]) -> tuple[float, float]:
     """Less is better: mean steps to target, and for points that all missed it how far the metric is from it."""
-    steps = statistics.mean(spent(trial, Cost.STEPS) for trial in trials)
+    steps = statistics.mean(_steps(trial, trial.hit_at(trial.target)) for trial in trials)
     sign = 1 if trials[0].lower_is_better else -1
     return steps, statistics.mean(math.inf if trial.best is None else sign * trial.best for trial in trials)
 

@@ -166,7 +166,7 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[Probl
         workload=workload,
         submission=submission or experiment.name,
         study=study,
-        index=int(files.TRIAL.fullmatch(folder.place.name)[1]),
+        index=int(folder.place.name.split("_")[1]),
         phase=phase,
         point=point,
         rng_seed=outcome.get("rng_seed", meta.get("rng_seed", flags.get("rng_seed"))),
@@ -200,7 +200,7 @@ def _goal(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | No
         metric, target = meta.get("workload.target_metric_name"), meta.get("workload.validation_target_value")
     metric = metric.removeprefix("validation/") if metric else None
     told = outcome.get("target_direction") or meta.get("workload.target_direction")
-    lower_is_better = {"lower": True, "higher": False}.get(told, scoring.LOWER_IS_BETTER.get(metric))
+    lower_is_better = {"lower": True, "higher": False}.get(told or "", scoring.LOWER_IS_BETTER.get(metric or ""))
     return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
 
 

@@ -240,7 +240,7 @@ def _searched(trials: Sequence[Trial]) -> dict[str, Any]:
     """Dimensions whose values differ between points: (least, greatest), or as text where some are no numbers."""
     found = {}
     for name in sorted({name for trial in trials for name in trial.point}):
-        values = list({repr(trial.point.get(name)): trial.point.get(name) for trial in trials}.values())
+        values: list[Any] = list({repr(trial.point.get(name)): trial.point.get(name) for trial in trials}.values())
         if len(values) > 1:
             is_range = all(map(_is_plain_number, values))
             found[name] = (min(values), max(values)) if is_range else tuple(category(value) for value in values)
@@ -259,17 +259,17 @@ def category(value: Any) -> str:
 def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
     if line is reference:
         return {name: Ratio(1.0, None) for name in (*line.costs, *line.levels)}
-    found = {}
+    found: dict[str, Ratio] = {}
     for cost in [cost for cost in line.costs if cost in reference.costs]:
         own, other = line.costs[cost], reference.costs[cost]
-        values, others = ([protocols.spent(trial, cost) for trial in each.chosen] for each in (line, reference))
+        values, others = (protocols.known_costs(each.chosen, cost) for each in (line, reference))
         if other.median > 0:
             interval = None if any(map(math.isnan, values + others)) else scoring.ratio_interval(values, others)
             found[cost] = Ratio(own.median / other.median, interval, _bound(own, other))
     for level, own in line.levels.items():
-        other = reference.levels.get(level)
-        if other is not None and other.median > 0:
-            found[level] = Ratio(own.median / other.median, None, _bound(own, other))
+        base = reference.levels.get(level)
+        if base is not None and base.median > 0:
+            found[level] = Ratio(own.median / base.median, None, _bound(own, base))
     return found
 
 

@@ -187,9 +187,9 @@ def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
     for name, value in (*line.costs.items(), *line.levels.items()):
         own = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
         record |= {f"{name}_{what}": number for what, number in own.items()}
-    for name, value in comparison.ratios.get(line.submission, {}).items():
-        low, high = value.interval or (None, None)
-        record |= {f"{name}_ratio": value.value, f"{name}_ratio_bound": value.bound}
+    for name, ratio in comparison.ratios.get(line.submission, {}).items():
+        low, high = ratio.interval or (None, None)
+        record |= {f"{name}_ratio": ratio.value, f"{name}_ratio_bound": ratio.bound}
         record |= {f"{name}_ratio_low": low, f"{name}_ratio_high": high}
     return record
 
