@@ -143,7 +143,17 @@ def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
     def block() -> Any:
         for _ in range(PERIOD):
             state, params, _ = submission.update_params(
-                workload, carry[1], None, None, h, batch, None, carry[0], [], carry[2], key
+                workload=workload,
+                current_param_container=carry[1],
+                current_params_types=None,
+                model_state=None,
+                hyperparameters=h,
+                batch=batch,
+                loss_type=None,
+                optimizer_state=carry[0],
+                eval_results=[],
+                global_step=carry[2],
+                rng=key,
             )
             carry[:] = state, params, carry[2] + 1
         return carry[0][0], carry[1]

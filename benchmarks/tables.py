@@ -20,6 +20,7 @@ from benchmarks.timing import Deadline
 from tuning import machine, records
 from tuning.errors import UserError
 from tuning.submission import load
+from workloads import registry
 
 # Workload, batch size, micro-batches; the most telling first.
 _GPU_SUITE = [("imagenet_vit", 256, 1), ("ogbg", 512, 1), ("cifar10_wrn", 512, 1), ("imagenet_vit", 1024, 4)]
@@ -105,7 +106,7 @@ def _steps(options: Options) -> str:
 
 def _workload_steps(options: Options, workload: str, micro_batches: int, deadline: Deadline) -> str:
     submissions = [load(f"submissions/{name}") for name in options.submissions]
-    batch_size = options.batch_size or submissions[0].get_batch_size(workload)
+    batch_size = options.batch_size or submissions[0].training_batch_size(workload, registry.load(workload))
     costs = workload_steps.measure(
         workload,
         submissions,
@@ -130,7 +131,7 @@ def _operations(options: Options) -> str:
     submissions = [load(f"submissions/{name}") for name in options.submissions]
     parts = ["Counted by the compiler, for this machine's device; library calls (Cholesky, eigh) count as nothing."]
     for name in options.workloads:
-        batch_size = options.batch_size or submissions[0].get_batch_size(name)
+        batch_size = options.batch_size or submissions[0].training_batch_size(name, registry.load(name))
         counts = operations.table(name, batch_size, submissions, options.seed)
         parts += ["", f"## {name}, batch {batch_size}, synthetic data", "", counts]
     return "\n".join(parts)

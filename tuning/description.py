@@ -138,7 +138,7 @@ def describe(
     ruleset = ruleset_of(point)
     most_steps = int(ruleset.budget_factor * workload.step_hint)
     with setup_phase():
-        batch_size = submission.get_batch_size(workload_name)
+        batch_size = submission.training_batch_size(workload_name, workload)
         own_eval_size = submission.get_eval_batch_size
         eval_batch_size = own_eval_size(workload_name) if own_eval_size else workload.eval_batch_size
         version = submission_version.of(submission.file)

@@ -48,6 +48,19 @@ class Submission:
         }
         return replace(self, **sizes)
 
+    def training_batch_size(self, workload_name: str, workload: Any) -> int:
+        """The submission's own for this name, or else the workload's.
+
+        Raises:
+            ValueError: neither has one.
+        """
+        try:
+            return self.get_batch_size(workload_name)
+        except ValueError:
+            if (size := getattr(workload, "training_batch_size", None)) is None:
+                raise
+            return size
+
     @property
     def needs_train_state(self) -> bool:
         return "train_state" in inspect.signature(self.update_params).parameters

@@ -122,6 +122,7 @@ class Workload(abc.ABC):
     test_target: Target
     budget: Budget
     split_sizes: SplitSizes
+    training_batch_size: int | None = None  # for submissions that have none for this workload's name
     hardware_profile: str | None = None  # whose budget this is, where the user chose one
     prepared_data: tuple[PreparedData, ...] = ()  # what `scripts/prepare_data.py` is to make
 

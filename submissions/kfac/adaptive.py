@@ -119,7 +119,16 @@ def eigenbasis_adam(
         mesh: devices, on one axis, to spread the refreshes over.
     """
     options = _Options(
-        beta1, beta2, epsilon, relative_epsilon, factor_decay, scaling, damping, kl_clip, fallback_rate, full_refreshes
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        relative_epsilon=relative_epsilon,
+        factor_decay=factor_decay,
+        scaling=scaling,
+        damping=damping,
+        kl_clip=kl_clip,
+        fallback_rate=fallback_rate,
+        full_refreshes=full_refreshes,
     )
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:

@@ -148,7 +148,16 @@ def estimate_sums(
         summed, loss_pullback, n_terms = jax.vjp(loss, model_outputs, has_aux=True)
         (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
         return sum_over(Sums(summed, n_terms, gradients, {}, {}), axis_name), aux, {}
-    layout = _checked(layout, sharing, output_factors, fisher, geometry, rows_per_width, key, bases)
+    layout = _checked(
+        layout=layout,
+        sharing=sharing,
+        output_factors=output_factors,
+        fisher=fisher,
+        geometry=geometry,
+        rows_per_width=rows_per_width,
+        key=key,
+        bases=bases,
+    )
     traced = trace(forward, params)
     found, uncaptured = families(traced.products, params, layers, output_factors)
     found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
@@ -190,6 +199,7 @@ class _Head(NamedTuple):
 
 
 def _checked(
+    *,
     layout: Layout | None,
     sharing: Sharing,
     output_factors: bool,

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tuning import submission, submission_version
@@ -34,6 +36,15 @@ def test_folders_outside_packages_do_not_get_in_each_others_way(tmp_path):
     for size in (1, 2):
         package(tmp_path / f"lone{size}", submission=f"SIZE = {size}" + CONTRACT)
     assert [submission.load(tmp_path / f"lone{size}").get_batch_size("x") for size in (1, 2)] == [1, 2]
+
+
+def test_the_batch_size_is_the_submissions_or_for_a_name_that_it_does_not_know_the_workloads(tmp_path):
+    text = "def get_batch_size(name): return {'known': 8}.get(name) or int('unknown ' + name)\n"
+    loaded = submission.load(package(tmp_path / "picky", submission="SIZE = 0" + CONTRACT + text))
+    workload = SimpleNamespace(training_batch_size=32)
+    assert [loaded.training_batch_size(name, workload) for name in ("known", "other")] == [8, 32]
+    with pytest.raises(ValueError, match="unknown other"):
+        loaded.training_batch_size("other", SimpleNamespace(training_batch_size=None))
 
 
 def test_an_unknown_path_lists_what_is_there(tmp_path):

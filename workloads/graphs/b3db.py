@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 class B3dbWorkload(GraphWorkload):
     model = GraphNetworkModel(num_outputs=1, latent_dim=32, hidden_dims=(32,), num_message_passing_steps=3)
     sub_batches = 2
+    training_batch_size = 64
     # results/targets/b3db.json
     validation_target = Target("mean_average_precision", 0.872475)
     test_target = Target("mean_average_precision", 0.87569)

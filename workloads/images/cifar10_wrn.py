@@ -22,6 +22,7 @@ _VALIDATION_PERIOD = 10
 class Cifar10WrnWorkload(ImageWorkload):
     model = WideResNet(num_classes=10)
     image_shape = (32, 32, 3)
+    training_batch_size = 128
     # Of the 50,000 training images, pixels in [0, 1].
     pixel_mean, pixel_stddev = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     validation_target = Target("accuracy", float("inf"))

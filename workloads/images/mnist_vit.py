@@ -22,6 +22,7 @@ _SPLIT_SEED = 0
 class MnistVitWorkload(ImageWorkload):
     model = ViT(num_classes=10, patch_size=(4, 4), width=64, depth=2, mlp_dim=128, num_heads=2)
     image_shape = (28, 28, 1)
+    training_batch_size = 32
     pixel_mean, pixel_stddev = 0.1307, 0.3081  # of MNIST's 60,000 training images, pixels in [0, 1]
     # Provisional, of single runs of nadamw; the targets are to come from scripts/set_target.py.
     validation_target = Target("accuracy", 0.88)

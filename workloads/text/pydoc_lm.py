@@ -30,6 +30,7 @@ _SPLIT_SEED = 0
 class PydocLmWorkload(FlaxWorkload):
     model = CharacterTransformer(vocabulary=103, width=64, depth=2, num_heads=2, mlp_dim=128)
     dropout_rate = 0.0
+    training_batch_size = 16
     # Not set yet: see docs/workloads.md.
     validation_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
     test_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
