@@ -77,7 +77,7 @@ def kfac_muon(
     layers: Sequence[Layer],
     *,
     learning_rate: Scalar,
-    damping: Scalar = 1e-3,
+    damping: Scalar = 1e-2,
     beta1: Scalar = 0.9,
     beta2: Scalar = 0.99,
     epsilon: Scalar = 1e-8,
