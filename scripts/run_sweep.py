@@ -16,6 +16,7 @@ from absl import flags
 from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
 from tuning.interruption import RUN_AGAIN, Interruption
+from tuning.report.protocols import Cost
 from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
@@ -55,6 +56,7 @@ flags.DEFINE_multi_string(
     "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."
 )
 flags.DEFINE_bool("retry_crashed", False, "Carry out again the trials that crashed, from their last checkpoints.")
+flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Orders the ranking; `seconds` has compilation in it.")
 flags.DEFINE_bool("show", False, "Only print the ranking.")
 flags.DEFINE_bool("json", False, "As JSON: the ranking, or while the sweep runs an object on a line now and then.")
 flags.DEFINE_bool("worker", False, "Be one worker of a sweep, with no supervision: for launchers of one's own.")
@@ -65,7 +67,7 @@ def main(chosen: dict[str, Any]) -> None:
     request = sweep.Request(**{name: chosen[name] for name in names})
     if chosen["show"]:
         stored = point_status.stored(request.place, request.folder.name)
-        return sweep_view.show(stored, as_json=chosen["json"])
+        return sweep_view.show(stored, as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
     for name in ("workload", "submission_path"):
         if not chosen[name]:
             raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
@@ -80,7 +82,7 @@ def main(chosen: dict[str, Any]) -> None:
         start = functools.partial(slurm.submit, options=_options(chosen["slurm_option"]))
     with sweep_view.View(as_json=chosen["json"]) as show:
         start([*sys.argv, "--worker"], of_sweep, chosen["workers"], chosen["devices_per_trial"], show)
-    sweep_view.show(of_sweep.status(), as_json=chosen["json"])
+    sweep_view.show(of_sweep.status(), as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
 
 
 def _options(words: list[str]) -> dict[str, str]:

@@ -87,7 +87,8 @@ def _duration(seconds: float) -> str:
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
     """A row per trial: its end, its steps to the target, its seconds by both clocks, its best metric."""
-    table = Table("trial", "outcome", "steps to target", "seconds to target", "without compilation", "best metric")
+    columns = ("steps to target", "seconds to target", "training seconds to target", "best metric")
+    table = Table("trial", "outcome", *columns)
     for outcome in outcomes:
         table.add_row(
             str(outcome.trial_index),

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tuning.outcome import Miss
 from tuning.point_status import PointStatus
+from tuning.report.protocols import Cost
 from tuning.sweep import Sweep
 
 Status = Sequence[tuple[int, PointStatus]]
@@ -24,8 +25,8 @@ _METRIC = "best_validation_metric"
 _MISSES = tuple(str(miss) for miss in Miss)
 
 
-def ranking(status: Status) -> list[dict[str, Any]]:
-    """Finished points, those that reached the target in the fewest steps first, then by the best metric."""
+def ranking(status: Status, rank_by: Cost = Cost.STEPS) -> list[dict[str, Any]]:
+    """Finished points: those that reached the target at the least cost first, then the others by the best metric."""
     rows = [
         {"study": study, "trial": point.index, **(point.result or {}), "hyperparameters": point.point}
         for study, point in status
@@ -33,17 +34,17 @@ def ranking(status: Status) -> list[dict[str, Any]]:
     ]
 
     def rank(row: dict[str, Any]) -> tuple[float, float]:
-        steps, metric = row.get("steps_to_target"), row.get(_METRIC)
+        cost, metric = row.get(f"{rank_by}_to_target"), row.get(_METRIC)
         sign = -1 if row.get("higher_is_better", True) else 1
-        return math.inf if steps is None else steps, math.inf if metric is None else sign * metric
+        return math.inf if cost is None else cost, math.inf if metric is None else sign * metric
 
     return sorted(rows, key=rank)
 
 
-def summary(status: Status) -> dict[str, Any]:
+def summary(status: Status, rank_by: Cost = Cost.STEPS) -> dict[str, Any]:
     """How far a sweep is: points by state, the first of the ranking so far, mean seconds of a finished one."""
     states = [point.state for _, point in status]
-    ranked = ranking(status)
+    ranked = ranking(status, rank_by)
     reasons = [row.get("reason") for row in ranked]
     seconds = [row["submission_seconds"] for row in ranked if row.get("submission_seconds")]
     return {
@@ -58,42 +59,48 @@ def summary(status: Status) -> dict[str, Any]:
     }
 
 
-def table(status: Status) -> Table:
-    shown = Table("study", "trial", "outcome", "steps to target", "seconds", "best metric", "hyperparameters")
-    for row in ranking(status):
+def table(status: Status, rank_by: Cost = Cost.STEPS) -> Table:
+    """A row for each finished point, with its seconds to the target by both clocks."""
+    costs = {Cost.STEPS: "d", Cost.SECONDS: ".2f", Cost.TRAINING_SECONDS: ".2f"}
+    names = [f"{cost.words} to target" for cost in costs]
+    shown = Table("study", "trial", "outcome", *names, "best metric", "hyperparameters")
+    for row in ranking(status, rank_by):
         values = row["hyperparameters"].items()
         point = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
-        steps, seconds, metric = (row.get(name) for name in ("steps_to_target", "seconds_to_target", _METRIC))
         cells = (
             str(row["study"]),
             str(row["trial"]),
             row.get("reason") or "target",
-            "–" if steps is None else str(steps),
-            "–" if seconds is None else f"{seconds:.2f}",
-            "–" if metric is None else f"{metric:.4f}",
+            *(_cell(row.get(f"{cost}_to_target"), form) for cost, form in costs.items()),
+            _cell(row.get(_METRIC), ".4f"),
             point,
         )
         shown.add_row(*map(Text, cells))  # a hyperparameter's value may look like rich's markup
     return shown
 
 
-def show(status: Status, *, as_json: bool = False) -> None:
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def show(status: Status, *, as_json: bool = False, rank_by: Cost = Cost.STEPS) -> None:
     """Prints the ranking and the summary."""
     if as_json:
-        print(json.dumps({"summary": summary(status), "ranking": ranking(status)}))
+        print(json.dumps({"summary": summary(status, rank_by), "ranking": ranking(status, rank_by)}))
     else:
-        Console().print(table(status))
-        Console().print(counts(status), highlight=False, markup=False)
+        Console().print(table(status, rank_by))
+        Console().print(counts(status, rank_by), highlight=False, markup=False)
 
 
-def counts(status: Status) -> str:
+def counts(status: Status, rank_by: Cost = Cost.STEPS) -> str:
     """How many points are at what, on a line."""
-    s = summary(status)
+    s = summary(status, rank_by)
     named = [f"{s[name]} {name}" for name in ("running", "waiting", "hit", *_MISSES) if s[name] or name == "hit"]
     line, best = f"{s['done']}/{s['points']} done, {', '.join(named)}", s["best"]
     if best is None:
         return line
-    merit = f"{best[_METRIC]:.4f}" if best["steps_to_target"] is None else f"{best['steps_to_target']} steps"
+    cost = best.get(f"{rank_by}_to_target")
+    merit = f"{best[_METRIC]:.4f}" if cost is None else f"{cost:g} {rank_by.words}"
     return f"{line}; best {merit} (trial {best['trial']})"
 
 

@@ -206,6 +206,6 @@ def _given_up(lease: Lease, description: TrialDescription, claim: Claim) -> dict
 
 def _plain(outcome: Outcome | Mapping[str, Any]) -> dict[str, Any]:
     found = outcome.to_json() if isinstance(outcome, Outcome) else outcome
-    names = ["steps_to_target", "seconds_to_target", "compile_seconds_to_target", "reason", "error"]
-    names += ["global_step", "step_budget", "best_validation_metric", "submission_seconds"]
+    names = ["steps_to_target", "seconds_to_target", "training_seconds_to_target", "compile_seconds_to_target"]
+    names += ["reason", "error", "global_step", "step_budget", "best_validation_metric", "submission_seconds"]
     return {name: found.get(name) for name in names}

@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,8 @@ import pytest
 pytest.importorskip("optuna")
 
 from tuning.point_status import PointStatus
-from tuning.sweep_view import View, counts, last_evaluation, ranking, summary
+from tuning.report.protocols import Cost
+from tuning.sweep_view import View, counts, last_evaluation, ranking, show, summary
 
 
 def _done(index, steps, metric=0.5, reason=None, seconds=10.0):
@@ -32,6 +34,42 @@ STATUS = [
 
 def test_ranking_is_by_steps_then_by_the_best_metric():
     assert [row["trial"] for row in ranking(STATUS)] == [3, 1, 4, 2, 5]
+
+
+def _hit(index, steps, seconds, training_seconds):
+    study, point = _done(index, steps)
+    point.result.update(seconds_to_target=seconds, training_seconds_to_target=training_seconds)
+    return study, point
+
+
+HITS = [_hit(1, 30, 9.0, 1.0), _hit(2, 20, 8.0, 3.0), _hit(3, 25, 7.0, 2.0), STATUS[1]]
+
+
+@pytest.mark.parametrize(
+    ("rank_by", "order", "best"),
+    [
+        (Cost.STEPS, [2, 3, 1, 2], "best 20 steps (trial 2)"),
+        (Cost.SECONDS, [3, 2, 1, 2], "best 7 seconds (trial 3)"),
+        (Cost.TRAINING_SECONDS, [1, 3, 2, 2], "best 1 training seconds (trial 1)"),
+    ],
+)
+def test_either_clock_ranks_and_both_are_shown(capsys, monkeypatch, rank_by, order, best):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert [row["trial"] for row in ranking(HITS, rank_by)] == order
+    show(HITS, rank_by=rank_by)
+    shown = capsys.readouterr().out
+    assert best in shown
+    head, *rows = [
+        [cell.strip() for cell in re.split("[┃│]", line)[1:-1]]
+        for line in shown.splitlines()
+        if "┃" in line or "│" in line
+    ]
+    assert head[3:6] == ["steps to target", "seconds to target", "training seconds to target"]
+    assert [int(row[1]) for row in rows] == order
+    assert ["30", "9.00", "1.00"] in [row[3:6] for row in rows] and rows[-1][3:6] == ["–"] * 3
+    show(HITS, as_json=True, rank_by=rank_by)
+    found = json.loads(capsys.readouterr().out)
+    assert found["summary"]["best"] == found["ranking"][0] and found["ranking"][0]["trial"] == order[0]
 
 
 def test_summary_counts_every_point_once():
