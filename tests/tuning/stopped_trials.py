@@ -1,18 +1,21 @@
 """A process that runs short trials which stop or kill themselves before a chosen write, as a signal from outside would.
 
-`python stopped_trials.py FOLDER` prints how many writes to the disk a trial makes, from a first one in FOLDER. Then it
-reads lines "FOLDER N SIGNAL" and forks a process for each, which sends itself the signal before its N-th write. It
-prints the process's id, and at its end how it ended.
+`python stopped_trials.py KIND FOLDER` prints how many writes to the disk a trial makes, from a first one in FOLDER, or
+a worker's sweep of two trials, by KIND. Then it reads lines "FOLDER N SIGNAL" and forks a process for each, which sends
+itself the signal before its N-th write. It prints the process's id, and at its end how it ended.
 """
 
 import itertools
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
+from tuning import sweep, worker
 from tuning.claim import ClaimLost, FolderClaimed
 from tuning.trial import Checkpointing
 
@@ -25,6 +28,31 @@ def run(folder: Path) -> None:
     claim = dict(beat_s=BEAT_S, lease_s=LEASE_S)
     own = dict(checkpointing=Checkpointing(keep=2), resume=True, claim=claim)
     run_fake_trial(folder, FakeWorkload(), fake_submission(log_loss), **own)
+
+
+def run_worker(folder: Path) -> None:
+    """Two trials of 40 steps each."""
+    space = folder.with_suffix(".json")
+    space.write_text(json.dumps([{"learning_rate": 0.1}, {"learning_rate": 0.2}]))
+    request = sweep.Request(
+        "fake",
+        "counting",
+        str(folder.parent),
+        folder.name,
+        tuning_search_space=str(space),
+        num_tuning_trials=2,
+        heartbeat_s=LEASE_S / 3,
+        max_retries=9,
+    )
+    with (
+        mock.patch.object(sweep.registry, "load", lambda *_: FakeWorkload()),
+        mock.patch.object(sweep.submission, "load", lambda _: fake_submission(log_loss)),
+        mock.patch.object(worker, "_IDLE_S", 0.05),
+    ):
+        worker.Worker(sweep.Sweep(request), lambda line: None).work()
+
+
+RUN = {"trial": run, "worker": run_worker}
 
 
 def before_each_write(do) -> None:
@@ -44,16 +72,16 @@ def signal_before(n: int, name: str) -> None:
     before_each_write(lambda: os.kill(os.getpid(), getattr(signal, name)) if next(count) == n else None)
 
 
-def print_total(folder: Path) -> None:
+def print_total(kind: str, folder: Path) -> None:
     made = []
     before_each_write(lambda: made.append(1))
-    run(folder)
+    RUN[kind](folder)
     print(len(made), flush=True)
 
 
 def main() -> None:
     if not (child := os.fork()):
-        print_total(Path(sys.argv[1]))
+        print_total(sys.argv[1], Path(sys.argv[2]))
         os._exit(0)
     os.waitpid(child, 0)
     for line in sys.stdin:
@@ -62,7 +90,7 @@ def main() -> None:
         if not child:
             signal_before(int(n), name)
             try:
-                run(Path(folder))
+                RUN[sys.argv[1]](Path(folder))
             except ClaimLost:
                 os._exit(17)
             except FolderClaimed:

@@ -7,15 +7,18 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import stopped_trials
 
 from tuning.claim import Claim, owner
+from tuning.point_status import stored
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +28,12 @@ TIMES = {"score", "total_duration", "preemption_count"}
 TIMES |= {f"accumulated_{kind}_time" for kind in ("submission", "eval", "logging")}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The process that forks the trials, and the number of writes that each makes."""
+@contextmanager
+def forking(kind, folder):
+    """The process that forks the trials or workers, and the number of writes that each makes."""
     path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "stopped_trials.py"), str(tmp_path_factory.mktemp("first") / "t")],
+        [sys.executable, str(Path(__file__).parent / "stopped_trials.py"), kind, str(folder / "t")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -40,6 +43,28 @@ def server(tmp_path_factory):
     process.stdin.close()
     process.wait()
     process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with forking("trial", tmp_path_factory.mktemp("first")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def worker_server(tmp_path_factory):
+    with forking("worker", tmp_path_factory.mktemp("first")) as found:
+        yield found
+
+
+def stopped(server, folder, i):
+    """The process id of the i-th of N_STOPS, each stopped before another write."""
+    process, n_writes = server
+    print(folder, 1 + i * (n_writes - 1) // (N_STOPS - 1), "SIGSTOP", file=process.stdin, flush=True)
+    child = int(process.stdout.readline())
+    while state(child) != "T":
+        time.sleep(0.02)
+    return child
 
 
 def state(process_id):
@@ -58,11 +83,8 @@ def everything(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("i", range(N_STOPS))
 def test_stopped_beyond_its_lease_it_writes_nothing(server, tmp_path, i):
-    folder, (process, n_writes) = tmp_path / "t", server
-    print(folder, 1 + i * (n_writes - 1) // (N_STOPS - 1), "SIGSTOP", file=process.stdin, flush=True)
-    child = int(process.stdout.readline())
-    while state(child) != "T":
-        time.sleep(0.02)
+    folder, (process, _) = tmp_path / "t", server
+    child = stopped(server, folder, i)
     had_begun, had_ended = owner(folder) is not None, (folder / "outcome.json").exists()
     if not had_ended:
         stopped_trials.run(folder)  # takes the trial over, after the lease, and brings it to its end
@@ -72,6 +94,34 @@ def test_stopped_beyond_its_lease_it_writes_nothing(server, tmp_path, i):
         os.kill(child, signal.SIGCONT)
         assert int(process.stdout.readline()) == (0 if had_ended else 17 if had_begun else 18)
         assert everything(tmp_path) == before
+
+
+def is_locked(database):
+    with closing(sqlite3.connect(database, timeout=0)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("i", range(N_STOPS))
+def test_a_worker_stopped_beyond_its_lease_changes_neither_files_nor_results(worker_server, tmp_path, i):
+    child, file = stopped(worker_server, tmp_path / "t", i), tmp_path / "t" / "study.db"
+    while is_locked(file):  # all would wait for one that is stopped within a change of the database
+        os.kill(child, signal.SIGCONT)
+        time.sleep(0.01)
+        os.kill(child, signal.SIGSTOP)
+        while state(child) != "T":
+            time.sleep(0.01)
+    stopped_trials.run_worker(tmp_path / "t")  # takes over what the other one held, and ends all
+    files, results = everything(tmp_path), stored(file, "t")
+    assert [point.state for _, point in results] == ["done"] * 2
+    assert all(point.result["reason"] == "budget" for _, point in results)
+    os.kill(child, signal.SIGCONT)
+    assert int(worker_server[0].stdout.readline()) == 0
+    assert everything(tmp_path) == files and stored(file, "t") == results
 
 
 def contents(folder):
