@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuning.programs import installed
+
 _USER = "postgres"
 
 
@@ -37,7 +39,7 @@ def postgresql():
 def postgresql_server():
     """The server of `postgresql`."""
     pytest.importorskip("psycopg", reason="pip install psycopg[binary]")
-    initdb = _initdb() or _installed_initdb()
+    initdb = installed(_initdb, "postgresql")
     if initdb is None:
         pytest.skip("PostgreSQL is not installed, and cannot be here: apt install postgresql")
     server = Path(initdb).resolve().parent
@@ -72,11 +74,3 @@ def postgresql_server():
 
 def _initdb() -> str | None:
     return shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
-
-
-def _installed_initdb() -> str | None:
-    """After an attempt to install Debian's package."""
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "postgresql"], env=environment, capture_output=True)
-    return _initdb()

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from tests.tuning.databases import postgresql
 from tests.tuning.limits import fill, memory_limit, small_disk
+from tests.tuning.programs import needed
 from tests.tuning.sweeps import ROOT, broken_submission, finished, reasons, refusal, shown, start
 from tests.tuning.test_resume import contents
 
@@ -203,9 +203,7 @@ while time.monotonic() < end:
 
 @pytest.mark.parametrize("shift", ["+5m", "-5m"])
 def test_a_host_whose_clock_is_five_minutes_off_steals_no_living_trial(tmp_path, shift):
-    faketime = shutil.which("faketime")
-    if faketime is None:
-        pytest.skip("faketime is not installed: apt install faketime")
+    faketime = needed("faketime", "faketime")
     with postgresql() as url:
         run = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
         holder = subprocess.Popen([sys.executable, "-c", _HOLD, url, "12"], **run)

@@ -1,7 +1,6 @@
 """Sweeps whose machines, clocks, servers and supervisors fail, with real processes."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +11,7 @@ import time
 import pytest
 
 from tests.tuning.databases import postgresql_server
+from tests.tuning.programs import needed
 from tests.tuning.sweeps import ROOT, finished, shown, start
 from tuning.point_queue import PointQueue
 
@@ -54,28 +54,23 @@ def test_two_supervisors_at_once_end_every_point_once(tmp_path):
 
 
 _WORK = """
-import pathlib, select, sys, time
+import pathlib, select, sys
 from tuning.point_queue import PointQueue
 queue = PointQueue(pathlib.Path(sys.argv[1]), "stepped", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
-end = time.monotonic() + float(sys.argv[3])
-while time.monotonic() < end:
-    if (lease := queue.claim()) is not None:
-        print(lease.index, flush=True)
-        if sys.argv[2] == "hold":
-            with queue.alive(lease):
-                select.select([], [], [], float(sys.argv[3]))  # libfaketime breaks time.sleep
-        print("ended" if queue.finish(lease, {}, 1.0) else "lost", flush=True)
-        if sys.argv[2] == "hold":
-            break
-    select.select([], [], [], 0.1)
+for _ in range(int(sys.argv[3])):  # points
+    while (lease := queue.claim()) is None:
+        select.select([], [], [], 0.1)  # libfaketime breaks time.sleep
+    print(lease.index, flush=True)
+    if sys.argv[2] == "hold":
+        with queue.alive(lease):
+            sys.stdin.readline()
+    print("ended" if queue.finish(lease, {}, 1.0) else "lost", flush=True)
 """
 
 
 @pytest.mark.parametrize("step", ["+100", "-3600"])
 def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_path, step):
-    faketime = shutil.which("faketime")
-    if faketime is None:
-        pytest.skip("faketime is not installed: apt install faketime")
+    faketime = needed("faketime", "faketime")
     clock = tmp_path / "clock"
     clock.write_text("+0\n")
     settings = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
@@ -84,25 +79,26 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
     ).stdout.strip()
     environment = os.environ | settings | {"LD_PRELOAD": library}
 
-    def work(kind, seconds):
-        command = [sys.executable, "-c", _WORK, str(tmp_path / "s.db"), kind, str(seconds)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    def work(kind, n_points):
+        command = [sys.executable, "-c", _WORK, str(tmp_path / "s.db"), kind, str(n_points)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
-    living = work("hold", 40)
+    living = work("hold", 1)
     assert living.stdout.readline() == "1\n"
-    silent = work("hold", 40)  # one after the other: they would wait for each other by time.sleep
+    silent = work("hold", 1)  # one after the other: they would wait for each other by time.sleep
     assert silent.stdout.readline() == "2\n"
-    watcher = work("drain", 25)
+    watcher = work("drain", 2)
     assert [watcher.stdout.readline().strip() for _ in range(2)] == ["3", "ended"]
     clock.write_text(f"{step}\n")
     told = subprocess.run(["date", "+%s"], env=environment, capture_output=True, text=True).stdout
     assert abs(int(told) - time.time() - int(step)) < 30  # the step is seen
     time.sleep(6)
     silent.send_signal(signal.SIGSTOP)
-    taken = watcher.communicate()[0].split()
+    taken = watcher.communicate(timeout=120)[0].split()
     silent.send_signal(signal.SIGCONT)
     assert taken == ["2", "ended"]
-    assert [process.communicate()[0].split() for process in (living, silent)] == [["ended"], ["lost"]]
+    assert [process.communicate("\n")[0].split() for process in (living, silent)] == [["ended"], ["lost"]]
 
 
 def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.tuning.programs import installed
+
 _DRIVER = ("playwright==1.65.2", "pyee==13.0.0", "greenlet==3.5.6")
 
 
@@ -22,7 +24,7 @@ def chromium(folder: Path) -> Iterator[Any]:
     Args:
         folder: takes the library where it is not installed.
     """
-    program = _program() or _installed_program()
+    program = installed(_program, "chromium")
     if program is None:
         pytest.skip("there is no Chromium, and it cannot be installed here: apt install chromium")
     driver = _driver() or _installed_driver(folder)
@@ -40,14 +42,6 @@ def chromium(folder: Path) -> Iterator[Any]:
 
 def _program() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def _installed_program() -> str | None:
-    """After an attempt to install Debian's package."""
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], env=environment, capture_output=True)
-    return _program()
 
 
 def _driver() -> Any:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -11,6 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from tests.tuning.programs import needed
 from tests.tuning.report.folders import write_trial
 from tuning.report import escapes, figures, page, reading, tables
 from tuning.report.summary import summarise
@@ -128,13 +128,12 @@ def test_latex_letters():
 
 @pytest.mark.slow
 def test_the_latex_table_compiles(summary, tmp_path):
-    if shutil.which("pdflatex") is None:
-        pytest.skip("there is no LaTeX: apt install texlive-latex-recommended")
+    latex = needed("pdflatex", "--no-install-recommends", "texlive-latex-recommended")
     (tmp_path / "table.tex").write_text(tables.latex(summary))
     (tmp_path / "page.tex").write_text(
         r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}"
         r"\begin{document}\input{table}\end{document}"
     )
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
+    command = [latex, "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
