@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from workloads import shards
 from workloads.spec import ForwardPassMode, Workload
 
 
@@ -25,7 +26,7 @@ class Predictions:
 class Predictor:
     """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split.
 
-    The devices of a single host share each batch, whose rows they must divide.
+    All devices, of all processes, share each batch, whose rows they must divide; every process has all outputs.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -35,9 +36,9 @@ class Predictor:
         outputs, labels = [], []
         for batch in batches:
             outputs.append(self._forward(params, batch, model_state))
-            labels.append((batch["targets"], batch["weights"]))
+            labels.append(shards.whole((batch["targets"], batch["weights"])))
         logits, losses, counts = zip(*jax.device_get(outputs), strict=True)
-        targets, weights = zip(*labels, strict=True)
+        targets, weights = zip(*jax.device_get(labels), strict=True)
         n_terms = float(np.sum(counts, dtype=np.float64))
         mean_loss = float(np.sum(losses, dtype=np.float64)) / n_terms if n_terms else float("nan")
         return Predictions(np.concatenate(logits), np.concatenate(targets), np.concatenate(weights), mean_loss)
@@ -45,8 +46,6 @@ class Predictor:
     @functools.cached_property
     def _forward(self) -> Any:
         """Made at the first evaluation: a workload alone uses no device."""
-        if jax.process_count() > 1:
-            return jax.jit(self._one_batch)
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
         everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
         return jax.jit(self._one_batch, in_shardings=(everywhere, split, everywhere), out_shardings=everywhere)

@@ -73,20 +73,17 @@ def test_a_restored_queue_continues_bit_for_bit(monkeypatch, chunk):
     _equal(_draw(reference, 4), rest)
 
 
-def test_hosts_share_out_the_batch(monkeypatch):
-    whole = _draw(_queue(), 3)
-    monkeypatch.setattr(streaming.jax, "process_count", lambda: 2)
-    parts = []
-    for host in range(2):
-        monkeypatch.setattr(streaming.jax, "process_index", lambda host=host: host)
-        parts.append(_draw(_queue(), 3))
-    for step in range(3):
-        both = np.empty_like(whole[step]["inputs"])
-        both[0::2], both[1::2] = (part[step]["inputs"] for part in parts)
-        np.testing.assert_array_equal(both, whole[step]["inputs"])
-    monkeypatch.setattr(streaming.jax, "process_count", lambda: 3)
-    with pytest.raises(ValueError, match="batch size 4 does not split over 3 hosts"):
-        _queue()
+@pytest.mark.parametrize("mixup_alpha", [None, 0.2])
+@pytest.mark.parametrize("chunk", [2, 16])
+def test_processes_share_out_the_batch(monkeypatch, mixup_alpha, chunk):
+    monkeypatch.setattr(streaming, "_CHUNK", chunk)
+    whole, evaluated = _draw(_queue(mixup_alpha=mixup_alpha), 3), list(_images().evaluation_batches(batch_size=4))
+    for rows in (slice(0, 2), slice(2, 4)):
+        monkeypatch.setattr(streaming.shards, "own_rows", lambda n_rows, rows=rows: rows)
+        own = [{name: part[rows] for name, part in batch.items()} for batch in whole]
+        _equal(_draw(_queue(mixup_alpha=mixup_alpha), 3), own)
+        own = [{name: part[rows] for name, part in batch.items()} for batch in evaluated]
+        _equal(list(_images().evaluation_batches(batch_size=4)), own)
 
 
 @pytest.mark.parametrize("chunk", [3, 16])

@@ -12,9 +12,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jraph
 import numpy as np
 
+from workloads import shards
 from workloads.graphs.store import MISSING, PackedGraphs
 
 NODES_PER_GRAPH = 26
@@ -89,9 +91,12 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
     """At most S planned sub-batches -> one batch; missing ones are all padding.
 
     `inputs`: GraphsTuple, features float32, indices int32. `targets`, `weights`: [S (B + 1), n_tasks]
-    float32, both 0 where a label is missing or the graph is padding. The last graph owns what the devices add.
+    float32, both 0 where a label is missing or the graph is padding. The last graph owns what the devices add. One of
+    several processes fills only the sub-batches in which it has rows.
     """
     n_rows, n_nodes, n_edges = shape.rows
+    own = [shards.own_rows(n) for n in shape.rows]
+    sizes = shape.graphs_per_sub_batch + 1, shape.max_nodes + 1, shape.max_edges
     batch = jraph.GraphsTuple(
         nodes=np.zeros((n_nodes, graphs.node_features.shape[1]), np.float32),
         edges=np.zeros((n_edges, graphs.bond_features.shape[1]), np.float32),
@@ -105,20 +110,15 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
     empty = np.zeros(0, np.int64)
     for index in range(shape.sub_batches):
         ids = parts[index] if index < len(parts) else empty
-        row = index * (shape.graphs_per_sub_batch + 1)
+        row, node, edge = (index * size for size in sizes)
+        if not any(o.start < (index + 1) * size and index * size < o.stop for o, size in zip(own, sizes, strict=True)):
+            continue
         labels[row : row + len(ids)] = graphs.labels[ids]
-        _fill(
-            batch,
-            graphs,
-            ids,
-            shape,
-            row=row,
-            node=index * (shape.max_nodes + 1),
-            edge=index * shape.max_edges,
-        )
-    batch.n_node[-1] += n_nodes - batch.n_node.sum()
-    batch.n_edge[-1] += n_edges - batch.n_edge.sum()
-    return {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
+        _fill(batch, graphs, ids, shape, row=row, node=node, edge=edge)
+    batch.n_node[-1] += n_nodes - shape.sub_batches * (shape.max_nodes + 1)
+    batch.n_edge[-1] += n_edges - shape.sub_batches * shape.max_edges
+    rows = {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
+    return shards.joined(jax.tree.map(lambda x: x[shards.own_rows(len(x))], rows))
 
 
 def _fill(

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from workloads import shards
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
@@ -40,7 +42,7 @@ class LabelledImages:
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every image exactly once, in stored order; the last batch is padded."""
         for start in range(0, len(self), batch_size):
-            yield self.batch(np.arange(start, min(start + batch_size, len(self))), size=batch_size)
+            yield shards.batch(self.batch, np.arange(start, min(start + batch_size, len(self))), batch_size)
 
 
 class TrainingBatches:
@@ -61,7 +63,7 @@ class TrainingBatches:
         # Only indices go through grain, and a batch's images are gathered in one step: examples one by one
         # are slower.
         indices = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=np.array)
-        self._batches = indices.map(lambda batch: images.batch(batch, size=batch_size))
+        self._batches = indices.map(lambda batch: shards.batch(images.batch, batch, batch_size))
         self._step = 0
 
     def __iter__(self) -> "TrainingBatches":

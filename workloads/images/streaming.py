@@ -1,10 +1,11 @@
 """Batches of images that are read, decoded and changed as they are needed, by grain's threads.
 
 The order of the examples comes from (seed, epoch) and an example's random numbers from (seed, epoch, its position in
-the split), so neither the number of threads nor that of hosts changes what is drawn.
+the split), so neither the number of threads nor that of processes changes what is drawn.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from workloads import shards
 from workloads.images import augment, decode
 
 _N_THREADS = max(2, os.cpu_count() or 1)
@@ -61,30 +63,41 @@ class StreamedImages:
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"image {index} of the data set cannot be read ({error}): prepare it again") from error
 
+    @functools.cached_property
+    def _shape(self) -> tuple[int, ...]:
+        return self.pixels(0, None)[0].shape
+
     def training_batches(self, *, batch_size: int, seed: int) -> "StreamedBatches":
         return StreamedBatches(self, batch_size=batch_size, seed=seed)
 
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every image exactly once, in order; the last batch is filled up with zeros of weight 0."""
+        """Every image exactly once, in order; the last batch is filled up with zeros of weight 0.
+
+        Each of several processes reads its own rows.
+        """
         import grain
 
-        def chunk(start: int) -> list[tuple[np.ndarray, int]]:
-            return [self.pixels(position, None) for position in range(start, min(start + _CHUNK, len(self)))]
+        rows = shards.own_rows(batch_size)
+        own = [range(len(self))[start:][:batch_size][rows] for start in range(0, len(self), batch_size)]
+        positions = list(itertools.chain.from_iterable(own))
 
-        chunks = grain.MapDataset.range(0, len(self), _CHUNK).map(chunk)
+        def chunk(start: int) -> list[tuple[np.ndarray, int]]:
+            return [self.pixels(position, None) for position in positions[start : start + _CHUNK]]
+
+        chunks = grain.MapDataset.range(0, len(positions), _CHUNK).map(chunk)
         stream = itertools.chain.from_iterable(chunks.to_iter_dataset(_read_options(grain)))
-        for start in range(0, len(self), batch_size):
-            parts = [next(stream) for _ in range(min(batch_size, len(self) - start))]
-            yield _batch(parts, self.n_classes, batch_size)
+        for part in own:
+            parts = list(itertools.islice(stream, len(part)))
+            yield shards.joined(_batch(parts, self._shape, self.n_classes, rows.stop - rows.start))
 
 
 class StreamedBatches:
-    """Endless full batches on this host's devices, every epoch in an order of its own; the state is a batch number.
+    """Endless full batches on the devices, every epoch in an order of its own; the state is a batch number.
 
-    Each of several hosts draws its share of the global batch.
+    Each of several processes draws its rows of the global batch.
 
     Raises:
-        ValueError: the hosts do not divide the batch size.
+        ValueError: the devices of several processes do not divide the batch size.
         ImportError: grain is not installed.
     """
 
@@ -93,19 +106,19 @@ class StreamedBatches:
             import grain
         except ImportError as error:
             raise ImportError("training on images needs grain: run `pip install grain`") from error
-        n_hosts = jax.process_count()
-        if batch_size % n_hosts:
-            raise ValueError(f"the batch size {batch_size} does not split over {n_hosts} hosts; use a multiple")
-        self._images = images
-        self._size, self._seed = batch_size // n_hosts, seed
-        self._n_chunks = -(-self._size // _CHUNK)  # of a batch
-        share = _HostShare(
+        own = shards.own_rows(batch_size)
+        rows = np.arange(own.start, own.stop)
+        self._size, self._n_before = len(rows), 0
+        if images.mixup_alpha is not None and self._size < batch_size:
+            self._n_before, rows = 1, np.r_[(own.start - 1) % batch_size, rows]  # what the first one is mixed with
+        self._images, self._n_drawn, self._seed = images, len(rows), seed
+        self._n_chunks = -(-len(rows) // _CHUNK)  # of a batch
+        share = _Share(
             images,
             grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat(),
             np.random.SeedSequence(seed).spawn(1)[0].generate_state(2, np.uint64),
-            size=self._size,
-            host=jax.process_index(),
-            n_hosts=n_hosts,
+            batch_size=batch_size,
+            rows=rows,
         )
         chunks = grain.MapDataset.range(sys.maxsize).map(share.chunk)
         self._chunks = iter(chunks.to_iter_dataset(_read_options(grain)))
@@ -134,36 +147,36 @@ class StreamedBatches:
 
     def _send(self, step: int) -> dict[str, jax.Array]:
         parts = list(itertools.chain.from_iterable(itertools.islice(self._chunks, self._n_chunks)))
-        batch = _batch(parts, self._images.n_classes, self._size)
+        batch = _batch(parts, parts[0][0].shape, self._images.n_classes, self._n_drawn)
         if self._images.mixup_alpha is not None:
             rng = np.random.default_rng((self._seed, step))
             mixed = augment.mixup(batch["inputs"], batch["targets"], rng, self._images.mixup_alpha)
             batch["inputs"], batch["targets"] = mixed
-        return {name: jax.make_array_from_process_local_data(self._sharding, part) for name, part in batch.items()}
+        own = {name: part[self._n_before :] for name, part in batch.items()}
+        return {name: jax.make_array_from_process_local_data(self._sharding, part) for name, part in own.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class _HostShare:
-    """One host's part of the endless stream of epochs.
+class _Share:
+    """One process's part of the endless stream of epochs.
 
     Attributes:
         positions: place in the stream -> position in the split.
         key: [2] uint64, of all random numbers.
-        size: this host's examples of a batch.
+        rows: its places in a batch.
     """
 
     images: StreamedImages
     positions: Sequence[int]
     key: np.ndarray
-    size: int
-    host: int
-    n_hosts: int
+    batch_size: int
+    rows: np.ndarray
 
     def chunk(self, number: int) -> list[tuple[np.ndarray, int]]:
         """Up to `_CHUNK` neighbouring rows of a batch: chunks are numbered batch by batch."""
-        step, part = divmod(number, -(-self.size // _CHUNK))
-        rows = range(self.size)[part * _CHUNK : (part + 1) * _CHUNK]
-        return [self._example((step * self.size + row) * self.n_hosts + self.host) for row in rows]
+        step, part = divmod(number, -(-len(self.rows) // _CHUNK))
+        rows = self.rows[part * _CHUNK : (part + 1) * _CHUNK]
+        return [self._example(step * self.batch_size + int(row)) for row in rows]
 
     def _example(self, place: int) -> tuple[np.ndarray, int]:
         epoch, position = place // len(self.images), self.positions[place]
@@ -181,13 +194,12 @@ def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) 
     return augment.rand_augment(augment.random_flip(decode.crop(encoded, header, box, size), rng), rng)
 
 
-def _batch(parts: Sequence[tuple[np.ndarray, int]], n_classes: int, size: int) -> dict[str, np.ndarray]:
-    pixels, labels = zip(*parts, strict=True)
-    inputs = np.zeros((size, *pixels[0].shape), np.uint8)
-    for row, image in enumerate(pixels):
-        inputs[row] = image
-    targets = np.zeros((size, n_classes), np.float32)
-    targets[np.arange(len(parts)), labels] = 1
+def _batch(
+    parts: Sequence[tuple[np.ndarray, int]], shape: tuple[int, ...], n_classes: int, size: int
+) -> dict[str, np.ndarray]:
+    inputs, targets = np.zeros((size, *shape), np.uint8), np.zeros((size, n_classes), np.float32)
+    for row, (image, label) in enumerate(parts):
+        inputs[row], targets[row, label] = image, 1
     return {"inputs": inputs, "targets": targets, "weights": (np.arange(size) < len(parts)).astype(np.float32)}
 
 

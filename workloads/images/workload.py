@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from workloads import shards
 from workloads.evaluation import Predictions
 from workloads.flax_workload import FlaxWorkload
 from workloads.images.memory import LabelledImages
@@ -103,7 +104,7 @@ class ImageWorkload(FlaxWorkload):
         pixels = generator.integers(0, 256, (global_batch_size, *self.image_shape), np.uint8)
         labels = generator.integers(0, self.model.num_classes, global_batch_size, np.int32)
         images = LabelledImages(pixels, labels, self.model.num_classes)
-        return repeat(images.batch(np.arange(global_batch_size), size=global_batch_size))
+        return repeat(shards.batch(images.batch, np.arange(global_batch_size), global_batch_size))
 
     def _with_eval_train(self, splits: Mapping[str, Images]) -> dict[str, Images]:
         """Adds "eval_train", the same random part of "train" in every run."""

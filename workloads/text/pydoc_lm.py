@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from workloads import shards
 from workloads.evaluation import Predictions
 from workloads.flax_workload import FlaxWorkload
 from workloads.random_keys import host_seed
@@ -100,7 +101,7 @@ class PydocLmWorkload(FlaxWorkload):
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))
         text = Text(generator.integers(0, self.model.vocabulary, _LENGTH + global_batch_size, np.int32), _LENGTH)
-        return repeat(text.batch(np.arange(global_batch_size), size=global_batch_size))
+        return repeat(shards.batch(text.batch, np.arange(global_batch_size), global_batch_size))
 
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         return {}  # the loss is the metric

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from workloads import shards
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -45,7 +47,7 @@ class Text:
         """Every character but the first is a target once, in order."""
         starts = np.arange(len(self)) * self.length
         for first in range(0, len(starts), batch_size):
-            yield self.batch(starts[first : first + batch_size], size=batch_size)
+            yield shards.batch(self.batch, starts[first : first + batch_size], batch_size)
 
 
 class TrainingBatches:
@@ -74,7 +76,7 @@ class TrainingBatches:
             self.set_state({"epoch": self._epoch + 1, "batch": 0})
         first = self._batch * self._batch_size
         self._batch += 1
-        return self._text.batch(self._starts[first : first + self._batch_size], size=self._batch_size)
+        return shards.batch(self._text.batch, self._starts[first : first + self._batch_size], self._batch_size)
 
     def get_state(self) -> dict[str, int]:
         return {"epoch": self._epoch, "batch": self._batch}
