@@ -9,7 +9,7 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import experiment, progress
+from tuning import experiment, processes, progress
 from tuning.description import MatmulPrecision
 from tuning.interruption import Interruption
 from tuning.ruleset import TuningRuleset
@@ -43,12 +43,24 @@ flags.DEFINE_integer(
     "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
 )
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
+_REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)
+flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of the first of several processes that train together; srun and mpirun tell.",
+)
+flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 
 
 def main(chosen: dict[str, Any]) -> None:
+    names = {flag.name for flag in _REQUEST} | {"data_dir", "rng_seed"}
+    request = experiment.Request(**{name: chosen[name] for name in names})
     with Interruption() as interruption:
-        outcomes = experiment.run_experiment(experiment.Request(**chosen), interruption)
-    progress.print_outcomes(outcomes)
+        together = processes.join(chosen["coordinator_address"], chosen["num_processes"], chosen["process_id"])
+        outcomes = experiment.run_experiment(request, interruption, together)
+    if together.is_first:
+        progress.print_outcomes(outcomes)
 
 
 command.run(__name__, main)

@@ -3,7 +3,8 @@
 A checkpoint holds the trial's arrays (parameters, model state, optimizer state), its description and its record, plain
 data: counters, the rows of its files, the place in the input queue. Random keys need no saving: they come from (seed,
 trial, step). It is one file, `STEP.checkpoint`: a line with the SHA-256 of the rest, then Flax's msgpack of the
-content. With one file, a single rename commits it, and a single sync brings it to the disk.
+content. With one file, a single rename commits it, and a single sync brings it to the disk. It is written by a thread,
+from a copy, while the training goes on.
 """
 
 import errno
@@ -11,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +56,36 @@ class Checkpoints:
     def __init__(self, claim: Claim, description: TrialDescription, environment: Mapping[str, Any], *, keep: int = 2):
         self._claim, self._description, self._environment, self._keep = claim, description, environment, keep
         self._folder = claim.folder / "checkpoints"
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._written: Future[None] | None = None
 
     def save(self, step: int, arrays: PyTree, record: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of `step`; it is on disk when this returns."""
+        """Begins to write the checkpoint of `step`, once the one before it is on disk; `wait` returns when it is, too.
+
+        What is given may change afterwards. Raises what went wrong with the one before.
+        """
+        self.wait()
         about = {
             "description": self._description.to_json(),
             "environment": dict(self._environment),
             "arrays": _layout(arrays),
             "record": dict(record),
         }
-        leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
-        content = serialization.msgpack_serialize({"about": json.dumps(about), "leaves": leaves})
+        leaves = {str(i): np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
+        self._written = self._writer.submit(self._write, step, json.dumps(about), leaves)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk; raises what went wrong with it."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def close(self) -> None:
+        """Ends the thread, after what it is at."""
+        self._writer.shutdown()
+
+    def _write(self, step: int, about: str, leaves: Mapping[str, np.ndarray]) -> None:
+        content = serialization.msgpack_serialize({"about": about, "leaves": leaves})
         head = hashlib.sha256(content).hexdigest().encode() + b"\n"
         self._claim.write(self._folder / f"{step}{_SUFFIX}", head + content)
         for old in self._steps()[self._keep :]:

@@ -1,17 +1,18 @@
 """Several trials of one submission on one workload, in one process, so that they share what is compiled."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuning import disk, machine, submission
-from tuning.claim import Claim
+from tuning.claim import Claim, NoClaim
 from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
 from tuning.interruption import Interruption
 from tuning.outcome import Outcome
+from tuning.processes import Processes
 from tuning.progress import ProgressLine
 from tuning.ruleset import TuningRuleset, space_and_points
 from tuning.trial import Checkpointing, finished_outcome, run_trial
@@ -58,14 +59,27 @@ def experiment_folder(experiment_dir: str, experiment_name: str) -> Path:
     return disk.expanded(experiment_dir, "experiment_dir") / name
 
 
-def run_experiment(request: Request, interruption: Interruption | None = None) -> list[Outcome]:
+def run_experiment(
+    request: Request, interruption: Interruption | None = None, processes: Processes | None = None
+) -> list[Outcome]:
     """Runs the trials, each in `trial_N` of the request's folder, N from 1.
+
+    Args:
+        interruption: signals that end it.
+        processes: those that carry it out together; without the first one's files the others have no outcome of a
+            trial that was done before.
 
     Raises:
         UserError: the request cannot be carried out as it stands; the message says what to change. The folder
             is untouched unless all but the hyperparameters' values and the data were right.
         Interrupted: a signal ended it; it can be resumed.
     """
+    processes = processes or Processes()
+    with processes.led():
+        return _run(request, interruption, processes)
+
+
+def _run(request: Request, interruption: Interruption | None, processes: Processes) -> list[Outcome]:
     if request.overwrite and request.resume:
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
@@ -96,9 +110,18 @@ def run_experiment(request: Request, interruption: Interruption | None = None) -
         )
         for trial_index, point in enumerate(points, start=1)
     ]
-    with Claim.take(folder) as claim:
-        _clear(request, claim)
-        return [_outcome(request, each, len(descriptions), workload, chosen, interruption) for each in descriptions]
+    with _claim(folder, processes) as claim:
+        if processes.is_first:
+            _clear(request, claim)
+        outcomes = [
+            _outcome(request, each, len(descriptions), workload, chosen, interruption, processes)
+            for each in descriptions
+        ]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _claim(folder: Path, processes: Processes) -> Claim | NoClaim:
+    return Claim.take(folder) if processes.is_first else NoClaim(folder)
 
 
 def _outcome(
@@ -108,14 +131,15 @@ def _outcome(
     workload: Any,
     chosen: submission.Submission,
     interruption: Interruption | None,
-) -> Outcome:
+    processes: Processes,
+) -> Outcome | None:
     """The outcome of one trial: found, where it is finished and to be resumed, or of its run."""
-    with Claim.take(request.folder / f"trial_{description.trial_index}") as claim:
-        done = finished_outcome(description, claim.folder) if request.resume else None
-        if done is not None:
+    with _claim(request.folder / f"trial_{description.trial_index}", processes) as claim:
+        done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
+        if processes.same(done is not None):
             return done
         title = f"{request.workload} {chosen.name} trial {description.trial_index}/{n_trials}"
-        with ProgressLine(title, workload.validation_target_value) as report:
+        with ProgressLine(title, workload.validation_target_value) if processes.is_first else nullcontext() as report:
             return run_trial(
                 description,
                 workload,
@@ -125,6 +149,7 @@ def _outcome(
                 checkpointing=Checkpointing(request.checkpoints_to_keep, request.checkpoint_period_s or None),
                 resume=request.resume,
                 interruption=interruption,
+                processes=processes,
             )
 
 

@@ -47,6 +47,7 @@ def environment() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "n_devices": len(devices),
+        "n_processes": jax.process_count(),
         "cpu_model": _cpu_model(),
         "n_cpu_cores": _n_cpu_cores(),
         "memory_gib": _memory_gib(),

@@ -122,6 +122,6 @@ class SubmissionRun:
 
 
 def _refuse_indivisible(size: int, what: str) -> None:
-    n_devices = jax.local_device_count()
+    n_devices = jax.device_count()
     if size % n_devices:
         raise UserError(f"{what} {size} does not split over {n_devices} devices; use a multiple")

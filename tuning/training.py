@@ -9,6 +9,7 @@ before it stops.
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from tuning.errors import UserError
 from tuning.interruption import Interrupted, Interruption
 from tuning.metrics_logger import MetricsLogger
 from tuning.outcome import Miss, Progress
+from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.submission_run import SubmissionRun
 from tuning.training_record import Best, Counters, Reached, TrainingRecord
@@ -33,6 +35,7 @@ class Training:
         interruption: signals that end it with a checkpoint.
         checkpoints: None saves none.
         checkpoint_period_s: wall seconds after which one is saved between two evaluations too; None saves none there.
+        processes: those that carry out this trial together. The first one's checkpoints, clock and signals count.
     """
 
     def __init__(
@@ -44,10 +47,13 @@ class Training:
         interruption: Interruption,
         checkpoints: Checkpoints | None = None,
         checkpoint_period_s: float | None = None,
+        processes: Processes | None = None,
     ):
         self.description, self.workload, self.logger = description, workload, logger
         self.interruption, self.checkpoints, self.checkpoint_period_s = interruption, checkpoints, checkpoint_period_s
+        self.processes = processes or Processes()
         self.submission_run = SubmissionRun(description, workload, submission)
+        self._needs_train_state = submission.needs_train_state
         self.metric_key = f"validation/{workload.target_metric_name}"
         self.time_budget_s = math.inf if description.time_budget_s is None else description.time_budget_s
         self.clock, self.compiles, self.counters = SubmissionClock(), CompileTimer(), Counters()
@@ -56,7 +62,7 @@ class Training:
 
     def set_up(self) -> None:
         """Builds the input queue, the model and the optimizer state. May raise UserError."""
-        with self.interruption.ends_at_once():
+        with self.processes.together(), self.interruption.ends_at_once():
             self.submission_run.set_up()
         self.workload.attach_metrics_logger(self.logger)
 
@@ -67,20 +73,23 @@ class Training:
             UserError: the checkpoint is of another trial, or has done more steps than this one's budget.
         """
         found = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
-        if found is None:
+        content = self.processes.same(found and found.record)
+        if content is None:
             return False
-        record = TrainingRecord.from_json(found.record)
+        record = TrainingRecord.from_json(content)
         if record.counters.global_step > self.description.step_budget:
             done, budget = record.counters.global_step, self.description.step_budget
             raise UserError(f"the trial has done {done} steps, more than its budget of {budget}: give at least {done}")
-        self.submission_run.arrays, self.counters = found.arrays, record.counters
+        arrays = self.processes.arrays_of_first(found.arrays if found else self.submission_run.arrays)
+        self.submission_run.arrays, self.counters = arrays, record.counters
         if record.queue is not None:
             self.submission_run.input_queue.set_state(record.queue)
         self.clock.add(record.submission_seconds)
         self.compiles.add_earlier(record.compiles)
         self.logger.restore(record.rows)
         self.counters.preemption_count += 1
-        self.counters.resumptions.append({"global_step": self.counters.global_step, "changes": found.changes})
+        changes = found.changes if found else {}
+        self.counters.resumptions.append({"global_step": self.counters.global_step, "changes": changes})
         self._earlier_s, self._since_evaluation_s = record.total_seconds, record.since_evaluation_seconds
         return True
 
@@ -100,25 +109,28 @@ class Training:
         self._last_saved_at = now
         miss = self._run_to_the_end(report, cannot_win)
         self.logger.flush()
+        self._wait_for_checkpoint()
         return None if self.counters.reached else miss
 
     def _run_to_the_end(self, report: Callable[[Progress], None], cannot_win: Callable[[Progress], bool]) -> Miss:
         while not self._is_over():
             if not self.counters.is_evaluation_due:
                 self._train(report)
-            if self.logger.has_diverged:
+            if self._has_diverged():
                 return Miss.DIVERGED
-            if self.clock.seconds >= self.time_budget_s:
+            if self.processes.same(self.clock.seconds >= self.time_budget_s):
                 return Miss.BUDGET  # an evaluation after the time limit does not count: AlgoPerf makes none
             if self.counters.is_evaluation_due:
                 if not self._evaluate():
                     return Miss.DIVERGED
                 report(self._progress())
                 # Asked at the end, too: others are compared with what it hears.
-                if cannot_win(self._progress()) and not self._is_over():
+                if self.processes.same(cannot_win(self._progress())) and not self._is_over():
                     return Miss.PRUNED
             self._save_checkpoint()
-            self.interruption.raise_if_signalled(self._saved_step())
+            if signal_name := self.processes.same(self._signal()):
+                self.interruption.signal_name = signal_name
+                self._end_by_signal()
         return Miss.BUDGET
 
     def _is_over(self) -> bool:
@@ -134,14 +146,17 @@ class Training:
         counters = self.counters
         with self.compiles, self.clock.timed() as wait_for:
             while True:
-                if not self.submission_run.step(counters.global_step, counters.eval_results, self._train_state()):
+                train_state = self.processes.same(self._train_state()) if self._needs_train_state else {}
+                if not self.submission_run.step(counters.global_step, counters.eval_results, train_state):
                     counters.has_ended_itself = True
                 counters.global_step += 1
                 self._last_step_end_at = time.perf_counter()
                 report(self._progress())
-                if self.logger.has_diverged or self._evaluation_is_due() or self._checkpoint_is_due():
+                due = self._evaluation_is_due(), self.logger.has_diverged, self._checkpoint_is_due()
+                is_evaluation_due, has_diverged, is_checkpoint_due = self.processes.same(due)
+                if is_evaluation_due or has_diverged or is_checkpoint_due:
                     break
-            if self._evaluation_is_due() and not self.logger.has_diverged:
+            if is_evaluation_due and not has_diverged:
                 counters.is_evaluation_due = True
                 self.submission_run.prepare_for_eval(counters.global_step, counters.eval_results)
             wait_for(self.submission_run.arrays)
@@ -169,7 +184,7 @@ class Training:
         return time.perf_counter() - self._last_eval_at >= self.workload.eval_period_time_sec
 
     def _checkpoint_is_due(self) -> bool:
-        if self.interruption.signal_name:
+        if self._signal():
             return True
         if self.checkpoints is None or self.checkpoint_period_s is None:
             return False
@@ -193,29 +208,45 @@ class Training:
         self._last_saved_at = time.perf_counter()
         self.counters.logging_seconds += self._last_saved_at - began
 
+    def _wait_for_checkpoint(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+
     def _evaluate(self) -> bool:
         """Evaluates all splits and writes the measurements; False if a loss or the metric is not finite."""
-        counters, began = self.counters, time.perf_counter()
+        counters = self.counters
+        if self.processes.count > 1:
+            self._save_checkpoint()  # one of several cannot leave the others alone amid an evaluation
+        began = time.perf_counter()
         try:
-            with self.interruption.ends_at_once():
+            with self.interruption.ends_at_once() if self.processes.count == 1 else nullcontext():
                 result = self.submission_run.evaluate(counters.global_step)
         except Interrupted:
             self._save_checkpoint()  # with the evaluation still due
-            self.interruption.raise_if_signalled(self._saved_step())
+            self._end_by_signal()
+        result = self.processes.same(result)
         self._judge(result)
         self._last_eval_at = time.perf_counter()
         counters.eval_seconds += self._last_eval_at - began
-        result |= self._times()
+        result |= self.processes.same(self._times())
         counters.eval_results.append((counters.global_step, result))
         counters.is_evaluation_due = False
         self.logger.append_scalar_metrics(result, counters.global_step, counters.preemption_count, is_eval=True)
         self.logger.flush()
         counters.logging_seconds += time.perf_counter() - self._last_eval_at
         judged = [result[name] for name in result if name.endswith("/loss") or name == self.metric_key]
-        return all(map(math.isfinite, judged)) and not self.logger.has_diverged
+        return all(map(math.isfinite, judged)) and not self._has_diverged()
 
-    def _saved_step(self) -> int | None:
-        return None if self.checkpoints is None else self.counters.global_step
+    def _end_by_signal(self) -> None:
+        self._wait_for_checkpoint()
+        saved_step = None if self.checkpoints is None else self.counters.global_step
+        self.interruption.raise_if_signalled(self.processes.same(saved_step))
+
+    def _has_diverged(self) -> bool:
+        return self.processes.same(self.logger.has_diverged)
+
+    def _signal(self) -> str | None:
+        return self.processes.signal(self.interruption.signal_name)
 
     def _judge(self, result: dict[str, float]) -> None:
         counters = self.counters

@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 
-from tuning import disk, machine, records
+from tuning import disk, faults, machine, records
 from tuning.checkpoint import Checkpoints
-from tuning.claim import Claim
+from tuning.claim import Claim, NoClaim
 from tuning.description import FIELDS, TrialDescription
-from tuning.errors import UserError, one_line
+from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import Interruption
 from tuning.metrics_logger import MetricsLogger
 from tuning.outcome import Miss, Outcome, Progress
+from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.training import Training
 
@@ -39,13 +40,14 @@ def run_trial(
     description: TrialDescription,
     workload: Any,
     submission: Submission,
-    claim: Claim,
+    claim: Claim | NoClaim,
     *,
     report: Callable[[Progress], None] | None = None,
     cannot_win: Callable[[Progress], bool] = lambda progress: False,
     checkpointing: Checkpointing = Checkpointing(keep=0),
     resume: bool = False,
     interruption: Interruption | None = None,
+    processes: Processes | None = None,
 ) -> Outcome:
     """Runs one trial and writes its files into the claimed folder, once the set-up has succeeded.
 
@@ -56,6 +58,7 @@ def run_trial(
         cannot_win: asked after every evaluation; True ends the trial as pruned.
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
+        processes: those that carry it out together; the first one has the claim, the others none.
 
     Raises:
         UserError: the set-up failed for a reason the user can cure, and nothing is written; or the machine failed, or
@@ -63,9 +66,9 @@ def run_trial(
         Interrupted: a signal ended the trial, which can be resumed.
         Exception: whatever the submission or the workload raised; outcome.json says "crashed" by then.
     """
-    environment = machine.environment()
-    checkpoints = None
-    if checkpointing.keep or resume:
+    processes, environment, checkpoints = processes or Processes(), machine.environment(), None
+    _refuse_other_trials(processes, description)
+    if processes.is_first and (checkpointing.keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
     training = Training(
         description,
@@ -75,6 +78,7 @@ def run_trial(
         interruption or Interruption(),
         checkpoints,
         checkpointing.period_s,
+        processes,
     )
     try:
         with jax.default_matmul_precision(description.matmul_precision):
@@ -90,8 +94,19 @@ def run_trial(
         raise
     except Exception as error:
         disk.refuse_if_unwritable(error, claim.folder)
+        if processes.count > 1 and (fault := faults.fault_in(error)):
+            problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
+            raise MachineFault(f"{problem}: start all of them again with --resume") from error
         _write_crash(training, environment, error, claim)
         raise
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()  # while the claim is still held
+
+
+def _refuse_other_trials(processes: Processes, description: TrialDescription) -> None:
+    places = ("data_dir", "submission_path")
+    processes.refuse_other({name: own for name, own in description.to_json().items() if name not in places}, "trial")
 
 
 def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:

@@ -41,6 +41,7 @@ def checkpoints(claim):
 def _save(checkpoints, *steps):
     for step in steps:
         checkpoints.save(step, _arrays(step), {"global_step": step, "rows": [{"loss": 0.5}]})
+    checkpoints.wait()
 
 
 def test_the_newest_comes_back_as_it_was_and_old_ones_go(checkpoints, claim):

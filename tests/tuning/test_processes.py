@@ -1,0 +1,132 @@
+"""What several processes of a trial tell each other, with a store in place of JAX's coordination service."""
+
+import threading
+
+import pytest
+
+from tuning import processes as module
+from tuning.errors import UserError
+from tuning.processes import Processes, join
+
+
+class Store:
+    """The coordination service's methods that are used, for threads."""
+
+    def __init__(self, n):
+        self.values, self.changed, self.barrier = {}, threading.Condition(), threading.Barrier(n)
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self.changed:
+            assert allow_overwrite or key not in self.values, key
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, timeout_ms):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, 10), key
+            return self.values[key]
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.values.items() if key.startswith(f"{folder}/")]
+
+    def key_value_delete(self, key):
+        with self.changed:
+            self.values = {k: v for k, v in self.values.items() if k != key and not k.startswith(f"{key}/")}
+
+    def wait_at_barrier(self, name, timeout_ms):
+        self.barrier.wait(10)
+
+
+def each(n, work):
+    """[what `work(processes)` gave or raised in each of n processes]"""
+    store, results = Store(n), [None] * n
+
+    def one(index):
+        try:
+            results[index] = work(Processes(index, n, store))
+        except UserError as error:
+            results[index] = str(error)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return results, store
+
+
+def test_alone_nothing_is_told():
+    alone = Processes()
+    with alone.led(), alone.together():
+        assert alone.is_first and alone.same([1.5, None]) == [1.5, None] and alone.signal("SIGTERM") == "SIGTERM"
+
+
+def test_the_first_one_s_values_count_and_what_all_have_read_goes(monkeypatch):
+    monkeypatch.setattr(module, "_N_KEPT", 4)
+    results, store = each(3, lambda own: [own.same(100 * own.index + i) for i in range(10)])
+    assert results == [list(range(10))] * 3
+    assert len(store.values) == 2
+
+
+def test_a_failure_of_one_in_a_common_phase_is_one_of_all():
+    def work(own):
+        with own.together():
+            if own.index == 1:
+                raise UserError("no data here")
+        return "done"
+
+    assert each(3, work)[0] == ["process 1 of 3: no data here", "no data here", "process 1 of 3: no data here"]
+
+
+def test_a_failure_before_the_common_phase_is_heard_in_it():
+    def work(own):
+        with own.led():
+            if own.index == 1:
+                raise UserError("no such workload")
+            with own.together():
+                pass
+
+    assert each(2, work)[0] == ["process 1 of 2: no such workload", "no such workload"]
+
+
+def test_the_end_of_the_first_ends_the_others():
+    def work(own):
+        with own.led():
+            own.same(1)
+            if own.is_first:
+                raise UserError("the disk is full")
+            own.same(2)
+
+    told = "the first of the 2 processes has ended: the disk is full"
+    assert each(2, work)[0] == ["the disk is full", told]
+
+
+def test_a_signal_of_any_reaches_the_first(monkeypatch):
+    monkeypatch.setattr(module, "_LISTEN_S", 0.0)
+
+    def work(own):
+        had = own.signal("SIGUSR1" if own.index == 2 else None)
+        with own.together():
+            pass
+        return had or own.signal(None)
+
+    assert each(3, work)[0] == ["SIGUSR1", None, "SIGUSR1"]
+
+
+def test_another_trial_is_refused():
+    def work(own):
+        own.refuse_other({"rng_seed": own.index, "workload": "b3db"}, "trial")
+
+    first, second = each(2, work)[0]
+    assert first is None
+    assert second.startswith("process 1 has another trial than the first one (rng_seed differ)")
+
+
+def test_half_of_the_flags_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="all three"):
+        join("localhost:1", 2, None)
+    with pytest.raises(UserError, match="--process_id=2 must be from 0 to 1"):
+        join("localhost:1", 2, 2)
+    for name in module._LAUNCHED:
+        monkeypatch.setenv(name, "1")
+    assert join().count == 1
