@@ -43,6 +43,9 @@ flags.DEFINE_integer(
     "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
 )
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
+flags.DEFINE_string("profile", None, "FIRST:LAST, steps of which to write a trace of JAX's profiler; it costs time.")
+flags.DEFINE_boolean("tensorboard", False, "Write the measurements as TensorBoard's scalars, too.")
+flags.DEFINE_string("wandb_project", None, "Show the measurements in this project of Weights & Biases, too.")
 _REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)
 flags.DEFINE_string(
     "coordinator_address",

@@ -153,22 +153,22 @@ class Claim:
                 pass  # the disk may be back in time for the next
 
 
-class NoClaim:
+class NoClaim(Claim):
     """What stands for a claim in a process that writes nothing, as another one of its trial has the claim."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def __enter__(self) -> "NoClaim":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
     def write(self, path: Path, content: bytes) -> None:
         pass
 
     def discard(self, path: Path) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def release(self) -> None:
         pass
 
 

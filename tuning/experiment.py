@@ -16,6 +16,7 @@ from tuning.processes import Processes
 from tuning.progress import ProgressLine
 from tuning.ruleset import TuningRuleset, space_and_points
 from tuning.trial import Checkpointing, finished_outcome, run_trial
+from tuning.watching import Watching, steps
 from workloads import registry
 
 
@@ -41,6 +42,14 @@ class Request:
     resume: bool = False  # continue an earlier experiment of this name, from its newest checkpoints
     checkpoints_to_keep: int = 2  # of each trial
     checkpoint_period_s: int = 0  # between two evaluations; 0 makes none there
+    profile: str | None = None  # FIRST:LAST, the steps of a trace
+    tensorboard: bool = False
+    wandb_project: str | None = None  # of Weights & Biases
+
+    @property
+    def watching(self) -> Watching:
+        """May raise UserError."""
+        return Watching(steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
 
     @property
     def folder(self) -> Path:
@@ -83,6 +92,7 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
     if request.overwrite and request.resume:
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
+    request.watching.refuse_missing()
     machine.refuse_without_devices()
     with setup_phase():
         workload = registry.load(request.workload, request.hardware_profile)
@@ -120,7 +130,7 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
         return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _claim(folder: Path, processes: Processes) -> Claim | NoClaim:
+def _claim(folder: Path, processes: Processes) -> Claim:
     return Claim.take(folder) if processes.is_first else NoClaim(folder)
 
 
@@ -150,6 +160,7 @@ def _outcome(
                 resume=request.resume,
                 interruption=interruption,
                 processes=processes,
+                watching=request.watching,
             )
 
 

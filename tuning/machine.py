@@ -54,6 +54,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def peak_device_memory_bytes() -> int | None:
+    """The most that one of this process's devices has held so far; None where devices do not tell, as CPUs."""
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats), default=None)
+
+
 def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
     """Machines, versions and commits of one or more environments as a line of a report; differing ones all shown."""
 

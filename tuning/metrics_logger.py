@@ -1,7 +1,7 @@
 """measurements.csv and eval_measurements.csv of a trial."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class MetricsLogger:
         self._eval_rows: list[dict[str, Any]] = []
         self._n_fetched = self._n_written = 0
         self._unread_losses: list[Any] = []
+        self.show: Callable[[Mapping[str, Any]], None] = lambda row: None  # called with each row, when it is fetched
         self._n_lost = 0  # losses that were not finite since one that was
 
     def append_scalar_metrics(
@@ -88,6 +89,7 @@ class MetricsLogger:
         """Writes both files as they stand, if rows were added; a file without rows is not made."""
         for row in self._rows[self._n_fetched :]:
             row.update({name: _plain_number(value) for name, value in row.items()})
+            self.show(row)
         self._n_fetched = len(self._rows)
         while self._unread_losses:
             self._read_loss()

@@ -1,7 +1,7 @@
 """The result of one trial, and how far a running one has got."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -40,6 +40,11 @@ class Outcome(TrialDescription):
     best_validation_step: int | None
     resumptions: list[dict[str, Any]]  # the step at which each began, and what had changed: [earlier value, new value]
     environment: dict[str, Any]  # of the last process
+    # {"5": …, "50": …, "95": …} over steps. A step's training seconds are the mean of the steps between two waits for
+    # the device, so that no wait is added.
+    step_seconds_percentiles: dict[str, float] | None = None
+    peak_device_memory_bytes: int | None = None  # of one device, since its process began
+    profiled_steps: tuple[int, int] | None = None  # first and last of a trace, whose time is in the seconds
 
     @property
     def training_seconds(self) -> float:
@@ -57,8 +62,9 @@ class Outcome(TrialDescription):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Outcome":
-        """Raises KeyError, with its name, if a field is missing."""
-        return cls(**{f.name: content[f.name] for f in fields(cls)})
+        """Raises KeyError, with its name, if a field is missing that has no default."""
+        names = [f.name for f in fields(cls) if f.default is MISSING or f.name in content]
+        return cls(**{name: content[name] for name in names})
 
     @property
     def is_final(self) -> bool:

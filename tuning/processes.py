@@ -154,11 +154,10 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     Raises:
         UserError: some of the arguments are missing, or the processes do not meet.
     """
-    given = [coordinator_address, n_processes, index]
-    if given == [None] * 3:
+    if coordinator_address is n_processes is index is None:
         if all(int(os.environ.get(name, 1)) < 2 for name in _LAUNCHED):
             return Processes()
-    elif None in given:
+    elif coordinator_address is None or n_processes is None or index is None:
         raise UserError("several processes need --coordinator_address, --num_processes and --process_id, all three")
     elif not 0 <= index < n_processes:
         raise UserError(f"--process_id={index} must be from 0 to {n_processes - 1}, one less than --num_processes")
@@ -167,7 +166,7 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     waits = (f"--xla_cpu_collective_{kind}timeout_seconds={_COMPILE_S}" for kind in ("", "call_terminate_"))
     os.environ["XLA_FLAGS"] = " ".join([*waits, os.environ.get("XLA_FLAGS", "")])
     try:
-        jax.distributed.initialize(*given, shutdown_timeout_seconds=_SHUTDOWN_S)
+        jax.distributed.initialize(coordinator_address, n_processes, index, shutdown_timeout_seconds=_SHUTDOWN_S)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this trial do not meet: {one_line(error)[:300]}") from error
     from orbax.checkpoint import multihost

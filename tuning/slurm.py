@@ -89,7 +89,7 @@ def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str])
         job_name="sweep",
         ntasks_per_node=1,
         time=None,  # the partition's, in place of submitit's five minutes
-        additional_parameters=dict(options),
+        additional_parameters={"requeue": True} | dict(options),
         **gpus,
     )
     return executor

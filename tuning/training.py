@@ -10,10 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from tuning import machine
 from tuning.checkpoint import Checkpoints
 from tuning.clock import CompileTimer, SubmissionClock
 from tuning.description import TrialDescription
@@ -25,6 +27,7 @@ from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.submission_run import SubmissionRun
 from tuning.training_record import Best, Counters, Reached, TrainingRecord
+from tuning.watching import StepTrace
 from workloads.spec import Direction
 
 
@@ -36,6 +39,7 @@ class Training:
         checkpoints: None saves none.
         checkpoint_period_s: wall seconds after which one is saved between two evaluations too; None saves none there.
         processes: those that carry out this trial together. The first one's checkpoints, clock and signals count.
+        trace: of some steps.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class Training:
         checkpoints: Checkpoints | None = None,
         checkpoint_period_s: float | None = None,
         processes: Processes | None = None,
+        trace: StepTrace | None = None,
     ):
         self.description, self.workload, self.logger = description, workload, logger
         self.interruption, self.checkpoints, self.checkpoint_period_s = interruption, checkpoints, checkpoint_period_s
         self.processes = processes or Processes()
         self.submission_run = SubmissionRun(description, workload, submission)
+        self.trace = trace or StepTrace(None, Path())
         self._needs_train_state = submission.needs_train_state
         self.metric_key = f"validation/{workload.target_metric_name}"
         self.time_budget_s = math.inf if description.time_budget_s is None else description.time_budget_s
@@ -73,7 +79,7 @@ class Training:
             UserError: the checkpoint is of another trial, or has done more steps than this one's budget.
         """
         found = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
-        content = self.processes.same(found and found.record)
+        content = self.processes.same(None if found is None else found.record)
         if content is None:
             return False
         record = TrainingRecord.from_json(content)
@@ -107,7 +113,10 @@ class Training:
         now = time.perf_counter()
         self._started_at, self._last_eval_at = now - self._earlier_s, now - self._since_evaluation_s
         self._last_saved_at = now
-        miss = self._run_to_the_end(report, cannot_win)
+        try:
+            miss = self._run_to_the_end(report, cannot_win)
+        finally:
+            self.trace.close()
         self.logger.flush()
         self._wait_for_checkpoint()
         return None if self.counters.reached else miss
@@ -143,12 +152,14 @@ class Training:
 
     def _train(self, report: Callable[[Progress], None]) -> None:
         """Steps until an evaluation, for which it prepares, or a checkpoint is due, or training has diverged."""
-        counters = self.counters
+        counters, began_at, seconds_before = self.counters, self.counters.global_step, self._training_seconds()
         with self.compiles, self.clock.timed() as wait_for:
             while True:
+                self.trace.before(counters.global_step)
                 train_state = self.processes.same(self._train_state()) if self._needs_train_state else {}
                 if not self.submission_run.step(counters.global_step, counters.eval_results, train_state):
                     counters.has_ended_itself = True
+                self.trace.after(counters.global_step, self.submission_run.arrays)
                 counters.global_step += 1
                 self._last_step_end_at = time.perf_counter()
                 report(self._progress())
@@ -160,6 +171,12 @@ class Training:
                 counters.is_evaluation_due = True
                 self.submission_run.prepare_for_eval(counters.global_step, counters.eval_results)
             wait_for(self.submission_run.arrays)
+        n_steps = counters.global_step - began_at
+        counters.blocks.append((n_steps, (self._training_seconds() - seconds_before) / n_steps))
+        counters.peak_device_memory_bytes = machine.peak_device_memory_bytes()
+
+    def _training_seconds(self) -> float:
+        return self.clock.seconds - self.compiles.counts.seconds
 
     def _train_state(self) -> dict[str, Any]:
         """What update_params may look at; AlgoPerf's names."""

@@ -39,6 +39,8 @@ class Counters:
     preemption_count: int = 0
     eval_results: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     resumptions: list[dict[str, Any]] = field(default_factory=list)  # global_step, and what had changed
+    blocks: list[tuple[int, float]] = field(default_factory=list)  # steps between two waits, and a step's seconds
+    peak_device_memory_bytes: int | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Counters":

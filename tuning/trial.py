@@ -1,16 +1,18 @@
 """One trial: a submission trains on a workload, and its files and its outcome are written."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from tuning import disk, faults, machine, records
 from tuning.checkpoint import Checkpoints
-from tuning.claim import Claim, NoClaim
+from tuning.claim import Claim
 from tuning.description import FIELDS, TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import Interruption
@@ -19,6 +21,7 @@ from tuning.outcome import Miss, Outcome, Progress
 from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.training import Training
+from tuning.watching import Scalars, StepTrace, Watching
 
 _WRITTEN = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
 
@@ -40,7 +43,7 @@ def run_trial(
     description: TrialDescription,
     workload: Any,
     submission: Submission,
-    claim: Claim | NoClaim,
+    claim: Claim,
     *,
     report: Callable[[Progress], None] | None = None,
     cannot_win: Callable[[Progress], bool] = lambda progress: False,
@@ -48,6 +51,7 @@ def run_trial(
     resume: bool = False,
     interruption: Interruption | None = None,
     processes: Processes | None = None,
+    watching: Watching | None = None,
 ) -> Outcome:
     """Runs one trial and writes its files into the claimed folder, once the set-up has succeeded.
 
@@ -59,6 +63,7 @@ def run_trial(
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
         processes: those that carry it out together; the first one has the claim, the others none.
+        watching: what shows it while it runs, of the first process.
 
     Raises:
         UserError: the set-up failed for a reason the user can cure, and nothing is written; or the machine failed, or
@@ -70,24 +75,30 @@ def run_trial(
     _refuse_other_trials(processes, description)
     if processes.is_first and (checkpointing.keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
+    watching = watching if watching and processes.is_first else Watching()
+    logger = MetricsLogger(claim.folder, claim.write)
     training = Training(
         description,
         workload,
         submission,
-        MetricsLogger(claim.folder, claim.write),
+        logger,
         interruption or Interruption(),
         checkpoints,
         checkpointing.period_s,
         processes,
+        StepTrace(watching.profile, claim.folder / "profile"),
     )
     try:
-        with jax.default_matmul_precision(description.matmul_precision):
+        with jax.default_matmul_precision(description.matmul_precision), ExitStack() as at_end:
             training.set_up()
             if not (resume and training.resume()):
                 _clear(claim)
+            scalars = Scalars(watching, claim.folder, training.counters.global_step, description.to_json())
+            at_end.callback(scalars.close)
+            logger.show = scalars
             _write_start(claim, workload, description, environment, training.counters.preemption_count)
             miss = training.run(report or (lambda progress: None), cannot_win)
-        outcome = _outcome(training, environment, miss, error=None)
+        outcome = _outcome(training, environment, miss, error=None, profiled_steps=watching.profile)
         records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
         return outcome
     except UserError:
@@ -205,7 +216,13 @@ def _write_crash(training: Training, environment: Mapping[str, Any], error: Exce
         training.logger.flush()
 
 
-def _outcome(training: Training, environment: Mapping[str, Any], miss: Miss | None, error: str | None) -> Outcome:
+def _outcome(
+    training: Training,
+    environment: Mapping[str, Any],
+    miss: Miss | None,
+    error: str | None,
+    profiled_steps: tuple[int, int] | None = None,
+) -> Outcome:
     counters, compiles, seconds = training.counters, training.compiles.counts, training.clock.seconds
     reached, best, steps = counters.reached, counters.best, counters.global_step
     return Outcome(
@@ -225,4 +242,16 @@ def _outcome(training: Training, environment: Mapping[str, Any], miss: Miss | No
         best_validation_step=best.step if best else None,
         resumptions=counters.resumptions,
         environment=dict(environment),
+        step_seconds_percentiles=_percentiles(counters.blocks),
+        peak_device_memory_bytes=counters.peak_device_memory_bytes,
+        profiled_steps=profiled_steps,
     )
+
+
+def _percentiles(blocks: Sequence[tuple[int, float]]) -> dict[str, float] | None:
+    """Over steps, of their block's seconds per step."""
+    if not blocks:
+        return None
+    n_steps, seconds = zip(*blocks, strict=True)
+    of_each_step = np.repeat(seconds, n_steps)
+    return {str(share): float(np.percentile(of_each_step, share)) for share in (5, 50, 95)}

@@ -26,7 +26,7 @@ def own_rows(n_rows: int) -> slice:
     n_devices = jax.device_count()
     if n_rows % n_devices:
         raise ValueError(f"a batch of {n_rows} rows does not split over {n_devices} devices; use a multiple")
-    places = [place[0] for place in _split().addressable_devices_indices_map((n_rows,)).values()]
+    places = [place[0] for place in _split().addressable_devices_indices_map((n_rows,)).values() if place]
     return slice(min(place.start or 0 for place in places), max(place.stop or n_rows for place in places))
 
 

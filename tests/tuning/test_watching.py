@@ -1,0 +1,110 @@
+import importlib.machinery
+import json
+import struct
+import sys
+import types
+
+import jax
+import pytest
+from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
+
+from tuning import trial
+from tuning.errors import UserError
+from tuning.trial import Checkpointing
+from tuning.watching import Watching, steps
+
+
+def scalars(folder):
+    """[(step, name, value)] of the event files, which are TFRecords of protocol buffers."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(tmp_path):
+    class Cut(BaseException):
+        pass
+
+    def cut(progress):
+        if progress.global_step == 25:
+            raise Cut
+
+    own = dict(watching=Watching(tensorboard=True), checkpointing=Checkpointing(keep=2), resume=True)
+    with pytest.raises(Cut):
+        run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), report=cut, **own)
+    run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), **own)
+    found = scalars(tmp_path)
+    losses = [(step, value) for step, name, value in found if name == "loss"]
+    assert losses == [(step, pytest.approx(1 / (1 + step))) for step in range(40)]
+    assert [(step, value) for step, name, value in found if name == "validation/loss"] == [
+        (10, 0.5), (20, 0.5), (30, 0.5), (40, 0.5)
+    ]  # fmt: skip
+    assert not {name for _, name, _ in found} & {"global_step", "preemption_count"}
+
+
+def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
+    """A stand-in with the three calls of wandb's that are used."""
+    logged, asked, ended = [], {}, []
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    run = types.SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: ended.append(1))
+    module.init = lambda **options: asked.update(options) or run
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    watching = Watching(wandb_project="molecules")
+    watching.refuse_missing()
+    run_fake_trial(tmp_path / "e" / "t", FakeWorkload(), fake_submission(log_loss), watching=watching)
+    assert asked["project"] == "molecules" and asked["config"]["rng_seed"] == 0 and ended == [1]
+    assert [(step, row["loss"]) for step, row in logged if "loss" in row] == [(i, 1 / (1 + i)) for i in range(40)]
+
+
+@pytest.mark.parametrize("watching", [Watching(tensorboard=True), Watching(wandb_project="p")])
+def test_a_missing_library_is_one_line(watching, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    library = "tensorboardX" if watching.tensorboard else "wandb"
+    with pytest.raises(UserError, match=f"needs {library}, which is not installed: run `pip install {library}`"):
+        watching.refuse_missing()
+    Watching().refuse_missing()
+
+
+def test_a_profile_is_of_the_steps_asked_for(tmp_path):
+    on_device = jax.jit(lambda x: x + 1, inline=False)
+
+    def update(call):
+        with jax.profiler.TraceAnnotation(f"own step {call.global_step}"):
+            on_device(call.current_param_container["w"])
+
+    outcome = run_fake_trial(tmp_path, FakeWorkload(), fake_submission(update), watching=Watching(profile=(3, 5)))
+    (file,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    names = {event.name for plane in planes for line in plane.lines for event in line.events}
+    assert {name for name in names if name.startswith("own step")} == {"own step 3", "own step 4", "own step 5"}
+    assert json.loads((tmp_path / "outcome.json").read_text())["profiled_steps"] == [3, 5]
+    assert outcome.profiled_steps == (3, 5)
+
+
+def test_a_profile_that_the_end_cuts_short_is_written_too(tmp_path):
+    run_fake_trial(tmp_path, FakeWorkload(), fake_submission(), watching=Watching(profile=(38, 99)))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_steps_of_a_profile():
+    assert steps("10:12") == (10, 12) and steps("0:0") == (0, 0)
+    for text in ("10", "12:10", "a:b", ":", "1:2:3", "-1:4"):
+        with pytest.raises(UserError, match="is not FIRST:LAST"):
+            steps(text)
+
+
+def test_percentiles_are_over_steps_of_their_blocks_means_and_no_wait_is_added(tmp_path):
+    outcome = run_fake_trial(tmp_path, FakeWorkload(), fake_submission())
+    low, middle, high = outcome.step_seconds_percentiles.values()
+    assert 0 < low <= middle <= high
+    assert outcome.peak_device_memory_bytes is None  # a CPU does not tell
+    assert trial._percentiles([]) is None
+    assert trial._percentiles([(90, 1.0), (10, 11.0)]) == {"5": 1.0, "50": 1.0, "95": 11.0}
