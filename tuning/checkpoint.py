@@ -131,7 +131,7 @@ class Checkpoints:
         if others:
             raise UserError(
                 f"{str(self._folder)!r} holds {others[0]!r}, which this version of the project cannot read: "
-                "give --overwrite or another --experiment_name"
+                "give another --experiment_name, or remove that trial's folder"
             )
 
     def _refuse_other_arrays(self, saved: list[str], own: list[str]) -> None:
@@ -140,7 +140,7 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint in {self._folder} holds other arrays than this version of the submission has "
                 f"({len(others)} differ, as {others[0] if others else 'their order'}): resume it with the version that "
-                "made it, or give --overwrite or another --experiment_name"
+                "made it, or give another --experiment_name, or remove that trial's folder"
             )
 
 

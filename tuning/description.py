@@ -91,14 +91,14 @@ class TrialDescription:
             if name not in earlier:
                 raise UserError(
                     f"{place} was written by another version of this project (it has no {name}); "
-                    "give --overwrite or another --experiment_name"
+                    "give another --experiment_name, or remove that trial's folder"
                 )
             if earlier[name] == own[name]:
                 continue
             if on_resume is OnResume.MUST_MATCH:
                 raise UserError(
                     f"{place} has {name} {_short(earlier[name])}, not {_short(own[name])}: "
-                    "resume what it belongs to, or give --overwrite or another --experiment_name"
+                    "resume what it belongs to, or give another --experiment_name, or remove that trial's folder"
                 )
             if on_resume is OnResume.WARN:
                 _LOG.warning("%s has %s %s, now it is %s", place, name, _short(earlier[name]), _short(own[name]))

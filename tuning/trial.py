@@ -140,7 +140,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
     except KeyError as error:
         raise UserError(
             f"{str(file)!r} was written by another version of this project (it has no {error.args[0]}); "
-            "give --overwrite or another --experiment_name"
+            "give another --experiment_name, or remove that trial's folder"
         ) from error
     if outcome.global_step > description.step_budget:
         problem = f"{str(file)!r} has done {outcome.global_step} steps, more than the budget of"
@@ -157,7 +157,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
 
 
 def _read_outcome(file: Path) -> dict[str, Any] | None:
-    cure = "remove it to run the trial again, or give --overwrite or another --experiment_name"
+    cure = "remove it to run the trial again, or give another --experiment_name"
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:

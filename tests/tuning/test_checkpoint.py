@@ -124,7 +124,7 @@ def test_arrays_of_another_version_are_refused_and_kept(checkpoints):
         (params, model_state, (count, {"n": moments["m"]})),
         (params, model_state, (count, {"m": jnp.zeros(5, jnp.bfloat16)})),
     ):
-        with pytest.raises(UserError, match="holds other arrays .* differ, as .*--overwrite") as error:
+        with pytest.raises(UserError, match="holds other arrays .* differ, as .*remove that trial's folder") as error:
             checkpoints().newest(other)
         assert "\n" not in str(error.value)
     assert checkpoints().newest(_arrays(0)).record["global_step"] == 20

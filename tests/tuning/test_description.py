@@ -130,7 +130,7 @@ def test_finished_is_what_more_budget_would_not_change(tmp_path, change, is_fini
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"reason": null}'])
 def test_an_outcome_that_is_damaged_or_foreign_is_named_with_the_cure(tmp_path, content):
     (tmp_path / "outcome.json").write_text(content)
-    with pytest.raises(UserError, match="outcome.json.*--overwrite or another --experiment_name") as error:
+    with pytest.raises(UserError, match="outcome.json.*another --experiment_name") as error:
         finished_outcome(description(tmp_path), tmp_path)
     assert "\n" not in str(error.value)
 

@@ -108,7 +108,8 @@ def spread(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> 
 
 def share_of_hits(trials: Sequence[Trial]) -> tuple[int, int]:
     """(hits, ended trials) of a search: how forgiving its space is."""
-    ended = [trial for trial in trials if trial.phase is Phase.SEARCH and trial.state not in NO_RESULT]
+    search = [trial for trial in trials if trial.phase is Phase.SEARCH and trial.target is not None]
+    ended = [trial for trial in search if trial.state not in NO_RESULT]
     return sum(trial.hit_at(trial.target) is not None for trial in ended), len(ended)
 
 

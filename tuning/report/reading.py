@@ -41,7 +41,7 @@ _META = {
     "rng_seed": int,
 }
 _FLAGS = {"submission_path": str, "rng_seed": int}
-_CURE = "; run the trial again with --resume, or restore the file"
+_CURE = "; restore it, or remove it and run the trial again with --resume"
 
 
 class Phase(StrEnum):

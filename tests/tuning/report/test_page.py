@@ -115,7 +115,11 @@ def damaged(folder, file, **changes):
 @pytest.mark.parametrize(
     ("file", "changes", "told"),
     [
-        ("outcome.json", {}, "cannot be read: Expecting value: line 1 column 1 (char 0); run the trial again with"),
+        (
+            "outcome.json",
+            {},
+            "cannot be read: Expecting value: line 1 column 1 (char 0); restore it, or remove it and run",
+        ),
         ("outcome.json", {"target_value": "0.8"}, 'target_value is "0.8", which is no number'),
         ("outcome.json", {"hyperparameters": [1, 2]}, "hyperparameters is [1, 2], which is no object"),
         ("outcome.json", {"workload": 7}, "workload is 7, which is no text"),

@@ -126,6 +126,7 @@ def test_a_trial_without_a_target_does_not_take_it_from_the_others(tmp_path):
     write_trial(tmp_path / "b/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "b"})
     (comparison,) = summary_of(tmp_path).comparisons
     assert comparison.target == 0.8 and [line.submission for line in comparison.lines] == ["b", "a"]
+    assert [line.search_hits for line in comparison.lines] == [(1, 1), (0, 0)]  # without a target, no miss
 
 
 def test_dimensions_of_mixed_types_are_categories(tmp_path):
