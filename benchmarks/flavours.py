@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.programs import PARTS, cost_of_parts, step_programs, work
+from benchmarks.programs import STEPS, milliseconds, step_programs, work
 from benchmarks.timing import markdown
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
@@ -22,8 +22,7 @@ from workloads import registry
 
 
 def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int, seed: int) -> str:
-    """A row for each batch size and flavour; an update step estimates the factors anew and applies the inverses."""
-    columns = ["batch", "flavour", "update step (ms)", "expand / reduce", *(f"{part} (ms)" for part in PARTS)]
+    """A row for each batch size and flavour; the ratio is that of the steps with new factors."""
     rows = []
     for batch_size in batch_sizes:
         workload = registry.load(workload_name)
@@ -31,14 +30,13 @@ def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int,
         found = {}
         for sharing in Sharing:
             programs = step_programs(workload, KFAC(sharing), batch, seed)
-            memory = programs["factors"].bytes / 2**30
-            parts, timings = cost_of_parts(programs, n_rounds=n_rounds)
-            found[sharing] = timings["factors"].median, parts, memory
-        base = found[Sharing.EXPAND][0]
-        for sharing, (seconds, parts, memory) in found.items():
-            cells = [1e3 * parts[part] for part in PARTS]
-            rows.append([batch_size, sharing.value, 1e3 * seconds, base / seconds, *cells, memory])
-    return markdown([*columns, "memory (GiB)"], rows)
+            found[sharing] = milliseconds(programs, n_rounds=n_rounds), programs["new factors"].bytes / 2**30
+        base = found[Sharing.EXPAND][0]["new factors"]
+        for sharing, (steps, memory) in found.items():
+            cells = [steps[name] for name in STEPS]
+            rows.append([batch_size, sharing.value, *cells, base / steps["new factors"], memory])
+    columns = [*(f"{name} (ms)" for name in STEPS), "expand / reduce, new factors", "memory, new factors (GiB)"]
+    return markdown(["batch", "flavour", *columns], rows)
 
 
 def operations_table(workload_name: str, batch_size: int) -> str:

@@ -1,4 +1,4 @@
-"""How the parts of a step grow with a model's width, its depth and the shared positions of an example."""
+"""How a step's time grows with a model's width, its depth and the shared positions of an example."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import matplotlib
 from flax import linen as nn
 
 from benchmarks.made_up import MadeUpImages
-from benchmarks.programs import PARTS, cost_of_parts, step_programs
+from benchmarks.programs import STEPS, milliseconds, step_programs
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, EKFACAdam
 from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
@@ -49,43 +49,42 @@ class TokenWorkload(MadeUpImages):
         self.image_shape = (positions, width, 1)
 
 
-Cost = Mapping[str, Mapping[str, float]]  # algorithm -> part -> seconds
+Cost = Mapping[str, Mapping[str, float]]  # algorithm -> one of STEPS -> milliseconds
 
 
 def measure(axis: str, sizes: Sequence[int], *, n_rounds: int, seed: int) -> dict[int, Cost]:
-    """Size along "width", "depth" or "positions" -> what each part costs each algorithm."""
+    """Size along "width", "depth" or "positions" -> each algorithm's steps."""
     return {size: _cost(**(_START | {axis: size}), n_rounds=n_rounds, seed=seed) for size in sizes}
 
 
 def table(axis: str, costs: Mapping[int, Cost]) -> str:
     rows = [
-        [size, name, *(1e3 * parts[part] for part in PARTS)]
+        [size, algorithm, *(steps[name] for name in STEPS)]
         for size, cost in costs.items()
-        for name, parts in cost.items()
+        for algorithm, steps in cost.items()
     ]
-    return markdown([axis, "submission", *(f"{part} (ms)" for part in PARTS)], rows)
+    return markdown([axis, "submission", *(f"{name} (ms)" for name in STEPS)], rows)
 
 
 def plot(by_axis: Mapping[str, Mapping[int, Cost]], path: Path, title: str) -> None:
-    """A panel for each axis and part, a line for each algorithm, on logarithmic scales."""
+    """A panel for each axis and kind of step, a line for each algorithm and for SGD, on logarithmic scales."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    shown = PARTS[1:]
+    sgd, *shown = STEPS
     figure, panels = pyplot.subplots(
         len(by_axis), len(shown), figsize=(4 * len(shown), 3.2 * len(by_axis)), sharex="row", squeeze=False
     )
     looks = [("C0", "-", "o"), ("C0", "--", "s"), ("C1", "-", "^"), ("C1", "--", "v")]
     styles = dict(zip(ALGORITHMS, looks, strict=True))
     for row, (axis, costs) in zip(panels, by_axis.items(), strict=True):
-        for panel, part in zip(row, shown, strict=True):
-            for name, (color, line, marker) in styles.items():
-                # A difference of two timings may come out below zero where the part costs next to nothing.
-                points = [(size, 1e3 * cost[name][part]) for size, cost in costs.items() if cost[name][part] > 0]
-                panel.plot(*zip(*points, strict=True), color=color, linestyle=line, marker=marker, label=name)
-            base = [1e3 * statistics.median(parts[PARTS[0]] for parts in cost.values()) for cost in costs.values()]
-            panel.plot(list(costs), base, color="0.5", linestyle=":", label=PARTS[0])
-            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=f"{part}, by {axis}")
+        for panel, kind in zip(row, shown, strict=True):
+            for algorithm, (color, line, marker) in styles.items():
+                times = [cost[algorithm][kind] for cost in costs.values()]
+                panel.plot(list(costs), times, color=color, linestyle=line, marker=marker, label=algorithm)
+            base = [statistics.median(steps[sgd] for steps in cost.values()) for cost in costs.values()]
+            panel.plot(list(costs), base, color="0.5", linestyle=":", label=sgd)
+            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=f"{kind}, by {axis}")
             panel.set_xticks(list(costs), [str(size) for size in costs])
             panel.minorticks_off()
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
@@ -100,6 +99,6 @@ def _cost(*, width: int, depth: int, positions: int, n_rounds: int, seed: int) -
     workload = TokenWorkload(width, depth, positions)
     batch = next(workload.synthetic_queue(seed, _BATCH_SIZE))
     return {
-        name: cost_of_parts(step_programs(workload, algorithm, batch, seed), n_rounds=n_rounds)[0]
+        name: milliseconds(step_programs(workload, algorithm, batch, seed), n_rounds=n_rounds)
         for name, algorithm in ALGORITHMS.items()
     }

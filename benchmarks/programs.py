@@ -1,8 +1,6 @@
-"""One training step as separate compiled programs, whose differences are what each part of it costs."""
+"""Compiled training steps that do ever more: SGD alone, with curvature, with new factors, with a refresh."""
 
 import functools
-import itertools
-import statistics
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -11,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.timing import Timing, in_turn
+from benchmarks.timing import in_turn
 from submissions.algoperf import hyperparameters
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
@@ -21,7 +19,8 @@ from submissions.kfac.layers import find_layers
 
 PyTree = Any
 
-PARTS = ("forward and backward", "apply", "factors", "refresh")
+# Each takes what the one before it takes, and more.
+STEPS = ("SGD", "between refreshes", "new factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
 _EVERY_ROW = {"rows_per_width": 0}  # as the paper has it: factors over all rows
 
@@ -69,25 +68,23 @@ class Program:
 def step_programs(
     workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int
 ) -> dict[str, Program]:
-    """Programs that each add one of `PARTS`.
+    """The program of each of `STEPS`.
 
-    SGD; the algorithm's step with the factors that it has; one that also estimates factors; one that also refreshes
+    SGD; the algorithm's step with the curvature that it has; one that also estimates factors; one that also refreshes
     what is computed from them.
     """
     h = _hyperparameters(algorithm)
     state, batch = _start(workload, algorithm, h, seed), jax.device_put(batch)
-    return {
-        part: Program(_step_to(part, workload, algorithm, h), jax.tree.map(jnp.copy, state), batch) for part in PARTS
-    }
+    return {name: Program(_step(name, workload, algorithm, h), jax.tree.map(jnp.copy, state), batch) for name in STEPS}
 
 
 def whole_step(
     workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
 ) -> Program:
-    """The program of all `PARTS`, from shapes alone, to ask for its memory."""
+    """The program of a step with a refresh, from shapes alone, to ask for its memory."""
     h = _hyperparameters(algorithm, micro_batches=micro_batches)
     state, batch = jax.eval_shape(lambda b: (_start(workload, algorithm, h, seed), b), batch)
-    return Program(_step_to(PARTS[-1], workload, algorithm, h), state, batch)
+    return Program(_step(STEPS[-1], workload, algorithm, h), state, batch)
 
 
 def _hyperparameters(algorithm: CurvatureAlgorithm, **more: int) -> Any:
@@ -100,22 +97,16 @@ def _start(workload: Any, algorithm: CurvatureAlgorithm, h: Any, seed: int) -> P
     return algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed)
 
 
-def _step_to(part: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
-    """The step with everything up to `part`."""
-    if part == PARTS[0]:
+def _step(name: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
+    if name == "SGD":
         return functools.partial(_sgd, workload)
-    step = _step_without_refresh if part == PARTS[2] else _step
-    return functools.partial(step, algorithm, h, part == PARTS[3], workload)
+    step = _without_refresh if name == "new factors" else _with_curvature
+    return functools.partial(step, algorithm, h, name == "refresh", workload)
 
 
-def cost_of_parts(programs: Mapping[str, Program], *, n_rounds: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Seconds that each of `PARTS` adds (medians of the rounds' differences), and the whole programs' timings."""
-    timings = in_turn(programs, n_rounds=n_rounds)
-    added = {PARTS[0]: timings[PARTS[0]].median}
-    for before, after in itertools.pairwise(PARTS):
-        pairs = zip(timings[before].rounds, timings[after].rounds, strict=True)
-        added[after] = statistics.median(later - earlier for earlier, later in pairs)
-    return added, timings
+def milliseconds(programs: Mapping[str, Program], *, n_rounds: int) -> dict[str, float]:
+    """Of each program, the median of the rounds."""
+    return {name: 1e3 * timing.median for name, timing in in_turn(programs, n_rounds=n_rounds).items()}
 
 
 def _problem(workload: Any, batch: PyTree, model_state: PyTree, key: jax.Array) -> Problem:
@@ -131,7 +122,7 @@ def _sgd(workload: Any, carry: PyTree, batch: PyTree) -> PyTree:
     return state, optax.apply_updates(params, updates), model_state, key
 
 
-def _step(
+def _with_curvature(
     algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
 ) -> PyTree:
     state, params, model_state, key = carry
@@ -141,7 +132,7 @@ def _step(
     return result.state, result.params, result.model_state, key
 
 
-def _step_without_refresh(
+def _without_refresh(
     algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
 ) -> PyTree:
     """A step that estimates factors, but makes nothing new of them."""

@@ -142,9 +142,9 @@ def _flavours(options: Options) -> str:
     operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
     return "\n".join(
         [
-            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. An update step estimates the factors, as in",
-            "the paper over all rows, and applies the last inverses; `refresh` is what inverting all factors adds to a",
-            "step. Memory is the compiler's count of the update step's arguments, results and temporaries.",
+            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Whole steps: of SGD; of K-FAC between two",
+            "refreshes; with new factors, over all rows as in the paper; and with a refresh, which also inverts them.",
+            "Memory is the compiler's count of arguments, results and temporaries.",
             "",
             steps,
             "",
@@ -163,10 +163,10 @@ def _growth(options: Options) -> str:
         for axis, values in sizes.items()
     }
     for kind in ("png", "svg"):
-        growth.plot(costs, options.out / f"growth.{kind}", f"Cost of a step's parts on {jax.devices()[0].device_kind}")
+        growth.plot(costs, options.out / f"growth.{kind}", f"Steps on {jax.devices()[0].device_kind}")
     parts = [
-        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. What comes",
-        "out below zero is less than what two programs' forward and backward differ by, and not plotted.",
+        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. Whole steps:",
+        "of SGD; of the submission between two refreshes; with new factors; and with a refresh.",
         "",
     ]
     for axis, cost in costs.items():

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from benchmarks.growth import TokenWorkload
-from benchmarks.programs import PARTS, step_programs
+from benchmarks.programs import STEPS, step_programs
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.sharing import Sharing
 
@@ -15,9 +15,11 @@ def _programs(sharing):
 
 def test_each_program_adds_operations_to_the_one_before():
     expand, reduce = (_programs(sharing) for sharing in (Sharing.EXPAND, Sharing.REDUCE))
-    flops = [expand[part].flops for part in PARTS]
-    assert flops == sorted(flops) and len(set(flops)) == len(PARTS)
-    factors = {name: p["factors"].flops - p["apply"].flops for name, p in (("e", expand), ("r", reduce))}
+    flops = [expand[name].flops for name in STEPS]
+    assert flops == sorted(flops) and len(set(flops)) == len(STEPS)
+    factors = {
+        name: p["new factors"].flops - p["between refreshes"].flops for name, p in (("e", expand), ("r", reduce))
+    }
     assert factors["e"] > factors["r"]
 
 
