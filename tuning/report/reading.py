@@ -15,6 +15,7 @@ from tuning import scoring
 from tuning.outcome import Miss
 from tuning.report import files
 from tuning.report.files import Problem, TrialFolder
+from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
 _WORKLOAD = re.compile(r"(.+)_(?:jax|pytorch)")
@@ -29,7 +30,7 @@ _PERIODS_TO_LIMIT = 1.1
 
 _NUMBER = (int, float)
 _OUTCOME = {
-    **dict.fromkeys(("workload", "submission", "target_metric", "target_direction", "reason"), str),
+    **dict.fromkeys(("workload", "submission", "tuning_ruleset", "target_metric", "target_direction", "reason"), str),
     **dict.fromkeys(("hyperparameters", "environment"), dict),
     **dict.fromkeys(("target_value", "compile_seconds", "compile_seconds_to_target"), _NUMBER),
     **dict.fromkeys(("rng_seed", "steps_to_target", "step_budget"), int),
@@ -40,7 +41,7 @@ _META = {
     **dict.fromkeys(("workload.eval_period_time_sec", "workload.step_hint"), _NUMBER),
     "rng_seed": int,
 }
-_FLAGS = {"submission_path": str, "rng_seed": int}
+_FLAGS = {"submission_path": str, "tuning_ruleset": str, "rng_seed": int}
 _CURE = "; restore it, or remove it and run the trial again with --resume"
 
 
@@ -63,6 +64,7 @@ class Trial:
 
     Attributes:
         experiment: the folder above the workload's and the phase's, by which submissions of one name are told apart.
+        is_self_tuned: whether the submission chose its own hyperparameters (AlgoPerf's self-tuning ruleset).
         metric, target: name and value to reach on the validation split.
         steps, seconds, values, test_values: `[evaluations]`; seconds are the submission's, compilation included.
         overhead: column -> accumulated seconds off the clock, at the last evaluation.
@@ -77,6 +79,7 @@ class Trial:
     study: int
     index: int
     phase: Phase
+    is_self_tuned: bool
     point: Mapping[str, Any]
     rng_seed: int | None
     metric: str | None
@@ -168,6 +171,7 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[Probl
         study=study,
         index=int(folder.place.name.split("_")[1]),
         phase=phase,
+        is_self_tuned=(outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF,
         point=point,
         rng_seed=outcome.get("rng_seed", meta.get("rng_seed", flags.get("rng_seed"))),
         metric=metric,
@@ -260,12 +264,10 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], ha
 def _told_apart(trials: list[Trial], problems: list[Problem]) -> list[Trial]:
     """Submissions of one name in several experiments, on one workload, each with its experiment's name.
 
-    The trials of the target's own configuration are always a row of their own.
+    The trials of the target's own configuration are always a row of their own, and so are those that tuned themselves,
+    as their budget is another.
     """
-    trials = [
-        replace(trial, submission=f"{trial.submission} (target's own)") if trial.phase is Phase.REFERENCE else trial
-        for trial in trials
-    ]
+    trials = [replace(trial, submission=trial.submission + _kind(trial)) for trial in trials]
     experiments: dict[tuple[str, str], set[str]] = defaultdict(set)
     for trial in trials:
         experiments[trial.workload, trial.submission].add(trial.experiment)
@@ -279,3 +281,9 @@ def _told_apart(trials: list[Trial], problems: list[Problem]) -> list[Trial]:
         else trial
         for trial in trials
     ]
+
+
+def _kind(trial: Trial) -> str:
+    if trial.phase is Phase.REFERENCE:
+        return " (target's own)"
+    return " (self-tuning)" if trial.is_self_tuned else ""

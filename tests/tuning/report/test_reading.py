@@ -150,6 +150,16 @@ def test_a_phase_is_the_folder_above(tmp_path, phase):
     assert trial.experiment == str(tmp_path / "e" / "kfac") and not problems
 
 
+def test_trials_that_tuned_themselves_are_a_row_of_their_own(tmp_path):
+    own = {"workload": "digits", "submission": "kfac"}
+    rulesets = {"own": {}, "given": {"tuning_ruleset": "external"}, "tuned": {"tuning_ruleset": "self"}}
+    for trial, (name, ruleset) in enumerate(rulesets.items(), start=1):
+        folder = tmp_path / "experiment" / "digits_jax" / f"trial_{trial}"
+        write_trial(folder, [0.9], point={"x": name}, outcome=own | ruleset)
+    found = {trial.point["x"]: trial.submission for trial in reading.read([tmp_path]).trials}
+    assert found == {"own": "kfac", "given": "kfac", "tuned": "kfac (self-tuning)"}
+
+
 def test_an_outcome_that_the_evaluations_contradict(tmp_path):
     outcome = {"workload": "digits", "submission": "kfac", "steps_to_target": 10}
     write_trial(tmp_path / "trial_1", [0.5, 0.9], point={}, outcome=outcome)
