@@ -73,7 +73,7 @@ def factor_flops(side: str, use: Use, layer: Layer, sharing: Sharing) -> float:
 
 
 def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use]]:
-    """Every captured layer's "A" and "B" side and its first use, of which `values` is a shape alone."""
+    """Every captured layer's "A" and "B" side and its first use, whose `values` is a shape alone."""
     workload = registry.load(workload_name)
     batch = next(workload.synthetic_queue(0, batch_size))
     params = jax.eval_shape(lambda: workload.init_model_fn(jax.random.PRNGKey(0))[0])

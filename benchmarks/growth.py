@@ -8,8 +8,8 @@ import jax
 import matplotlib
 from flax import linen as nn
 
-from benchmarks.made_up import MadeUpImages
 from benchmarks.programs import STEPS, milliseconds, step_programs
+from benchmarks.synthetic import SyntheticImages
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, EKFACAdam
 from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
@@ -22,7 +22,7 @@ ALGORITHMS: dict[str, CurvatureAlgorithm] = {
     "ekfac_adam_reduce": EKFACAdam(Sharing.REDUCE),
 }
 _BATCH_SIZE = 32
-_START = {"width": 256, "depth": 2, "positions": 64}
+_SIZES = {"width": 256, "depth": 2, "positions": 64}
 
 
 class TokenMLP(nn.Module):
@@ -40,8 +40,8 @@ class TokenMLP(nn.Module):
         return nn.Dense(self.num_classes)(x.mean(1))
 
 
-class TokenWorkload(MadeUpImages):
-    """Random tokens in the form of images, to time steps alone."""
+class TokenWorkload(SyntheticImages):
+    """Random tokens in the shape of images, to time steps."""
 
     def __init__(self, width: int, depth: int, positions: int):
         super().__init__()
@@ -53,8 +53,8 @@ Cost = Mapping[str, Mapping[str, float]]  # algorithm -> one of STEPS -> millise
 
 
 def measure(axis: str, sizes: Sequence[int], *, n_rounds: int, seed: int) -> dict[int, Cost]:
-    """Size along "width", "depth" or "positions" -> each algorithm's steps."""
-    return {size: _cost(**(_START | {axis: size}), n_rounds=n_rounds, seed=seed) for size in sizes}
+    """Size along the axis ("width", "depth" or "positions") -> each algorithm's steps."""
+    return {size: _cost(**(_SIZES | {axis: size}), n_rounds=n_rounds, seed=seed) for size in sizes}
 
 
 def table(axis: str, costs: Mapping[int, Cost]) -> str:

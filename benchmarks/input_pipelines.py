@@ -20,15 +20,15 @@ from workloads.images.streaming import StreamedImages, prepare_jpeg
 _N_TASKS, _GRAPHS_A_BATCH = 128, 512
 _HEIGHT, _WIDTH, _OUT, _IMAGES_A_BATCH = 400, 500, 224, 64
 _N_JPEGS = 64
-# As many examples as ImageNet has: grain's shuffle walks a cycle of 2**16 numbers at least until one is in range, which
-# takes 0.45 ms an example of a set of 64, and 9 us of this one.
+# As many examples as ImageNet has. Grain's shuffle draws from at least 2**16 numbers until one is a valid index, which
+# takes 0.45 ms an example for a set of 64, and 9 us for this one.
 _N_EXAMPLES = 1_281_167
 
-Way = tuple[Iterator[Any], Callable[[Any], int]]  # batches; examples of a batch
+Pipeline = tuple[Iterator[Any], Callable[[Any], int]]  # batches; examples of a batch
 
 
 def graphs_table(n_graphs: int, *, n_rounds: int, seed: int) -> str:
-    """Batches of 512 made-up molecules with 128 labels, from the packed store and by jraph.dynamically_batch."""
+    """Batches of 512 random molecules with 128 labels, from the packed store and by jraph.dynamically_batch."""
     graphs = synthetic_molecules(n_graphs, n_tasks=_N_TASKS, node_feature_dim=9, bond_feature_dim=3, seed=seed)
     shape = BatchShape.of(global_batch_size=_GRAPHS_A_BATCH, sub_batches=8)
     packed = TrainingBatches(graphs, graphs.indices("train"), shape, seed=(seed,))
@@ -39,7 +39,7 @@ def graphs_table(n_graphs: int, *, n_rounds: int, seed: int) -> str:
         EDGES_PER_GRAPH * _GRAPHS_A_BATCH,
         _GRAPHS_A_BATCH + 1,
     )
-    ways: dict[str, Way] = {
+    ways: dict[str, Pipeline] = {
         "packed store": (packed, lambda batch: int((batch["weights"].max(1) > 0).sum())),
         "jraph.dynamically_batch, graphs in memory": (
             dynamic,
@@ -59,7 +59,7 @@ def images_table(*, n_rounds: int, seed: int) -> str:
     jpegs = _jpegs(_N_JPEGS, seed)
     images = StreamedImages(jpegs, np.arange(_N_EXAMPLES) % _N_JPEGS, 1000, _crop_and_flip)
     whole = dataclasses.replace(images, prepare=partial(prepare_jpeg, size=_OUT), mixup_alpha=0.2)
-    ways: dict[str, Way] = {
+    ways: dict[str, Pipeline] = {
         name: (split.training_batches(batch_size=_IMAGES_A_BATCH, seed=seed), lambda batch: len(batch["targets"]))
         for name, split in {
             "this pipeline": images,
@@ -75,8 +75,8 @@ def images_table(*, n_rounds: int, seed: int) -> str:
     return markdown(["way", "images a CPU-second"], rows)
 
 
-def _rates(ways: Mapping[str, Way], n_rounds: int) -> dict[str, float]:
-    """Medians of `n_rounds` rounds, in which the ways come in turn."""
+def _rates(ways: Mapping[str, Pipeline], n_rounds: int) -> dict[str, float]:
+    """Medians of `n_rounds` rounds, in which the pipelines alternate."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(n_rounds):
         for name, way in ways.items():
@@ -87,7 +87,7 @@ def _rates(ways: Mapping[str, Way], n_rounds: int) -> dict[str, float]:
 
 def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 4.0) -> float:
     """Examples a second of this process's processor time, all threads counted."""
-    for _ in range(12):  # past what is made ahead
+    for _ in range(12):  # more than the batches that are prepared in advance
         next(batches)
     started, spent, n_examples = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < seconds:
@@ -96,7 +96,7 @@ def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 
 
 
 def _wait_for_idle_threads(at_most_s: float = 30.0) -> None:
-    """Until the way before has made ahead what it does, which would count as the next one's work."""
+    """Wait until the pipeline before has prepared its batches in advance: its work would count as the next one's."""
     started = time.perf_counter()
     while time.perf_counter() - started < at_most_s:
         spent = time.process_time()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.made_up import MadeUpImages
+from benchmarks.synthetic import SyntheticImages
 from benchmarks.timing import in_turn, markdown
 from submissions.algoperf.contract import Submission
 from submissions.kfac.algoperf import KFAC
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-class MLPWorkload(MadeUpImages):
+class MLPWorkload(SyntheticImages):
     image_shape = (28, 28, 1)
     step_hint = 1000
 

@@ -30,7 +30,7 @@ def table(workload_name: str, batch_size: int, submissions: Sequence[Submission]
 
 
 def _run_means(workload_name: str, batch_size: int, submission: Submission, seed: int) -> Mapping[str, float]:
-    """What is counted -> its mean over the steps of a whole run."""
+    """Name of a count (of `_COUNTED`) -> its mean over the steps of a whole run."""
     workload, key = registry.load(workload_name), jax.random.PRNGKey(seed)
     point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
     batch = next(workload.synthetic_queue(key, batch_size))

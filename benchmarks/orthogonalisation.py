@@ -1,4 +1,4 @@
-"""Ways to refresh an eigenbasis: seconds, and how nearly orthogonal and diagonalising it comes out."""
+"""Methods to refresh an eigenbasis: their seconds, and how orthogonal and how diagonalising the result is."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,10 +12,10 @@ from submissions.kfac import eigenbasis
 
 
 def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
-    """A row for each width and way, on a rank-deficient factor seen in a basis that lags behind it.
+    """A row for each width and method, on a rank-deficient factor and the eigenbasis of an earlier factor.
 
     "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
-    as part of the whole: how far the factor is from diagonal afterwards (`before` in the lagging basis).
+    relative to the whole: how far the factor is from diagonal afterwards ("before": in the earlier basis).
     """
     rows = []
     for width in widths:

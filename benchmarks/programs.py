@@ -135,7 +135,7 @@ def _with_curvature(
 def _without_refresh(
     algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
 ) -> PyTree:
-    """A step that estimates factors, but makes nothing new of them."""
+    """A step that estimates factors, but refreshes nothing that is computed from them."""
     del variant
     state, params, model_state, key = carry
     key, model_key, step_key = jax.random.split(key, 3)

@@ -9,7 +9,7 @@ from tuning.point_queue import PointQueue
 
 
 def table(urls: Sequence[str], n_points: int, n_workers: int) -> str:
-    """A row for each storage; every point is seen to be done, by one worker."""
+    """A row for each storage; checks that every point was carried out once."""
     rows = []
     for url in urls:
         points = [{"learning_rate": 1.0 / (i + 1), "damping": float(i)} for i in range(n_points)]
@@ -32,7 +32,7 @@ def _queue(url: str, points: list[dict]) -> PointQueue:
 
 
 def _warm(_: int) -> None:
-    """Makes a worker import what it needs."""
+    """Importing this module is the work: a worker process then has all libraries."""
 
 
 def _drain(url: str, points: list[dict]) -> list[int]:

@@ -22,7 +22,7 @@ from tuning.errors import UserError
 from tuning.submission import load
 from workloads import registry
 
-# Workload, batch size, micro-batches; the most telling first.
+# Workload, batch size, micro-batches; the most informative first.
 _GPU_SUITE = [("imagenet_vit", 256, 1), ("ogbg", 512, 1), ("cifar10_wrn", 512, 1), ("imagenet_vit", 1024, 4)]
 
 
@@ -35,9 +35,9 @@ class Options:
         batch_size: of those, None for each submission's own.
         synthetic: whether those run on random batches, as without the data set.
         batch_sizes: for expand against reduce.
-        sizes: axis of growth -> sizes.
         n_rounds: repetitions, of which the median counts.
-        minutes: after which nothing new is begun; None for no limit.
+        widths: of layers, for how cost grows.
+        minutes: after them no new measurement begins; None for no limit.
     """
 
     workloads: Sequence[str]
@@ -67,10 +67,10 @@ def write(name: str, options: Options) -> str:
     return text
 
 
-def write_gpu_suite(options: Options, say: Callable[[str], None]) -> None:
-    """Time the steps of the full-size models at full batch and write the table anew after every model.
+def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
+    """Time the steps of the full-size models at full batch; the table is written again after every model.
 
-    The models come in the order of what they tell; where the minutes end before the last one, the page says so.
+    The most informative models come first. If the time is over before the last one, the page says so.
     """
     deadline, parts = Deadline(options.minutes), list[str]()
     for workload, batch_size, micro_batches in _GPU_SUITE:
@@ -79,7 +79,7 @@ def write_gpu_suite(options: Options, say: Callable[[str], None]) -> None:
         else:
             own = dataclasses.replace(options, workloads=[workload], batch_size=batch_size, synthetic=True)
             parts.append(_workload_steps(own, workload, micro_batches, deadline))
-            say(parts[-1])
+            log(parts[-1])
         text = "\n".join([*_head("Seconds of an update step", options), "", *_ABOUT_STEPS, "", *parts])
         records.write_text(options.out / "steps.md", text)
 

@@ -1,4 +1,4 @@
-"""Seconds of things measured in turn, so that a machine whose speed drifts slows all alike."""
+"""Timings of several functions in alternation, so that a change of the machine's speed affects all of them alike."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import jax
 
 
 class Deadline:
-    """A moment after which nothing new is begun; without minutes it never comes."""
+    """A time after which no new measurement begins; never, if no minutes are given."""
 
     def __init__(self, minutes: float | None = None):
         self._at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
@@ -35,10 +35,10 @@ class Timing:
 def in_turn(
     functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2
 ) -> dict[str, Timing]:
-    """Call all functions once to warm up, then in rounds, each as often as fills about `min_round_s`.
+    """Call all functions once to warm up, then in rounds, each so often that it takes about `min_round_s`.
 
-    A function returns its arrays, and one call's work comes before the next one's: a round ends when the device has
-    finished the last.
+    A function returns its arrays. The device works off the calls in order, so a round ends when the last call's arrays
+    are ready.
     """
     calls = {}
     for name, function in functions.items():

@@ -1,9 +1,9 @@
 """Step times of submissions on a workload: every compiled step by itself, and the mean over a whole run.
 
 A submission chooses one of its compiled steps by the step number (for K-FAC: a step that only applies the curvature, or
-one that also estimates and refreshes it). Each of these is timed in blocks of its own, and the blocks of all
-submissions alternate (A B C A B C …), so that a machine whose speed drifts slows all alike. The mean over a run weights
-them by how often the run takes each, so it is exact for any length without a run of that length.
+one that also estimates and refreshes it). Each of these is timed in blocks of its own. The blocks of all submissions
+alternate (A B C A B C …), so that a change of the machine's speed affects all alike. The mean over a run weights the
+steps by how often the run takes each: it is exact for a run of any length, and no such run is needed.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from tuning.randomness import Keys, Stream
 from tuning.submission import Submission
 from workloads import registry
 
-# How long a block of steps is to last.
+# Intended seconds of a block of steps.
 _ROUND_S = 0.5
 
 # The beginning of a run, in which the curvature is refreshed most often.
@@ -87,7 +87,7 @@ class _Stepper:
         self._n_calls = {variant: max(1, round(_ROUND_S / self.block(variant, 2))) for variant in self._step_of}
 
     def round(self) -> None:
-        """Time every compiled step for about `_ROUND_S`."""
+        """Time every compiled step for about `_ROUND_S` seconds."""
         for variant, timing in self.costs.timings.items():
             timing.rounds.append(self.block(variant, self._n_calls[variant]))
 
@@ -129,8 +129,9 @@ def measure(
     """Compile and time the steps of every submission, on one batch.
 
     Args:
-        synthetic: take a random batch, as without the data set.
-        deadline: no further submission is compiled and no further round begun after it; the first of each are.
+        synthetic: time the steps on a random batch, for which no data set is needed.
+        deadline: after it no further submission is compiled, and no further round begins; the first submission and
+            round are always measured.
     """
     workload = registry.load(workload_name)
     key = Keys(seed, 1).of(Stream.DATA)

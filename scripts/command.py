@@ -29,17 +29,17 @@ flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", low
 flags.DEFINE_string("compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none.")
 
 
-def run(script: str, main: Callable[..., None], *, takes_words: bool = False) -> None:
+def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     """Call `main` with the values of the flags that `script` (its `__name__`) and this module define, by name.
 
-    With `takes_words` also with the words that are no flags; without it these are an error.
+    With `takes_arguments` also with the positional arguments, which are an error without it.
     """
 
     def start(argv: list[str]) -> None:
         own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
         chosen: dict[str, Any] = {flag.name: flag.value for flag in own}
         compilation_cache.use(chosen.pop("compilation_cache_dir"))
-        main(chosen, argv[1:]) if takes_words else main(chosen)
+        main(chosen, argv[1:]) if takes_arguments else main(chosen)
 
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
@@ -47,7 +47,7 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
         return
     plain_output.use()
     try:
-        app.run(start, flags_parser=_parse if not takes_words else _parse_flags)
+        app.run(start, flags_parser=_parse if not takes_arguments else _parse_flags)
     except UserError as error:
         logging.debug("where the error came from", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -61,7 +61,7 @@ def run(script: str, main: Callable[..., None], *, takes_words: bool = False) ->
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """As `_parse_flags`, and leftover words are a UserError."""
+    """As `_parse_flags`, and a positional argument is a UserError."""
     words = _parse_flags(argv)
     if len(words) > 1:
         raise UserError(f"{words[1]!r} is no flag; write --name=value (--help lists the flags)")

@@ -20,4 +20,4 @@ def main(chosen: dict[str, Any], experiments: list[str]) -> None:
     print(f"{len(official_logs.export(experiments, chosen['out']))} trials written to {chosen['out']}")
 
 
-command.run(__name__, main, takes_words=True)
+command.run(__name__, main, takes_arguments=True)

@@ -26,4 +26,4 @@ def main(chosen: dict[str, Any], folders: list[str]) -> None:
     print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
 
 
-command.run(__name__, main, takes_words=True)
+command.run(__name__, main, takes_arguments=True)

@@ -11,7 +11,7 @@ from absl import flags
 from tuning.errors import setup_phase
 from workloads import preparation
 
-flags.DEFINE_list("dataset", None, f"Of {', '.join(preparation.known())}.", required=True)
+flags.DEFINE_list("dataset", None, f"Of {', '.join(preparation.data_sets())}.", required=True)
 flags.DEFINE_string("manual_dir", None, "Folder with archives got by hand; DATA_DIR/downloads/manual unless given.")
 flags.DEFINE_bool("overwrite", False, "Remove a prepared data set, and prepare it again.")
 flags.DEFINE_bool("allow_other_archives", False, "Take archives other than the published ones, for trials.")

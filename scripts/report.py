@@ -60,4 +60,4 @@ def _write(places: list[Path], chosen: dict[str, Any]) -> None:
     print(out / "index.html", flush=True)
 
 
-command.run(__name__, main, takes_words=True)
+command.run(__name__, main, takes_arguments=True)

@@ -72,17 +72,17 @@ def main(chosen: dict[str, Any]) -> None:
         if not chosen[name]:
             raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
     with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():  # the storage may let one wait
-        of_sweep = sweep.Sweep(request)
+        shared = sweep.Sweep(request)
     if chosen["worker"]:
-        return worker.Worker(of_sweep).work()
+        return worker.Worker(shared).work()
     if chosen["retry_crashed"]:
-        print(f"{of_sweep.retry_crashed()} crashed trials are carried out again", flush=True)
+        print(f"{shared.retry_crashed()} crashed trials are carried out again", flush=True)
     start = launch.supervise
     if chosen["launcher"] == "slurm":
         start = functools.partial(slurm.submit, options=_options(chosen["slurm_option"]))
     with sweep_view.View(as_json=chosen["json"]) as show:
-        start([*sys.argv, "--worker"], of_sweep, chosen["workers"], chosen["devices_per_trial"], show)
-    sweep_view.show(of_sweep.status(), as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
+        start([*sys.argv, "--worker"], shared, chosen["workers"], chosen["devices_per_trial"], show)
+    sweep_view.show(shared.status(), as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
 
 
 def _options(words: list[str]) -> dict[str, str]:

@@ -1,6 +1,11 @@
-"""The documentation: every Python example in it runs, every page is reachable, and the site builds without warnings."""
+"""The documentation: Python examples run, commands are accepted, pages are reachable, the site builds without warnings.
+
+The commands on the pages "Adding a …" are carried out, see `test_adding.py`. The others would take hours, or need
+Docker, a cluster or a download: the flags of each are checked by its script's own parser.
+"""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts import entrypoint
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def _with_examples():
@@ -41,6 +49,52 @@ def test_every_workflow_calls_make():
     for file in (ROOT / ".github" / "workflows").glob("*.yml"):
         steps = [step for job in yaml.safe_load(file.read_text())["jobs"].values() for step in job["steps"]]
         assert any(step.get("run", "").startswith("make ") for step in steps), file.name
+
+
+def _blocks():
+    return [(page.stem, block) for page in PAGES for block in _SHELL.findall(page.read_text(encoding="utf-8"))]
+
+
+def _words(block: str) -> list[list[str]]:
+    """The words of each command of a block, variables replaced by 1."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(re.sub(r"\$\w+", "1", line), comments=True))]
+
+
+def _program(words: list[str]) -> list[str] | None:
+    """What a documented command runs of this project: a script and its arguments, or None."""
+    image = next((i for i, word in enumerate(words) if re.fullmatch(r"kfac(:cuda|\.sif)?", word)), None)
+    if image is not None and "run" in words[:image]:
+        return entrypoint.command(words[image + 1 :], {})[1:]
+    script = next((i for i, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py")), None)
+    return None if script is None else words[script:]
+
+
+@pytest.mark.parametrize(("page", "block"), _blocks())
+def test_a_shell_block_is_shell_and_its_make_targets_exist(page, block):
+    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for words in _words(block):
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets
+
+
+@pytest.mark.slow
+def test_every_documented_command_is_accepted_by_its_script(tmp_path):
+    programs = [program for _, block in _blocks() for words in _words(block) if (program := _program(words))]
+    assert {Path(program[0]).name for program in programs} >= {
+        "run_trial.py",
+        "run_sweep.py",
+        "report.py",
+        "prepare_data.py",
+    }
+    for program in programs:
+        if program[:2] == ["-m", "pytest"]:
+            assert (ROOT / program[-1]).exists()
+            continue
+        command = [sys.executable, *program, "--only_check_args"]  # absl then ends after the flags are parsed
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(program)}: {done.stderr}"
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def data_dir(tmp_path_factory):
     archives.imagenet_v2(manual, digits, N_TEST)
     archives.cifar10(manual, digits, N_CIFAR)
     archives.molpcba(manual, registry.load("b3db")._load_graphs(str(folder)), N_GRAPHS)
-    done = _script("prepare_data.py", f"--dataset={','.join(preparation.known())}", f"--data_dir={folder}", OTHER)
+    done = _script("prepare_data.py", f"--dataset={','.join(preparation.data_sets())}", f"--data_dir={folder}", OTHER)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

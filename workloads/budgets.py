@@ -41,10 +41,10 @@ def budget(workload_name: str, profile: str) -> Budget | None:
 
 
 def required(workload_name: str, profile: str) -> Budget:
-    """As `budget`.
+    """The official budget, which must be known.
 
     Raises:
-        ValueError: none is known; the message lists the workloads of the profile.
+        ValueError: it is not; the message lists the workloads of the profile.
     """
     found = budget(workload_name, profile)
     if found is None:

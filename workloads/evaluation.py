@@ -20,13 +20,14 @@ class Predictions:
     logits: np.ndarray  # [rows, outputs] float32
     targets: np.ndarray  # [rows, outputs] float32
     weights: np.ndarray  # [rows] or [rows, outputs] float32
-    mean_loss: float  # summed loss over what loss_fn divides by; NaN for an empty split
+    mean_loss: float  # summed loss / number of loss terms; NaN for an empty split
 
 
 class Predictor:
     """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split.
 
-    All devices, of all processes, share each batch, whose rows they must divide; every process has all outputs.
+    All devices, of all processes, share each batch; its number of rows must be a multiple of theirs. Every process has
+    all outputs.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -45,7 +46,7 @@ class Predictor:
 
     @functools.cached_property
     def _forward(self) -> Any:
-        """Made at the first evaluation: a workload alone uses no device."""
+        """Compiled at the first evaluation, so that a workload that is only constructed uses no device."""
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
         everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
         return jax.jit(self._one_batch, in_shardings=(everywhere, split, everywhere), out_shardings=everywhere)

@@ -1,22 +1,35 @@
 """What all workloads here share: a stateless Flax model, trained with dropout and evaluated over whole splits."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from workloads import parameters
 from workloads.evaluation import Predictions, Predictor
-from workloads.spec import ForwardPassMode, Workload
+from workloads.random_keys import host_seed
+from workloads.spec import ForwardPassMode, TrainingQueue, Workload
+
+
+def loss_sums(losses: jax.Array, is_present: jax.Array) -> dict[str, jax.Array]:
+    """What `loss_fn` returns, from the loss of each term, and whether the term counts, both [batch, ...]."""
+    losses = jnp.where(is_present, losses, 0.0)
+    return {
+        "summed": losses.sum(),
+        "n_valid_examples": is_present.sum().astype(jnp.float32),
+        "per_example": losses.reshape(len(losses), -1).sum(axis=1),
+    }
 
 
 class FlaxWorkload(Workload):
-    """A model called as `model(inputs, train=…, dropout_rate=…)`. A subclass brings data, loss and metric."""
+    """A model called as `model(inputs, train=…, dropout_rate=…)`. A subclass adds data, loss and metric."""
 
     model: nn.Module
-    dropout_rate: float  # the workload's own, where a submission asks for none
+    dropout_rate: float  # used where a submission sets none
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,11 +41,34 @@ class FlaxWorkload(Workload):
 
     @abc.abstractmethod
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
-        """The metrics of a split, its loss apart."""
+        """The metrics of a split, without the loss."""
+
+    @abc.abstractmethod
+    def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingQueue:
+        """Endless batches of the training split."""
+
+    @abc.abstractmethod
+    def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Every example of a split once, in a fixed order; the last batch is padded."""
 
     def _model_inputs(self, inputs: Any) -> Any:
-        """A batch's inputs as the model takes them."""
+        """A batch's inputs in the form that the model takes."""
         return inputs
+
+    def _build_input_queue(
+        self,
+        data_rng: Any,
+        split: str,
+        data_dir: str | None,
+        global_batch_size: int,
+        cache: bool | None = None,
+        repeat_final_dataset: bool | None = None,
+        num_batches: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        del cache, repeat_final_dataset
+        if split == "train":
+            return self._training_batches(host_seed(data_rng), data_dir, global_batch_size)
+        return islice(self._evaluation_batches(split, data_dir, global_batch_size), num_batches)
 
     def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
         inputs = self._smallest_inputs()

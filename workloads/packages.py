@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def packaged_file(*, module: str, path: str, distribution: str, sha256: str) -> Path:
-    """The file `path` inside the installed top-level package `module`, known to have the content `sha256`.
+    """The file `path` inside the installed top-level package `module`, checked against the hash `sha256`.
 
     Raises:
         FileNotFoundError: the package or the file is not there.
-        ValueError: the file's content is not the expected one.
+        ValueError: the hash differs.
     """
     spec = importlib.util.find_spec(module)
     folders = list(spec.submodule_search_locations or []) if spec else []

@@ -1,7 +1,7 @@
 """Prepares the TFDS data sets of the full-size workloads as array_record files; here alone TensorFlow is needed.
 
-An interrupted preparation is run again: finished data sets, downloads and extractions are kept, a half-written data set
-is made anew.
+After an interruption run it again: finished data sets, downloads and extractions are kept, a half-written data set is
+prepared again.
 """
 
 import importlib.util
@@ -14,8 +14,8 @@ from workloads import registry, tfds_data
 from workloads.tfds_data import PreparedData
 
 
-def known() -> dict[str, PreparedData]:
-    """Name -> what the registered workloads say of the data sets that they read."""
+def data_sets() -> dict[str, PreparedData]:
+    """Name -> a data set that a registered workload reads."""
     workloads = map(registry.load, registry.names())
     return {data.dataset.name: data for workload in workloads for data in workload.prepared_data}
 
@@ -27,14 +27,14 @@ def prepare(
     *,
     overwrite: bool = False,
     allow_other_archives: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Prepare one data set, or check the one that is there.
 
     Args:
-        manual_dir: folder of archives that were got by hand; what is not there is downloaded, where it may be.
-        overwrite: remove what is there, and prepare it again.
-        allow_other_archives: take archives whose checksums, or numbers of examples, are not the published ones.
+        manual_dir: folder of archives downloaded by hand; others are downloaded if their provider allows it.
+        overwrite: remove the prepared data set, and prepare it again.
+        allow_other_archives: accept archives with other checksums or numbers of examples than the published ones.
 
     Raises:
         ValueError: no such data set, a wrong checksum or a wrong number of examples.
@@ -42,25 +42,25 @@ def prepare(
         ImportError: TensorFlow is not installed.
         OSError: the folder cannot be written.
     """
-    all_known = known()
-    if name not in all_known:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(all_known)}")
-    data, root = all_known[name], tfds_data.folder(data_dir)
+    known = data_sets()
+    if name not in known:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(known)}")
+    data, root = known[name], tfds_data.folder(data_dir)
     place = root / data.dataset.path
     if overwrite and place.exists():
         shutil.rmtree(place)
     is_there = (place / "dataset_info.json").exists()
     if is_there:
-        say(f"{place} is there already")
+        log(f"{place} is there already")
     else:
         for leftover in place.parent.glob(f"{data.dataset.version}.incomplete*"):
             shutil.rmtree(leftover)
         _generate(data, root, Path(manual_dir).expanduser(), allow_other_archives)
-    _check_counts(data, tfds_data.prepared_builder(data.dataset, data_dir), allow_other_archives, say)
+    _check_counts(data, tfds_data.prepared_builder(data.dataset, data_dir), allow_other_archives, log)
     if data.finish is not None:
-        say("packing: a few minutes for the whole data set, unless it is done already")
+        log("packing: a few minutes for the whole data set, unless it is done already")
         data.finish(data_dir, not is_there)
-    say(f"{data.dataset.path} is ready in {root}")
+    log(f"{data.dataset.path} is ready in {root}")
 
 
 def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives: bool) -> None:
@@ -104,11 +104,11 @@ def _by_hand(builder: Any, data: PreparedData, manual: Path) -> str:
     return f"cannot download {' and '.join(urls)}: get it on another machine, and put it into {manual}"
 
 
-def _check_counts(data: PreparedData, builder: Any, allow_other: bool, say: Callable[[str], None]) -> None:
+def _check_counts(data: PreparedData, builder: Any, allow_other: bool, log: Callable[[str], None]) -> None:
     found = {name: builder.info.splits[name].num_examples for name in data.n_examples if name in builder.info.splits}
     if found == data.n_examples:
         return
     differs = f"{builder.data_dir} has {found or 'no'} examples, not {dict(data.n_examples)}"
     if not allow_other:
         raise ValueError(f"{differs}: check the archives, and prepare it again with --overwrite")
-    say(differs)
+    log(differs)

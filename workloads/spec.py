@@ -251,7 +251,7 @@ class Workload(abc.ABC):
         repeat_final_dataset: bool | None = None,
         num_batches: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Batches of `split`: a `TrainingQueue` for "train"; else every example once, in a fixed order.
+        """Batches of `split`: a `TrainingQueue` for "train", otherwise every example once, in a fixed order.
 
         `cache` and `repeat_final_dataset` are upstream's and change nothing; `num_batches` stops a
         non-training split early.

@@ -29,9 +29,10 @@ class PreparedData:
 
     Attributes:
         n_examples: split -> the published number of examples.
-        archives: files that TFDS makes it from, looked for in the manual folder.
-        source: where to get those by hand; None where TFDS downloads what is not in the manual folder.
-        finish: (data folder, whether to make it anew) makes of it what training reads; None where it is read as it is.
+        archives: files that TFDS prepares it from, looked for in the manual folder.
+        source: where to download those by hand; None where TFDS downloads them itself.
+        finish: called after the preparation with (data folder, whether the data set is new), to convert it to what
+            training reads; None where training reads it as it is.
     """
 
     dataset: Dataset

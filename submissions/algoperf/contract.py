@@ -21,12 +21,12 @@ from .restoration import as_returned_by_a_step
 
 PyTree = Any
 
-# Reading a metric waits for the device, so it is done now and then only.
+# Steps between two readings of the metrics, as each reading waits for the device. A choice.
 LOG_PERIOD = 50
 
 
 class StepResult(NamedTuple):
-    """What one compiled step gives; `loss` and `gradient_norm` are of the batch, before the step."""
+    """What one compiled step returns; `loss` and `gradient_norm` are the batch's, before the step."""
 
     state: PyTree
     params: PyTree
@@ -63,7 +63,7 @@ class Algorithm(abc.ABC):
         return {}
 
     def for_evaluation(self, state: PyTree, params: PyTree, h: Any) -> tuple[PyTree, PyTree]:
-        """(state, params) as they are to be evaluated; training goes on from what comes back."""
+        """(state, params) to evaluate; training continues from the same pair."""
         return state, params
 
 
@@ -72,8 +72,8 @@ class Submission:
 
     Args:
         algorithm: what trains.
-        self_tuning: hyperparameters by name for the self-tuning ruleset, under which the runner gives none; None makes
-            a submission for the external-tuning ruleset alone.
+        self_tuning: hyperparameters by name for the self-tuning ruleset, under which the runner gives none; None for a
+            submission to the external-tuning ruleset alone.
     """
 
     def __init__(self, algorithm: Algorithm, self_tuning: Mapping[str, Any] | None = None):
@@ -84,7 +84,7 @@ class Submission:
             hparams.read(algorithm.hyperparameters, self._own_point)
 
     def _read(self, hyperparameters: Any) -> hparams.Hyperparameters:
-        """Those given, or under the self-tuning ruleset (None) the submission's own."""
+        """The given hyperparameters; under the self-tuning ruleset none are given, and the submission's own count."""
         if hyperparameters is None and self._own_point is None:
             raise ValueError("this submission needs hyperparameters: it has none of its own for self-tuning")
         point = self._own_point if hyperparameters is None else hyperparameters
@@ -96,7 +96,7 @@ class Submission:
         """(state as a pytree of arrays, the compiled steps)."""
         del rng
         h = self._read(hyperparameters)
-        static, _ = hparams.split(h)
+        static, _ = hparams.static_and_numbers(h)
         steps = _compiled_steps(workload, self._algorithm, static)
         return steps.start(self._algorithm.init(model_params, h), model_params, model_state), steps
 
@@ -118,7 +118,7 @@ class Submission:
         del current_params_types, loss_type, eval_results
         state, steps = optimizer_state
         h = self._read(hyperparameters)
-        _, numbers = hparams.split(h)
+        _, numbers = hparams.static_and_numbers(h)
         numbers["learning_rate"] = self._algorithm.learning_rate(global_step, workload.step_hint, h)
         variant = self._algorithm.variant(global_step, h)
         result = steps(variant, state, current_param_container, model_state, batch, rng, numbers)
@@ -140,7 +140,7 @@ class Submission:
         global_step: int,
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
-        """Parameters to evaluate. Waits for all pending work, so that none of it runs into the untimed evaluation."""
+        """Parameters to evaluate. Waits for all pending work, so that none of it is left for the untimed evaluation."""
         del current_params_types, loss_type, eval_results, rng
         state, steps = optimizer_state
         h = self._read(hyperparameters)
@@ -192,7 +192,7 @@ class _CompiledSteps:
         self._shapes: tuple[PyTree, ...] = ()
 
     def start(self, state: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
-        """The state on all devices. The trees' shapes are noted, to know restored arrays by them."""
+        """The state, copied to all devices. Keeps the trees' shapes, by which restored arrays are recognised."""
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params, model_state))
         return jax.device_put(state, self._replicated)
 
@@ -227,8 +227,8 @@ class _CompiledSteps:
         batch: Mapping[str, Any],
         rng: Array,
     ) -> jax.stages.Lowered:
-        """One compiled step before its compilation, to count what it does; every argument may be a shape alone."""
-        _, numbers = hparams.split(hparams.read(self._algorithm.hyperparameters, hyperparameters))
+        """One step, lowered but not compiled, to count its operations; any array may be given as its shape alone."""
+        _, numbers = hparams.static_and_numbers(hparams.read(self._algorithm.hyperparameters, hyperparameters))
         return self._program(variant).lower(state, params, model_state, batch, rng, numbers)
 
     def _step(

@@ -1,4 +1,4 @@
-"""From a tuning search's point to validated hyperparameters, split into arrays and what must be known to compile."""
+"""Hyperparameters: read from a search space's point, validated, and divided into traced numbers and static values."""
 
 import dataclasses
 import functools
@@ -22,8 +22,9 @@ class Hyperparameters:
         grad_clip: largest global norm of the gradient; None for no bound.
         label_smoothing: passed to the workload's loss.
         dropout_rate: passed to the workload's model; None for the workload's own.
-        micro_batches: a batch of images is taken in so many parts, to save memory; that changes no sum but of what
-            is drawn at random: pseudo-targets, and the rows (of each part as many) where a factor is of some alone.
+        micro_batches: number of parts that a batch is divided into, to save memory: one part after another is
+            processed, and gradients and factors are summed. Only what is drawn at random then differs from an
+            undivided batch: pseudo-targets, and the rows that a factor is estimated from. Not for graphs.
     """
 
     learning_rate: float
@@ -69,10 +70,10 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     return kind(**values)
 
 
-def split(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
-    """(static part, numbers): numbers become arrays of the compiled step, so that trials share its compilation.
+def static_and_numbers(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
+    """(static values, numbers): numbers are arguments of the compiled step, so that trials share one compilation.
 
-    Floating-point values are numbers; whole numbers, words and absent options are static.
+    Floating-point values are numbers; integers, strings and None are static.
     """
     values = dataclasses.asdict(hyperparameters)
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
@@ -80,7 +81,7 @@ def split(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
 
 
 def join(static: Static, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
-    """All hyperparameters by name again, numbers as they are now (arrays, in a compiled step)."""
+    """The inverse of `static_and_numbers`: all hyperparameters by name; in a compiled step the numbers are arrays."""
     return types.SimpleNamespace(**dict(static), **numbers)
 
 

@@ -1,4 +1,4 @@
-"""A batch one part after another, so that only one part's activations are in memory at a time."""
+"""A batch in parts, one after another, so that only one part's activations are in memory at a time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +16,8 @@ def n_examples(batch: Mapping[str, Any]) -> int:
     return len(jax.tree.leaves(batch["targets"])[0])
 
 
-def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[str, PyTree]:
-    """`[examples, …]` -> `[n, examples / n, …]`: part i has every n-th example from the i-th, so that none moves to
-    another device.
+def divide(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[str, PyTree]:
+    """`[examples, …]` -> `[n, examples / n, …]`: part i has the examples i, i + n, i + 2n, …; none changes its device.
 
     Args:
         batch: `inputs`, `targets` and perhaps `weights`, examples leading.
@@ -46,10 +45,10 @@ def split(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[st
 def summed(
     function: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]], parts: PyTree, carried: PyTree, n: int
 ) -> tuple[PyTree, PyTree]:
-    """Σ_i of what `function(part i, carried, i)` returns first, and what the last one returned second.
+    """Call `function(part i, carried, i)` for every part i; the sum of its first results, and its last second result.
 
     Args:
-        function: its results are of the same shapes for every part; `carried` keeps its own.
+        function: returns (what to sum, the next call's `carried`), with the same shapes for every part.
         parts: arrays `[n, …]`.
     """
 

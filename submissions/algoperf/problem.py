@@ -56,12 +56,12 @@ class Problem:
 
     def part(self, n_parts: int) -> "Problem":
         """The problem on about one in `n_parts` of the examples."""
-        return self._on(subset.one_in(self.batch, n_parts), self.model_state, self._key)
+        return self._on(subset.one_example_in(self.batch, n_parts), self.model_state, self._key)
 
     def summed(
         self, n_micro_batches: int, function: Callable[["Problem", Array | None], tuple[PyTree, PyTree]]
     ) -> tuple[PyTree, PyTree]:
-        """Σ over micro-batches of what `function(problem, index)` returns first, and the model's state after the last.
+        """Call `function(problem, index)` for every micro-batch: the sum of its first results, the last model state.
 
         Args:
             function: (the problem on one micro-batch, its index, None where it is the whole batch) -> (sums, new model
@@ -73,7 +73,7 @@ class Problem:
         def one(batch: PyTree, model_state: PyTree, index: Array) -> tuple[PyTree, PyTree]:
             return function(self._on(batch, model_state, jax.random.fold_in(self._key, index)), index)
 
-        parts = micro_batches.split(self.batch, n_micro_batches, self.mesh)
+        parts = micro_batches.divide(self.batch, n_micro_batches, self.mesh)
         return micro_batches.summed(one, parts, self.model_state, n_micro_batches)
 
     def _on(self, batch: Mapping[str, Any], model_state: PyTree, key: Array) -> "Problem":

@@ -1,4 +1,4 @@
-"""Arrays brought to one form, however they come: made before the first step, returned by a step, or restored."""
+"""Parameters and states in one form, whether newly initialised, returned by a step, or restored from a checkpoint."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ PyTree = Any
 def as_returned_by_a_step(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
     """The tree as a compiled step returns it, so that no step compiles anew for arrays of another form.
 
-    Arrays that were made elsewhere, or read from a file, are put under `sharding`. The official runner restores each
-    array once per device, on a new leading axis; of these equal copies one is taken. The first array tells for all.
+    Arrays that were initialised, or read from a file, are put under `sharding`. The official runner restores each
+    array once per device, on a new leading axis; of these equal copies one is kept. The first array decides for all.
 
     Args:
         tree: the arrays.

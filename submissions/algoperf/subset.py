@@ -1,4 +1,4 @@
-"""A smaller batch out of a batch, of constant shapes."""
+"""A part of a batch's examples, with constant shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jax import Array
 PyTree = Any
 
 
-def one_in(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
+def one_example_in(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
     """About one in `n` of a batch's examples: every n-th, or of packed graphs (a `jraph.GraphsTuple`) the first ones.
 
     Args:
@@ -30,7 +30,7 @@ def one_in(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
 def _first_graphs(graphs: Any, n: int) -> tuple[Any, Array]:
     """The graphs that fit into the first n-th of the nodes, edges and graphs, and which of these are kept.
 
-    The graph after the last kept one becomes padding, and takes up all nodes and edges that are left.
+    The graph after the last kept one becomes padding, and owns all remaining nodes and edges.
     """
     n_graphs, n_nodes, n_edges = (len(x) // n for x in (graphs.n_node, graphs.nodes, graphs.senders))
     n_node, n_edge = graphs.n_node[:n_graphs], graphs.n_edge[:n_graphs]

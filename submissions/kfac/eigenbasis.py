@@ -29,12 +29,15 @@ PyTree = Any
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 # Off-diagonals of M below this many roundings of its largest eigenvalue are noise, which a null space would magnify.
+# A choice.
 _NOISE = 8.0
 
 # Added to M, in units of its largest diagonal entry: power iteration leaves eigenvalues below this as they lie.
+# A choice.
 _FLOOR = 1e-5
 
 # Of each row of E = QᵀQ - I, the squared norm: that bounds E², of which a Newton-Schulz step leaves about 3/4.
+# A choice: after the step the basis is orthogonal to 1e-5.
 _NEARLY_ORTHOGONAL = 1e-5
 
 

@@ -21,6 +21,7 @@ from .layers import at_least_float32
 from .sharing import Rows, Sharing, combine_entries, example_sums, expand
 
 # Above the rounding of bfloat16 gradients summed over positions (about 2e-5), below what real gradients leave.
+# A choice.
 _CANCELLED = 1e-4
 
 

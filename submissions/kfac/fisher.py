@@ -18,8 +18,8 @@ from jax import Array
 
 from .layers import at_least_float32
 
-_N_DIRECTIONS = 4
-_N_HALVINGS = 26  # of an interval of 2e4 around the target, down to 3e-4
+_N_DIRECTIONS = 4  # random vectors that Hessians are compared by. A choice.
+_N_HALVINGS = 26  # of an interval of 2e4 around the target, down to 3e-4. A choice.
 
 
 class Fisher(enum.Enum):

@@ -19,8 +19,8 @@ from jax import Array
 PyTree = Any
 Path = tuple[str, ...]
 
-# Above this width a whole Kronecker factor costs more than it gives (vocabulary-like outputs): 8,192² float32 is
-# 256 MiB.
+# Above this width a side has a diagonal factor (vocabulary-like outputs): a whole one of 8,192² float32 takes 256 MiB,
+# and its decomposition more time than a run has. A choice; SOAP's limit is 10,000.
 MAX_FACTOR_WIDTH = 8192
 
 KERNEL_NAMES = ("kernel", "embedding")

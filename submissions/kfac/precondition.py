@@ -16,7 +16,7 @@ from .stacks import map_by_size, one_by_one
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 # The ratio of the factors' mean eigenvalues sets how the damping is shared out; a factor near zero, as behind a
-# zero-initialised head, would otherwise leave the other without any.
+# zero-initialised head, would otherwise leave the other without any. A choice.
 MAX_PI = 1e3
 
 

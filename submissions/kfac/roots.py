@@ -31,9 +31,11 @@ _POLAR_EXPRESS = (
 )
 
 # Polynomials of a polar factor. Five leave singular values in [0.85, 1.13], as near to one as a direction needs.
+# A choice; Muon's published version takes five steps, too.
 _N_POLAR = 5
 
 # A polynomial for values up to one maps larger ones, which rounding makes, far away: each is for values up to this.
+# Source: Amsel et al., as above.
 _ROOM = 1.01
 
 

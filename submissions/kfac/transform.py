@@ -38,6 +38,7 @@ from .schedules import Scalar, schedulable
 
 PyTree = Any
 
+# RMSProp's, with the defaults that PyTorch has for it.
 _FALLBACK_DECAY = 0.99
 _FALLBACK_EPSILON = 1e-8
 

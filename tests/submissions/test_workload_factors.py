@@ -149,7 +149,7 @@ def molecules() -> Case:
 def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     """K-FAC's first step -> its factors, and the layers about which the batch told nothing."""
     algorithm = KFAC(sharing)
-    h = hparams.join(*hparams.split(hparams.read(algorithm.hyperparameters, POINT)))
+    h = hparams.join(*hparams.static_and_numbers(hparams.read(algorithm.hyperparameters, POINT)))
 
     def step(params, batch, key):
         problem = Problem(case.workload, batch, None, h.label_smoothing, h.dropout_rate, jax.random.key(0))

@@ -66,7 +66,7 @@ def test_mixup_by_hand():
     assert mixed.dtype == np.uint8 and np.allclose(targets.sum(1), 1)
 
 
-@pytest.mark.parametrize("change", augment.CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", augment.OPERATIONS, ids=lambda change: change.__name__)
 def test_every_change_keeps_form_and_input(change):
     image = _rng(1).integers(20, 200, (32, 40, 3)).astype(np.uint8)
     before = image.copy()

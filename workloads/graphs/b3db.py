@@ -21,7 +21,7 @@ from workloads.splits import stratified_split
 
 SHA256 = "47a160aea1551423ead2aab70b301fb1646aea03cf151fd614eb37c78fa55b82"
 DEFAULT_DATA_DIR = "~/data"
-# What a cached store is made of: another package, featuriser or split makes another store.
+# Names what a cached file was made from. A file made from anything else is not used.
 _SPLIT_SEED = 0
 _SOURCE = f"{SHA256}, stratified random split, seed {_SPLIT_SEED}"
 _LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class B3dbWorkload(GraphWorkload):
         try:
             return store.load(path, source=_SOURCE)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            _LOG.info("no featurised molecules at %s: making them", path)
+            _LOG.info("no featurised molecules at %s: computing them", path)
         except ValueError as error:
             _LOG.warning("%s", error)
         graphs = build()
@@ -71,13 +71,13 @@ def build() -> store.PackedGraphs:
     kept = [(molecule, row) for molecule, row in zip(molecules, rows, strict=True) if molecule is not None]
     is_positive = np.array([row["BBB+/BBB-"] == "BBB-" for _, row in kept])
     split_codes = np.empty(len(kept), np.uint8)
-    for code, indices in enumerate(split(is_positive, _SPLIT_SEED)):
+    for code, indices in enumerate(split_molecules(is_positive, _SPLIT_SEED)):
         split_codes[indices] = code
     labels = is_positive[:, None].astype(np.float32)
     return store.pack([molecule for molecule, _ in kept], labels, split_codes)
 
 
-def split(is_positive: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_molecules(is_positive: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of the training, validation and test molecules."""
     sizes = B3dbWorkload.split_sizes
     return stratified_split(is_positive, validation=sizes.validation, test=sizes.test, seed=seed)

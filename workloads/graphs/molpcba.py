@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_molpcba(data_dir: str | None) -> store.PackedGraphs:
-    """The packed store under `data_dir`, made from the prepared TFDS data set if it is not there yet.
+    """The packed graphs under `data_dir`, made from the prepared TFDS data set if they are not there yet.
 
     Raises:
         FileNotFoundError, ValueError: the data set is absent or unusable; the message says how to prepare it.
@@ -25,7 +25,7 @@ def load_molpcba(data_dir: str | None) -> store.PackedGraphs:
     try:
         return store.load(path, source=_SOURCE)
     except FileNotFoundError:
-        _LOG.info("no packed graphs at %s: making them", path)
+        _LOG.info("no packed graphs at %s: packing them", path)
     except ValueError as error:
         _LOG.warning("%s", error)
     return pack_molpcba(data_dir)
@@ -35,16 +35,16 @@ def store_path(data_dir: str | None) -> Path:
     return tfds_data.folder(data_dir) / NAME / f"packed_{VERSION}.npz"
 
 
-def prepare_store(data_dir: str | None, anew: bool) -> None:
-    """Sees to it that the store is there and whole, or makes it anew; raises as `load_molpcba`."""
-    if anew:
+def prepare_store(data_dir: str | None, is_new: bool) -> None:
+    """Packs a new data set, or checks the packed graphs of one that was there already; raises as `load_molpcba`."""
+    if is_new:
         pack_molpcba(data_dir)
     else:
         load_molpcba(data_dir)
 
 
 def pack_molpcba(data_dir: str | None) -> store.PackedGraphs:
-    """Reads every molecule of the prepared data set (minutes) and writes the store; raises as `load_molpcba`."""
+    """Reads every molecule of the prepared data set (minutes), writes the packed graphs; raises as `load_molpcba`."""
     graphs, labels, split_codes = [], [], []
     for code, split in enumerate(store.SPLITS):
         for graph, label in _molecules(data_dir, split):

@@ -3,9 +3,9 @@
 A batch is S sub-batches one after another. A sub-batch of nominal size B holds at most B graphs, 26 B nodes
 and 56 B directed edges, and is padded to B + 1 graphs, 26 B + 1 nodes and 56 B edges by one graph that owns
 the spare nodes and edges (all at its first node), then empty graphs: what `jraph.dynamically_batch` makes of
-the same graphs in the same order. No edge leaves its sub-batch. The numbers 26 and 56 are AlgoPerf's,
-molpcba's means. Rows of graphs, nodes and edges that the devices do not divide are filled up at the batch's end; no
-real row moves, so that any number of devices draws the same dropout masks.
+the same graphs in the same order. No edge leaves its sub-batch. The numbers 26 and 56 are AlgoPerf's: the mean numbers
+of nodes and edges in molpcba. Where the number of devices does not divide the number of graphs, nodes or edges, padding
+is added at the end of the batch. No real row moves, so that any number of devices draws the same dropout masks.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ EDGES_PER_GRAPH = 56
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """`sub_batches` times room for `graphs_per_sub_batch` graphs of mean size, on `devices` devices."""
+    """`sub_batches` sub-batches with room for `graphs_per_sub_batch` graphs of mean size each, on `devices` devices."""
 
     sub_batches: int
     graphs_per_sub_batch: int
@@ -49,8 +49,8 @@ class BatchShape:
         return EDGES_PER_GRAPH * self.graphs_per_sub_batch
 
     @property
-    def rows(self) -> tuple[int, int, int]:
-        """Graphs, nodes and edges of a whole batch: multiples of the number of devices."""
+    def totals(self) -> tuple[int, int, int]:
+        """Graphs, nodes and edges of a whole batch, padding included: multiples of the number of devices."""
 
         def rounded_up(count: int) -> int:
             return -(-self.sub_batches * count // self.devices) * self.devices
@@ -88,14 +88,14 @@ def plan(graphs: PackedGraphs, order: np.ndarray, shape: BatchShape) -> list[np.
 
 
 def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShape) -> dict[str, Any]:
-    """At most S planned sub-batches -> one batch; missing ones are all padding.
+    """At most S planned sub-batches -> one batch; a missing sub-batch is all padding.
 
     `inputs`: GraphsTuple, features float32, indices int32. `targets`, `weights`: [S (B + 1), n_tasks]
-    float32, both 0 where a label is missing or the graph is padding. The last graph owns what the devices add. One of
-    several processes fills only the sub-batches in which it has rows.
+    float32, both 0 where a label is missing or the graph is padding. The last graph owns the padding that the
+    number of devices needs. Of several processes each fills only the sub-batches in which it has rows.
     """
-    n_rows, n_nodes, n_edges = shape.rows
-    own = [shards.own_rows(n) for n in shape.rows]
+    n_graphs, n_nodes, n_edges = shape.totals
+    own = [shards.own_rows(n) for n in shape.totals]
     sizes = shape.graphs_per_sub_batch + 1, shape.max_nodes + 1, shape.max_edges
     batch = jraph.GraphsTuple(
         nodes=np.zeros((n_nodes, graphs.node_features.shape[1]), np.float32),
@@ -103,18 +103,18 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
         senders=np.full(n_edges, n_nodes - 1, np.int32),
         receivers=np.full(n_edges, n_nodes - 1, np.int32),
         globals={},
-        n_node=np.zeros(n_rows, np.int32),
-        n_edge=np.zeros(n_rows, np.int32),
+        n_node=np.zeros(n_graphs, np.int32),
+        n_edge=np.zeros(n_graphs, np.int32),
     )
-    labels = np.full((n_rows, graphs.labels.shape[1]), MISSING, np.int8)
+    labels = np.full((n_graphs, graphs.labels.shape[1]), MISSING, np.int8)
     empty = np.zeros(0, np.int64)
     for index in range(shape.sub_batches):
         ids = parts[index] if index < len(parts) else empty
-        row, node, edge = (index * size for size in sizes)
+        graph, node, edge = (index * size for size in sizes)
         if not any(o.start < (index + 1) * size and index * size < o.stop for o, size in zip(own, sizes, strict=True)):
             continue
-        labels[row : row + len(ids)] = graphs.labels[ids]
-        _fill(batch, graphs, ids, shape, row=row, node=node, edge=edge)
+        labels[graph : graph + len(ids)] = graphs.labels[ids]
+        _fill(batch, graphs, ids, shape, graph=graph, node=node, edge=edge)
     batch.n_node[-1] += n_nodes - shape.sub_batches * (shape.max_nodes + 1)
     batch.n_edge[-1] += n_edges - shape.sub_batches * shape.max_edges
     rows = {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
@@ -127,18 +127,18 @@ def _fill(
     ids: np.ndarray,
     shape: BatchShape,
     *,
-    row: int,
+    graph: int,
     node: int,
     edge: int,
 ) -> None:
-    """Write one sub-batch into `batch`, in place, from its first graph, node and edge rows on."""
+    """Write one sub-batch into `batch`, in place, from the rows `graph`, `node` and `edge` on."""
     first_node, first_bond = graphs.node_offsets[ids], graphs.bond_offsets[ids]
     node_counts = graphs.node_offsets[ids + 1] - first_node
     bond_counts = graphs.bond_offsets[ids + 1] - first_bond
     used_nodes, used_edges = int(node_counts.sum()), 2 * int(bond_counts.sum())
 
-    padding = row + len(ids)
-    batch.n_node[row:padding], batch.n_edge[row:padding] = node_counts, 2 * bond_counts
+    padding = graph + len(ids)
+    batch.n_node[graph:padding], batch.n_edge[graph:padding] = node_counts, 2 * bond_counts
     batch.n_node[padding] = shape.max_nodes + 1 - used_nodes
     batch.n_edge[padding] = shape.max_edges - used_edges
 
@@ -163,7 +163,7 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def evaluation_batches(graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape) -> Iterator[dict[str, Any]]:
-    """Every graph of `indices` once, in that order; empty sub-batches fill up the last batch."""
+    """Every graph of `indices` once, in that order; the last batch is filled up with empty sub-batches."""
     parts = plan(graphs, indices, shape)
     for start in range(0, len(parts), shape.sub_batches):
         yield assemble(graphs, parts[start : start + shape.sub_batches], shape)

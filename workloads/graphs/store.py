@@ -1,4 +1,4 @@
-"""Many small graphs in a few flat arrays, and their file."""
+"""Many small graphs in a few flat arrays, and the file that stores them."""
 
 import dataclasses
 import hashlib
@@ -71,7 +71,7 @@ def pack(graphs: Sequence[Graph], labels: np.ndarray, split_codes: np.ndarray) -
 
 
 def save(graphs: PackedGraphs, path: Path, *, source: str) -> None:
-    """Write `graphs` whole or not at all; `source` names what they were made from.
+    """Write all of `graphs` or nothing; `source` names what they were made from.
 
     Raises:
         OSError: the folder cannot be written.
@@ -104,9 +104,9 @@ def load(path: Path, *, source: str) -> PackedGraphs:
             arrays = {name: file[name] for name in names}
             header = str(file["header"])
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or of another format: delete it, and it is made anew") from error
+        raise ValueError(f"{path} is damaged or of another format: delete it, and it is made again") from error
     if header != _header(arrays, source):
-        raise ValueError(f"{path} is damaged, or from another version or source: delete it, and it is made anew")
+        raise ValueError(f"{path} is damaged, or from another version or source: delete it, and it is made again")
     return PackedGraphs(**arrays)
 
 

@@ -1,11 +1,10 @@
 """What the graph workloads share: model, loss, metric and batches.
 
-A concrete one brings data, sizes and a target.
+A subclass adds data, sizes and a target.
 """
 
 import abc
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 
 from workloads.evaluation import Predictions
-from workloads.flax_workload import FlaxWorkload
+from workloads.flax_workload import FlaxWorkload, loss_sums
 from workloads.graphs.metrics import mean_average_precision
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.pipeline import BatchShape, TrainingBatches, evaluation_batches
@@ -80,31 +79,20 @@ class GraphWorkload(FlaxWorkload):
             present &= mask_batch > 0
         labels = jnp.where(present, label_batch, 0.0)
         labels = (1 - label_smoothing) * labels + label_smoothing / self.smoothing_classes
-        losses = jnp.where(present, optax.sigmoid_binary_cross_entropy(logits_batch, labels), 0.0)
-        return {
-            "summed": losses.sum(),
-            "n_valid_examples": present.sum().astype(jnp.float32),
-            "per_example": losses.sum(axis=1),
-        }
+        return loss_sums(optax.sigmoid_binary_cross_entropy(logits_batch, labels), present)
 
-    def _build_input_queue(
-        self,
-        data_rng: Any,
-        split: str,
-        data_dir: str | None,
-        global_batch_size: int,
-        cache: bool | None = None,
-        repeat_final_dataset: bool | None = None,
-        num_batches: int | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        del cache, repeat_final_dataset
-        shape = self._shape(global_batch_size)
+    def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingBatches:
+        shape, graphs = self._shape(batch_size), self._loaded(data_dir)
+        return TrainingBatches(graphs, graphs.indices("train"), shape, seed=seed)
+
+    def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
+        shape, graphs = self._shape(batch_size), self._loaded(data_dir)
+        return evaluation_batches(graphs, self._evaluated(graphs, split), shape)
+
+    def _loaded(self, data_dir: str | None) -> PackedGraphs:
         if data_dir not in self._graphs:
             self._graphs[data_dir] = self._load_graphs(data_dir)
-        graphs = self._graphs[data_dir]
-        if split == "train":
-            return TrainingBatches(graphs, graphs.indices("train"), shape, seed=host_seed(data_rng))
-        return islice(evaluation_batches(graphs, self._evaluated(graphs, split), shape), num_batches)
+        return self._graphs[data_dir]
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> TrainingBatches:
         shape = self._shape(global_batch_size)
@@ -124,7 +112,7 @@ class GraphWorkload(FlaxWorkload):
         )
 
     def _evaluated(self, graphs: PackedGraphs, split: str) -> np.ndarray:
-        """Graph ids of a split; "eval_train" is the same random part of "train" in every run."""
+        """Indices of a split's graphs; "eval_train" is the same random part of "train" in every run."""
         if split != "eval_train":
             return graphs.indices(split)
         shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(graphs.indices("train"))

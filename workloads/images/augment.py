@@ -1,4 +1,4 @@
-"""Random changes of training images, from a NumPy generator of their own: crops, flips, RandAugment, mixup.
+"""Random augmentations of training images: crops, flips, RandAugment, mixup. Random numbers come from NumPy generators.
 
 Source: the AlgoPerf benchmark's ImageNet pipeline, whose settings these are. Cropping follows TensorFlow's
 `sample_distorted_bounding_box`: Szegedy et al., 2015. RandAugment: Cubuk et al., 2020. Mixup: Zhang et al., 2018.
@@ -47,7 +47,7 @@ def random_flip(image: Image, rng: np.random.Generator) -> Image:
 
 
 def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Image:
-    """The image shifted by up to `padding` pixels each way, zeros where it left."""
+    """The image shifted at random by up to `padding` pixels along each axis; zeros come in at the edges."""
     padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
     top, left = rng.integers(2 * padding + 1, size=2)
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
@@ -56,9 +56,9 @@ def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Im
 def mixup(
     images: np.ndarray, targets: np.ndarray, rng: np.random.Generator, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every image, uint8 [batch, …], mixed with the one before it by one weight a batch; targets [batch, n] likewise.
+    """Mix every image, uint8 [batch, …], with the one before it in the batch, all by one weight.
 
-    Mixed pixels are rounded to whole numbers.
+    The targets [batch, n] are mixed likewise.    Mixed pixels are rounded to whole numbers.
     """
     weight = np.float32(rng.beta(alpha, alpha))
     mixed = weight * images + (1 - weight) * np.roll(images, 1, axis=0)
@@ -66,9 +66,9 @@ def mixup(
 
 
 def rand_augment(image: Image, rng: np.random.Generator) -> Image:
-    """Two changes drawn from `CHANGES`, one after the other, at magnitude 10."""
-    for index in rng.integers(len(CHANGES), size=_N_LAYERS):
-        image = CHANGES[index](image, rng)
+    """Two of `OPERATIONS`, drawn at random, one after the other, at magnitude 10."""
+    for index in rng.integers(len(OPERATIONS), size=_N_LAYERS):
+        image = OPERATIONS[index](image, rng)
     return image
 
 
@@ -155,7 +155,7 @@ def solarize_add(image: Image, rng: np.random.Generator) -> Image:
     return np.where(image < 128, added, image)
 
 
-CHANGES: tuple[Callable[[Image, np.random.Generator], Image], ...] = (
+OPERATIONS: tuple[Callable[[Image, np.random.Generator], Image], ...] = (
     autocontrast,
     equalize,
     invert,
@@ -184,7 +184,7 @@ def _grey(image: Image) -> np.ndarray:
 
 
 def _blend(plain: np.ndarray | np.uint8, image: Image) -> Image:
-    """`plain` and the image extrapolated beyond the image, cut to bytes."""
+    """From `plain` towards the image and beyond it, by the factor `_ENHANCE`, clipped to bytes."""
     start = plain.astype(np.float32)
     return _to_bytes(start + np.float32(_ENHANCE) * (image - start))
 
@@ -194,7 +194,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _affine(image: Image, matrix: np.ndarray) -> Image:
-    """Every pixel (x, y) from `matrix` (x, y, 1) of the image, the nearest one, grey where there is none."""
+    """Pixel (x, y) is the image's pixel nearest to `matrix` (x, y, 1); grey outside of the image."""
     import cv2
 
     return cv2.warpAffine(

@@ -1,6 +1,6 @@
 """`cifar10_wrn`: Wide ResNet 16-4 on CIFAR-10, the model whose update step the K-FAC-expand and -reduce paper times.
 
-Data: TFDS `cifar10` 3.0.2, of whose training images every tenth is for validation. The targets are set by nobody yet.
+Data: TFDS `cifar10` 3.0.2, of whose training images every tenth is for validation. Its targets are not set yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Cifar10WrnWorkload(ImageWorkload):
     model = WideResNet(num_classes=10)
     image_shape = (32, 32, 3)
     training_batch_size = 128
-    # Of the 50,000 training images, pixels in [0, 1].
+    # Of the 50,000 training images, with pixels in [0, 1].
     pixel_mean, pixel_stddev = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     validation_target = Target("accuracy", float("inf"))
     test_target = Target("accuracy", float("inf"))
@@ -49,7 +49,7 @@ class Cifar10WrnWorkload(ImageWorkload):
 
 
 def pad_crop_flip(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """With a generator, the usual changes of CIFAR-10's training images; without, the image."""
+    """With a generator, the usual augmentation of CIFAR-10's training images; without one, the image itself."""
     return image if rng is None else augment.random_flip(augment.pad_and_crop(image, rng), rng)
 
 

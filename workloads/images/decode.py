@@ -1,4 +1,4 @@
-"""Encoded images to bytes of pixels, by OpenCV; only as finely as a crop needs where the JPEG decoder can."""
+"""Decodes images by OpenCV; JPEGs at a lower resolution where the crop needs no more."""
 
 import functools
 import io
@@ -12,7 +12,7 @@ _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressi
 
 
 class Header(NamedTuple):
-    """What an encoded image says of itself: its size in pixels and Pillow's name of its colour space."""
+    """An encoded image's size in pixels, and Pillow's name of its colour space."""
 
     height: int
     width: int
@@ -20,19 +20,19 @@ class Header(NamedTuple):
 
 
 def header(encoded: bytes) -> Header:
-    """Read without the pixels.
+    """Reads the header alone, without decoding the pixels.
 
     Raises:
-        ValueError: this is no image that can be read.
+        ValueError: the image cannot be read.
     """
     return _jpeg_header(encoded) or _pillow_header(encoded)
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """RGB uint8 [height, width, 3], whatever the colour space was.
+    """RGB uint8 [height, width, 3] from any colour space.
 
     Raises:
-        ValueError: this is no image that can be read.
+        ValueError: the image cannot be read.
     """
     return _decode(encoded, header(encoded), 1)
 
@@ -40,11 +40,11 @@ def decode(encoded: bytes) -> np.ndarray:
 def crop(encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False) -> np.ndarray:
     """The box (top, left, height, width) as RGB uint8 [out, out, 3], by bicubic interpolation.
 
-    `known` is the image's header: whoever chose the box has read it. A box at least twice as large as `out` is decoded
-    at half the scale (or a quarter, an eighth), unless `exact`.
+    `known` is the image's header, which the caller has read to choose the box. If the box is at least twice as large as
+    `out`, the image is decoded at half the resolution (or a quarter, an eighth), unless `exact`.
 
     Raises:
-        ValueError: this is no image that can be read.
+        ValueError: the image cannot be read.
     """
     top, left, height, width = box
     reduction = 1
@@ -88,7 +88,7 @@ def _decode(encoded: bytes, known: Header, reduction: int) -> np.ndarray:
 
 
 def _jpeg_header(encoded: bytes) -> Header | None:
-    """Of a usual JPEG, grey or of three colours, in 1.4 us where Pillow takes 22; None for all else."""
+    """The header of a common JPEG, grey or of three colours, in 1.4 us where Pillow takes 22; None for other images."""
     place = len(_JPEG_START) if encoded.startswith(_JPEG_START) else len(encoded)
     while place + 10 <= len(encoded) and encoded[place] == 0xFF != encoded[place + 1]:
         marker, length = struct.unpack_from(">BH", encoded, place + 1)

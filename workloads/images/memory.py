@@ -1,4 +1,4 @@
-"""Batches from images held in memory, by random access to any step."""
+"""Batches of images that are held in memory; the batch of any step can be computed directly."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class LabelledImages:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
-        """The given examples, filled up with zeros of weight 0 to `size` rows.
+        """The given examples, padded to `size` rows with zeros of weight 0.
 
         `inputs` [size, height, width, channels] uint8, `targets` one-hot [size, n_classes] and `weights` [size]
         float32.
@@ -48,8 +48,8 @@ class LabelledImages:
 class TrainingBatches:
     """Endless full batches.
 
-    Each run of `len(images)` examples is one epoch: all images once, in an order of its own. Batches may
-    straddle epochs. The state is the number of batches drawn.
+    An epoch is `len(images)` examples: all images once, in a new random order. A batch may contain the end of one
+    epoch and the start of the next. The state is the number of batches drawn.
 
     Raises:
         ImportError: grain is not installed.

@@ -1,4 +1,4 @@
-"""Batches of images that are read, decoded and changed as they are needed, by grain's threads.
+"""Batches of images that are read, decoded and augmented on demand, by grain's threads.
 
 The order of the examples comes from (seed, epoch) and an example's random numbers from (seed, epoch, its position in
 the split), so neither the number of threads nor that of processes changes what is drawn.
@@ -20,9 +20,9 @@ from workloads import shards
 from workloads.images import augment, decode
 
 _N_THREADS = max(2, os.cpu_count() or 1)
-_CHUNK = 16  # examples to an element of grain's stream, which share what grain itself costs an element
-_PREFETCH = 512  # examples decoded ahead, beside those that the threads are at
-_ON_DEVICE = 2  # batches sent ahead
+_CHUNK = 16  # examples in one element of grain's stream, so that its overhead is paid once for all of them
+_PREFETCH = 512  # examples decoded in advance, beside those that the threads are working on
+_ON_DEVICE = 2  # batches copied to the devices in advance
 
 Prepare = Callable[[Any, np.random.Generator | None], np.ndarray]
 
@@ -33,8 +33,9 @@ class StreamedImages:
 
     Attributes:
         examples: index -> {"image", "label"}.
-        indices: which of them the split has.
-        prepare: image -> uint8 [height, width, channels]: for training with a generator, else without.
+        indices: which of the examples belong to the split.
+        prepare: (encoded image, generator) -> uint8 [height, width, channels]; the generator, for random augmentation,
+            is None in evaluation.
         mixup_alpha: of training batches; None for no mixup.
     """
 
@@ -71,9 +72,9 @@ class StreamedImages:
         return StreamedBatches(self, batch_size=batch_size, seed=seed)
 
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every image exactly once, in order; the last batch is filled up with zeros of weight 0.
+        """Every image exactly once, in order; the last batch is padded with zeros of weight 0.
 
-        Each of several processes reads its own rows.
+        Of several processes each reads its own rows.
         """
         import grain
 
@@ -92,9 +93,9 @@ class StreamedImages:
 
 
 class StreamedBatches:
-    """Endless full batches on the devices, every epoch in an order of its own; the state is a batch number.
+    """Endless full batches on the devices, every epoch in a new random order; the state is a batch number.
 
-    Each of several processes draws its rows of the global batch.
+    Of several processes each draws its rows of the global batch.
 
     Raises:
         ValueError: the devices of several processes do not divide the batch size.
@@ -158,7 +159,7 @@ class StreamedBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """One process's part of the endless stream of epochs.
+    """One process's share of the endless stream of epochs.
 
     Attributes:
         positions: place in the stream -> position in the split.
@@ -180,13 +181,13 @@ class _Share:
 
     def _example(self, place: int) -> tuple[np.ndarray, int]:
         epoch, position = place // len(self.images), self.positions[place]
-        # A counter-based generator: 2**64 blocks of numbers to each (epoch, position), and no seeding to pay for.
+        # A counter-based generator: 2**64 blocks of numbers for each (epoch, position), without the cost of seeding.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, epoch, position]))
         return self.images.pixels(position, rng)
 
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:
-    """ImageNet's preparation: with a generator a random crop, flip and RandAugment, else the central crop."""
+    """ImageNet's preparation: with a generator a random crop, flip and RandAugment, without one the central crop."""
     header = decode.header(encoded)
     if rng is None:
         return decode.crop(encoded, header, augment.central_box(header.height, header.width), size, exact=True)

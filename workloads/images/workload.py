@@ -1,11 +1,11 @@
 """What the image workloads share: loss, metric and batches.
 
-A concrete one brings model, data, sizes and a target. Images travel as bytes, and are normalised on the device.
+A subclass adds model, data, sizes and a target. Images are copied to the device as bytes, and normalised there.
 """
 
 import abc
 from collections.abc import Iterator, Mapping
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ from flax import linen as nn
 
 from workloads import shards
 from workloads.evaluation import Predictions
-from workloads.flax_workload import FlaxWorkload
+from workloads.flax_workload import FlaxWorkload, loss_sums
 from workloads.images.memory import LabelledImages
 from workloads.images.streaming import StreamedImages
 from workloads.random_keys import host_seed
-from workloads.spec import LossType
+from workloads.spec import LossType, TrainingQueue
 
 _EVAL_TRAIN_SEED = 0
 Images = LabelledImages | StreamedImages
@@ -72,32 +72,19 @@ class ImageWorkload(FlaxWorkload):
         """
         labels = optax.smooth_labels(label_batch, label_smoothing)
         losses = optax.softmax_cross_entropy(logits_batch, labels)
-        present = jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0
-        losses = jnp.where(present, losses, 0.0)
-        return {
-            "summed": losses.sum(),
-            "n_valid_examples": present.sum().astype(jnp.float32),
-            "per_example": losses,
-        }
+        return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)
 
-    def _build_input_queue(
-        self,
-        data_rng: Any,
-        split: str,
-        data_dir: str | None,
-        global_batch_size: int,
-        cache: bool | None = None,
-        repeat_final_dataset: bool | None = None,
-        num_batches: int | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        del cache, repeat_final_dataset
+    def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingQueue:
+        grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # which is one integer
+        return self._loaded(data_dir)["train"].training_batches(batch_size=batch_size, seed=grain_seed)
+
+    def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
+        return self._loaded(data_dir)[split].evaluation_batches(batch_size=batch_size)
+
+    def _loaded(self, data_dir: str | None) -> dict[str, Images]:
         if data_dir not in self._splits:
             self._splits[data_dir] = self._with_eval_train(self._load_splits(data_dir))
-        images = self._splits[data_dir][split]
-        if split == "train":
-            seed = int(np.random.SeedSequence(host_seed(data_rng)).generate_state(1)[0])
-            return images.training_batches(batch_size=global_batch_size, seed=seed)
-        return islice(images.evaluation_batches(batch_size=global_batch_size), num_batches)
+        return self._splits[data_dir]
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))
@@ -116,7 +103,7 @@ class ImageWorkload(FlaxWorkload):
 
 
 def accuracy(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
-    """Fraction of weighted images whose largest logit is at the label; NaN if one of those is not finite.
+    """Fraction of the images with a positive weight whose largest logit is the label's; NaN if a logit is not finite.
 
     Targets one-hot and logits [n, n_classes], weights [n].
     """

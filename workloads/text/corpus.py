@@ -36,7 +36,7 @@ def select(topics: Mapping[str, str], wanted: Mapping[str, str | list[str]]) -> 
         wanted: "paragraphs", the hashes, and "sha256" of all paragraphs joined by newlines.
 
     Raises:
-        ValueError: one is missing, or the text is another one.
+        ValueError: a paragraph is missing, or the text differs.
     """
     by_hash = {hash_of(paragraph): paragraph for text in topics.values() for paragraph in paragraphs(text)}
     found = [by_hash[digest] for digest in wanted["paragraphs"] if digest in by_hash]

@@ -7,7 +7,7 @@ The metric is the cross-entropy of a character in nats, lower being better. Each
 """
 
 from collections.abc import Iterator
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import optax
 
 from workloads import shards
 from workloads.evaluation import Predictions
-from workloads.flax_workload import FlaxWorkload
+from workloads.flax_workload import FlaxWorkload, loss_sums
 from workloads.random_keys import host_seed
 from workloads.spec import Budget, Direction, LossType, SplitSizes, Target
 from workloads.text.corpus import shared_paragraphs
@@ -70,33 +70,22 @@ class PydocLmWorkload(FlaxWorkload):
         """
         labels = optax.smooth_labels(jax.nn.one_hot(label_batch, logits_batch.shape[-1]), label_smoothing)
         losses = optax.softmax_cross_entropy(logits_batch, labels)
-        present = jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0
-        losses = jnp.where(present, losses, 0.0)
-        return {
-            "summed": losses.sum(),
-            "n_valid_examples": present.sum().astype(jnp.float32),
-            "per_example": losses.sum(axis=1),
-        }
+        return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)
 
-    def _build_input_queue(
-        self,
-        data_rng: Any,
-        split: str,
-        data_dir: str | None,
-        global_batch_size: int,
-        cache: bool | None = None,
-        repeat_final_dataset: bool | None = None,
-        num_batches: int | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """The text comes with Python, so `data_dir` is not used; raises as `shared_paragraphs`."""
-        del data_dir, cache, repeat_final_dataset
+    def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingBatches:
+        del data_dir
+        return TrainingBatches(self._loaded()["train"], batch_size=batch_size, seed=seed)
+
+    def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
+        del data_dir
+        return self._loaded()[split].evaluation_batches(batch_size=batch_size)
+
+    def _loaded(self) -> dict[str, Text]:
+        """The text comes with Python, so no data folder is read; raises as `shared_paragraphs`."""
         if not self._splits:
             splits = split_paragraphs(shared_paragraphs(), _SPLIT_SEED)
             self._splits = splits | {"eval_train": splits["train"].part(self.num_eval_train_examples)}
-        text = self._splits[split]
-        if split == "train":
-            return TrainingBatches(text, batch_size=global_batch_size, seed=host_seed(data_rng))
-        return islice(text.evaluation_batches(batch_size=global_batch_size), num_batches)
+        return self._splits
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))

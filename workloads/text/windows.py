@@ -20,14 +20,14 @@ class Text:
     length: int
 
     def __len__(self) -> int:
-        """Windows that hold all characters but the first, the last window perhaps in part."""
+        """Number of windows that together predict every character but the first; the last one may be partly empty."""
         return -(-(len(self.codes) - 1) // self.length)
 
     def batch(self, starts: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
-        """The windows that begin at `starts`, filled up with windows of weight 0.
+        """The windows that begin at `starts`, padded to `size` windows by some of weight 0.
 
         `inputs`, `targets` int32 and `weights` float32, all [size, length]; a target is the character after its input,
-        of weight 0 beyond the text's end.
+        with weight 0 beyond the text's end.
         """
         places = np.full(size, len(self.codes))
         places[: len(starts)] = starts
@@ -40,7 +40,7 @@ class Text:
         }
 
     def part(self, n_windows: int) -> "Text":
-        """The first windows."""
+        """The first `n_windows` windows."""
         return dataclasses.replace(self, codes=self.codes[: n_windows * self.length + 1])
 
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -52,7 +52,7 @@ class Text:
 
 class TrainingBatches:
     """Endless full batches. An epoch has each whole window once; where the windows begin, and their order, are drawn
-    from (seed, epoch). What does not fill a batch is left out.
+    from (seed, epoch). Windows that do not fill a batch are left out.
 
     The state is (epoch, batches drawn in it).
 

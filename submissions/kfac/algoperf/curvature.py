@@ -31,7 +31,7 @@ PyTree = Any
 _log = logging.getLogger(__name__)
 
 
-# A factor's moving average spans about this share of the steps so far.
+# A factor's moving average spans about this share of the steps so far. A choice: no committed run compares others.
 AVERAGED_SHARE = 0.5
 
 

@@ -42,11 +42,11 @@ def test_bad_values_are_named(name, value, message):
 
 def test_numbers_apart_from_what_compilation_depends_on():
     h = hparams.read(KFACHyperparameters, point(learning_rate=1, damping=0.1, grad_clip=2.0))
-    static, numbers = hparams.split(h)
+    static, numbers = hparams.static_and_numbers(h)
     assert numbers["learning_rate"] == 1.0 and numbers["grad_clip"] == 2.0
     assert dict(static)["dropout_rate"] is None and dict(static)["statistics_parts"] == 1
     other = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3, grad_clip=1.0))
-    assert hparams.split(other)[0] == static
+    assert hparams.static_and_numbers(other)[0] == static
     without = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3))
-    assert hparams.split(without)[0] != static
+    assert hparams.static_and_numbers(without)[0] != static
     assert vars(hparams.join(static, numbers)) == vars(h)

@@ -133,7 +133,7 @@ def test_dropout_differs_from_part_to_part():
 
 def test_part_i_has_every_nth_example():
     batch = {"inputs": np.arange(12.0).reshape(6, 2), "targets": np.arange(6)}
-    parts = micro_batches.split(jax.tree.map(jnp.asarray, batch), 3)
+    parts = micro_batches.divide(jax.tree.map(jnp.asarray, batch), 3)
     np.testing.assert_array_equal(parts["targets"], [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(parts["inputs"][1], [[2, 3], [8, 9]])
 
@@ -151,7 +151,7 @@ def test_memory_falls(workload):
 
             return jax.grad(loss)(params), carried
 
-        return jax.jit(lambda batch: micro_batches.summed(one, micro_batches.split(batch, n), (), n)[0])
+        return jax.jit(lambda batch: micro_batches.summed(one, micro_batches.divide(batch, n), (), n)[0])
 
     whole, eighth = (gradients(n).lower(x).compile().memory_analysis().temp_size_in_bytes for n in (1, 8))
     assert eighth < 0.4 * whole
@@ -160,7 +160,7 @@ def test_memory_falls(workload):
 def test_what_cannot_be_split_is_refused():
     batch = {"inputs": jnp.zeros((6, 2)), "targets": jnp.zeros(6)}
     with pytest.raises(ValueError, match="micro_batches 4 on 1 devices does not divide the batch of 6 examples"):
-        micro_batches.split(batch, 4)
+        micro_batches.divide(batch, 4)
     graphs = collections.namedtuple("Graphs", ["n_node"])(jnp.ones(6))
     with pytest.raises(ValueError, match="for packed graphs use a smaller batch"):
-        micro_batches.split(batch | {"inputs": graphs}, 2)
+        micro_batches.divide(batch | {"inputs": graphs}, 2)

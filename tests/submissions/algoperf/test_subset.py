@@ -10,7 +10,7 @@ from submissions.algoperf import subset
 
 def test_of_plain_examples_it_takes_every_nth():
     batch = {"inputs": jnp.arange(12.0).reshape(6, 2), "targets": jnp.arange(6), "weights": jnp.ones(6)}
-    part = subset.one_in(batch, 3)
+    part = subset.one_example_in(batch, 3)
     np.testing.assert_array_equal(part["inputs"], [[0, 1], [6, 7]])
     np.testing.assert_array_equal(part["targets"], [0, 3])
     assert part["weights"].shape == (2,)
@@ -44,7 +44,7 @@ def packed(sizes: list[tuple[int, int]], n_nodes: int, n_edges: int, n_graphs: i
 def test_of_packed_graphs_it_takes_the_first_that_fit():
     """Half of 40 nodes, 60 edges and 12 graphs: the fourth graph's 8 nodes no longer fit into 20."""
     batch = packed([(5, 8), (6, 9), (5, 5), (8, 9), (3, 2)], 40, 60, 12)
-    part = subset.one_in(batch, 2)
+    part = subset.one_example_in(batch, 2)
     graphs = part["inputs"]
     np.testing.assert_array_equal(graphs.n_node, [5, 6, 5, 4, 0, 0])
     np.testing.assert_array_equal(graphs.n_edge, [8, 9, 5, 8, 0, 0])
@@ -65,12 +65,12 @@ def test_a_graph_network_sees_the_kept_graphs_as_in_the_whole_batch():
         return jax.ops.segment_sum(received**2, ids, len(graphs.n_node))
 
     batch = packed([(5, 8), (6, 9), (5, 5), (8, 9), (3, 2)], 40, 60, 12)
-    part = jax.jit(subset.one_in, static_argnums=1)(batch, 2)
+    part = jax.jit(subset.one_example_in, static_argnums=1)(batch, 2)
     np.testing.assert_allclose(sums(part["inputs"])[:3], sums(batch["inputs"])[:3], rtol=1e-6)
 
 
 def test_nothing_fits():
     """A first graph larger than the part: nothing but padding is left."""
-    part = subset.one_in(packed([(30, 20), (3, 2)], 40, 60, 12), 2)
+    part = subset.one_example_in(packed([(30, 20), (3, 2)], 40, 60, 12), 2)
     assert not np.asarray(part["weights"]).any()
     np.testing.assert_array_equal(part["inputs"].n_node, [20, 0, 0, 0, 0, 0])
