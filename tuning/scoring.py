@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-# Performance ratios above this count as infinite. The profile is integrated from 1 up to it.
+# Performance ratios above this count as infinite. The profile is integrated from 1 up to it. As in AlgoPerf's rules.
 MAX_RATIO = 4.0
 
-# The official score is the trapezoid rule on this many even points, not the exact integral.
+# The official score is the trapezoid rule on this many even points, as in AlgoPerf's scoring code.
 _N_TAUS = 100
 
 # Base workloads of the official benchmark, the denominator of its score.
@@ -47,10 +47,10 @@ LOWER_IS_BETTER = {
     "ssim": False,
 }
 
-# Easier targets, as the part of the target's size that they give up.
+# Easier targets, as the part of the target's size that they give up. A choice.
 LEVELS = {"target": 0.0, "98 %": 0.02, "95 %": 0.05}
 
-_N_RESAMPLES = 9_999
+_N_RESAMPLES = 9_999  # of the bootstrap; SciPy's default
 
 
 def easier(target: float, given_up: float, lower_is_better: bool) -> float:

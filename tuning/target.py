@@ -30,6 +30,7 @@ from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
+# Of asynchronous successive halving (Li et al., 2020); both numbers are choices.
 RUNGS = (0.1, 0.25, 0.5)  # of the step budget
 _LEAST_COMPARED = 4  # points at a rung, the one in question included
 _SPACE_FILE = "target_search_space.json"

@@ -14,6 +14,8 @@ Static = tuple[tuple[str, Hashable], ...]  # names and values
 class Hyperparameters:
     """What every training algorithm here takes; a submission's own class adds to it.
 
+    Defaults, here and in those classes, are choices of this project unless a source is named.
+
     Attributes:
         learning_rate: peak of the schedule.
         weight_decay: as the algorithm defines it.

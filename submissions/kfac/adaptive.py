@@ -101,15 +101,17 @@ def eigenbasis_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """NAdamW in the eigenbases of the layers' Kronecker factors. Every number may be a traced array, or a schedule.
 
+    Defaults without a source are choices of this project.
+
     Args:
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
         learning_rate: multiplies the whole update.
-        beta1, beta2, epsilon: NAdamW's.
+        beta1, beta2, epsilon: NAdamW's; 1e-8 as in Kingma and Ba, 2015.
         relative_epsilon: added to the root of a layer's second moments, in units of their root mean square: where the
             gradient is zero but for rounding, as in a factor's null space, Adam would make full steps of the noise.
         weight_decay: decoupled, multiplied by the learning rate.
         grad_clip: largest global norm of the gradient; None for no bound.
-        factor_decay: decay of the factors' moving average, and of EK-FAC's eigenvalues.
+        factor_decay: decay of the factors' moving average, and of EK-FAC's eigenvalues; 0.95 as in SOAP.
         scaling: what divides the gradient in the eigenbasis; the next three arguments are EK-FAC's alone.
         damping: λ added to the eigenvalues.
         kl_clip: see `kfac`.

@@ -88,12 +88,14 @@ def kfac_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon in the metric of the layers' input factors. Every number may be a traced array, or a schedule.
 
+    Defaults without a source are choices of this project; docs/kfac_muon.md tells what was tried.
+
     Args:
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW.
         learning_rate: multiplies the whole update.
         damping: λ added to A, in units of its mean eigenvalue.
         beta1: decay of the gradient's average, which the metric is applied to a step ahead (Nesterov).
-        beta2, epsilon: NAdamW's.
+        beta2, epsilon: NAdamW's; 1e-8 as in Kingma and Ba, 2015.
         weight_decay: decoupled, multiplied by the learning rate.
         grad_clip: largest global norm of the gradient; None for no bound. It matters for the average alone, as the
             update's length is fixed.

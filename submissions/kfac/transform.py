@@ -91,6 +91,8 @@ def kfac(
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC with momentum and weight decay. Every number may be a traced array, or a schedule.
 
+    Defaults without a source are choices of this project.
+
     Args:
         layers: the layers to precondition, from `find_layers`.
         learning_rate: multiplies the whole update.
@@ -98,7 +100,7 @@ def kfac(
         momentum: decay of the update's momentum.
         weight_decay: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
         grad_clip: largest global norm of the gradient; None for no bound.
-        factor_decay: decay of the factors' moving average.
+        factor_decay: decay of the factors' moving average; 0.95 as in Martens and Grosse, 2015.
         kl_clip: bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum. It bounds the
             Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up directions, to at most
             1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.

@@ -69,7 +69,7 @@ class SOAPHyperparameters(AdamOptions, CurvatureHyperparameters):
     """Of SOAP, which estimates its factors at every step.
 
     Attributes:
-        factor_decay: decay of the factors' moving average.
+        factor_decay: decay of the factors' moving average; 0.95 in the source.
         refresh_period: steps between refreshes of the bases; ten in the source.
         full_steps: each of the first `full_steps` steps refreshes the bases by eigendecomposition; later refreshes
             are power iterations. With a head and a learning rate that both start from zero, the layers before the
