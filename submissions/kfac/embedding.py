@@ -25,11 +25,11 @@ def lookup_sums(uses: Sequence[Use], sharing: Sharing, n_indices: int) -> tuple[
     if sharing is Sharing.REDUCE:
         means, counts = _one_hot_means(uses, n_indices)
         return jnp.square(means).sum(0)[:, None], (counts > 0).sum().astype(means.dtype)
-    frequencies, n_rows = jnp.zeros(n_indices), jnp.zeros([])
+    frequencies, count = jnp.zeros(n_indices), jnp.zeros([])
     for use in uses:
         weights = _weights(use.values, use.rows)
-        frequencies, n_rows = frequencies.at[use.values.reshape(-1)].add(weights), n_rows + weights.sum()
-    return frequencies[:, None], n_rows
+        frequencies, count = frequencies.at[use.values.reshape(-1)].add(weights), count + weights.sum()
+    return frequencies[:, None], count
 
 
 def lookup_eigenvalues(

@@ -42,8 +42,8 @@ class Use(NamedTuple):
 
 def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool, diagonal: bool = False) -> Array:
     """A `[d_in (+1), d_in (+1)]` of one batch, at least float32. Without a real row it is zero."""
-    products, n_rows = input_sums(uses, sharing, has_bias, diagonal)
-    return products / jnp.maximum(n_rows, 1)
+    products, count = input_sums(uses, sharing, has_bias, diagonal)
+    return products / jnp.maximum(count, 1)
 
 
 def input_sums(

@@ -38,7 +38,8 @@ class Layer:
         n_output_axes: how many trailing axes of the kernel are outputs.
         has_bias: whether there is a bias of shape `[*output_axes]`.
         max_width: of a side that is wider, the factor is its diagonal alone.
-        kernel, bias: the leaves' keys in the node at `path`.
+        kernel: the kernel's key in the node at `path`.
+        bias: the bias's key there.
         index: position on a further leading axis of kernel and bias, where a scan over depth stacks layers; else None.
         is_embedding: whether the input is one-hot, so that A is a diagonal.
     """

@@ -84,9 +84,9 @@ def _dense(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     pairs = sorted((axes[k], x) for k, x in zip(contract[kernel], contract[1 - kernel], strict=True))
     n_kernel = len(axes) - len(pairs)
     output = array_type(eqn.outvars[0])
-    n_rows = len(output.shape) - n_kernel
+    n_positions = len(output.shape) - n_kernel
     free = [axis for i, axis in enumerate(axes) if i not in contract[kernel]]
-    first = n_rows if kernel == 1 else 0  # the output has the left operand's free axes first
+    first = n_positions if kernel == 1 else 0  # the output has the left operand's free axes first
     return Product(
         key=(),
         leaf=view.leaf,
