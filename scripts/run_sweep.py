@@ -40,6 +40,9 @@ flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of 
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)
+flags.DEFINE_integer(
+    "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
+)
 flags.DEFINE_integer("max_retries", 3, "Deaths of workers and faults of machines that a trial survives.", lower_bound=0)
 flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
 flags.DEFINE_enum(

@@ -54,6 +54,7 @@ class Request:
     batch_size: int | None = None
     eval_batch_size: int | None = None
     checkpoints_to_keep: int = 2
+    checkpoint_period_s: int = 600  # between two evaluations; 0 makes none there
     max_retries: int = 3
     heartbeat_s: int = 20
     prune: str = "none"

@@ -155,7 +155,9 @@ class Worker:
                 claim,
                 report=refuse_if_lost,
                 cannot_win=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
-                checkpointing=Checkpointing(self._request.checkpoints_to_keep),
+                checkpointing=Checkpointing(
+                    self._request.checkpoints_to_keep, self._request.checkpoint_period_s or None
+                ),
                 resume=True,
                 interruption=self._interruption,
             )

@@ -17,6 +17,7 @@ from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted
 from tuning.sweep import Request, Sweep
+from tuning.trial import Checkpointing
 from tuning.worker import FaultInTrial, Worker
 
 
@@ -34,6 +35,7 @@ def run(tmp_path, monkeypatch):
 
         def trial(description, workload, submission, claim, *, report, **options):
             ran.append(description.trial_index)
+            start.checkpointing = options["checkpointing"]
             ending = (endings or {}).get(description.trial_index)
             if callable(ending):
                 ending = ending(claim, report)
@@ -52,6 +54,12 @@ def run(tmp_path, monkeypatch):
         return error, ran, status, said
 
     return start
+
+
+@pytest.mark.parametrize(("period_s", "own"), [(7, 7), (0, None)])
+def test_checkpoints_are_made_at_a_period_too(run, period_s, own):
+    run(checkpoint_period_s=period_s)
+    assert run.checkpointing == Checkpointing(2, own)
 
 
 def states(status):
