@@ -1,6 +1,10 @@
 """What several processes of a trial tell each other, with a store in place of JAX's coordination service."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +134,28 @@ def test_half_of_the_flags_is_refused(monkeypatch):
     for name in module._LAUNCHED:
         monkeypatch.setenv(name, "1")
     assert join().count == 1
+
+
+_MEET = "from tuning import processes; own = processes.join(); print(own.index, own.count, own.same(7 + own.index))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["slurm", "ompi"])
+def test_a_launcher_s_environment_tells_each_process_its_place(launcher):
+    port = 61440 + os.getpid() % 4096  # JAX makes the port of the job's number in this way
+
+    def environment(index):
+        if launcher == "slurm":
+            own = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+            own |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        else:
+            own = {"OMPI_MCA_orte_hnp_uri": f"{port * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
+            own |= {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
+        return os.environ | {"JAX_PLATFORMS": "cpu"} | own
+
+    root = Path(__file__).parents[2]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _MEET]
+    started = [subprocess.Popen(command, cwd=root, env=environment(index), **pipes) for index in range(2)]
+    said = [process.communicate(timeout=600) for process in started]
+    assert [out.splitlines()[-1:] for out, _ in said] == [["0 2 7"], ["1 2 7"]], said
