@@ -24,9 +24,11 @@ from absl import app, flags, logging
 from tuning import compilation_cache, plain_output
 from tuning.errors import UserError, one_line
 
-flags.DEFINE_string("data_dir", "~/data", "Where data sets are, or are prepared.")
+flags.DEFINE_string("data_dir", "~/data", "Folder of the prepared data sets.")
 flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0, upper_bound=2**64 - 1)
-flags.DEFINE_string("compilation_cache_dir", compilation_cache.default_folder(), "Compiled programs; empty for none.")
+flags.DEFINE_string(
+    "compilation_cache_dir", compilation_cache.default_folder(), "Folder of compiled programs; empty to keep none."
+)
 
 
 def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False) -> None:

@@ -14,10 +14,10 @@ from tuning import export
 flags.DEFINE_string("submission", None, "A name under submissions/, or a folder with submission.py.", required=True)
 flags.DEFINE_enum("ruleset", None, [str(ruleset) for ruleset in export.Ruleset], "Tuning ruleset.", required=True)
 flags.DEFINE_string("out", None, "Folder that RULESET/NAME is written to.", required=True)
-flags.DEFINE_string("submission_name", "", "As the leaderboard is to show it; the folder's name if empty.")
-flags.DEFINE_string("authors", "The algoperf-kfac authors", "With commas between them.")
-flags.DEFINE_string("affiliations", "", "With commas between them.")
-flags.DEFINE_string("version", "1.0", "Of the submission.")
+flags.DEFINE_string("submission_name", "", "Its name on the leaderboard; the folder's if empty.")
+flags.DEFINE_string("authors", "The algoperf-kfac authors", "Names, separated by commas.")
+flags.DEFINE_string("affiliations", "", "Affiliations, separated by commas.")
+flags.DEFINE_string("version", "1.0", "Version of the submission.")
 
 
 def main(chosen: dict[str, Any]) -> None:

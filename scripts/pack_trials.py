@@ -13,7 +13,7 @@ from tuning.errors import UserError
 from tuning.report import archive, files
 
 flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", required=True)
-flags.DEFINE_string("workload", None, "Only trials of this one.")
+flags.DEFINE_string("workload", None, "Pack the trials of this workload only.")
 
 
 def main(chosen: dict[str, Any], folders: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Prepares the data sets of the full-size workloads, from the network or from archives in the manual folder.
+"""Prepares the data sets of the full-size workloads, from downloads or from archives that lie in the manual folder.
 
 python scripts/prepare_data.py --dataset=ogbg_molpcba --data_dir=~/data
 """
@@ -11,10 +11,10 @@ from absl import flags
 from tuning.errors import setup_phase
 from workloads import preparation
 
-flags.DEFINE_list("dataset", None, f"Of {', '.join(preparation.data_sets())}.", required=True)
-flags.DEFINE_string("manual_dir", None, "Folder with archives got by hand; DATA_DIR/downloads/manual unless given.")
+flags.DEFINE_list("dataset", None, f"Data sets, of {', '.join(preparation.data_sets())}.", required=True)
+flags.DEFINE_string("manual_dir", None, "Folder of archives downloaded by hand; by default DATA_DIR/downloads/manual.")
 flags.DEFINE_bool("overwrite", False, "Remove a prepared data set, and prepare it again.")
-flags.DEFINE_bool("allow_other_archives", False, "Take archives other than the published ones, for trials.")
+flags.DEFINE_bool("allow_other_archives", False, "Accept archives other than the published ones, to try something.")
 
 
 def main(chosen: dict[str, Any]) -> None:

@@ -18,13 +18,13 @@ from tuning.report.protocols import Cost
 from workloads import budgets
 
 flags.DEFINE_string("out", "report", "Folder of index.html, the figures and the tables.")
-flags.DEFINE_list("references", ["nesterov", "nadamw"], "First-order ones; ratios are to the best one of them.")
-flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Orders lines and picks references; `seconds` has compilation in it.")
+flags.DEFINE_list("references", ["nesterov", "nadamw"], "First-order submissions; ratios are to the best of them.")
+flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Cost that orders the lines; `seconds` include compilation.")
 flags.DEFINE_enum(
     "hardware_profile", budgets.V100X8, [*budgets.BUDGETS], "Budgets of official workloads, where none is on record."
 )
 flags.DEFINE_bool("watch", False, "Write the report again and again, while a sweep runs, until interrupted.")
-flags.DEFINE_integer("watch_period_s", 30, "Seconds between.", lower_bound=1)
+flags.DEFINE_integer("watch_period_s", 30, "Seconds between two reports.", lower_bound=1)
 
 
 def main(chosen: dict[str, Any], folders: list[str]) -> None:

@@ -29,15 +29,17 @@ flags.DEFINE_list("workloads", ["b3db", "mnist_vit", "pydoc_lm"], "Names of the 
 flags.DEFINE_list(
     "submissions", [*_REFERENCES, *_CURVATURE, "soap", "muon", "schedule_free_adamw"], "Folders under submissions/."
 )
-flags.DEFINE_list("references", _REFERENCES, "The first-order ones; ratios are to the best of their rows.")
+flags.DEFINE_list("references", _REFERENCES, "First-order submissions; ratios are to the best of their rows.")
 flags.DEFINE_integer("num_tuning_trials", 20, "Random points of each submission.", lower_bound=1)
 flags.DEFINE_integer("num_confirmed", 3, "Points that run again on one more seed.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 10, "Timed repetitions of the best point, each on a seed of its own.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Processes of a search, which share the cores.", lower_bound=1)
 flags.DEFINE_integer("max_global_steps", None, "Stop trials before the workload's budget.", lower_bound=1)
-flags.DEFINE_string("targets", "results/targets", "Folder of the workloads' target files; empty for no rows of these.")
+flags.DEFINE_string(
+    "targets", "results/targets", "Folder of the workloads' target files, whose runs get rows; empty for none."
+)
 flags.DEFINE_string("experiment_dir", "experiments/evidence", "Where the trials go; finished ones are used again.")
-flags.DEFINE_string("out", "results/evidence", "Where archives of the trials go, and the report that is read off them.")
+flags.DEFINE_string("out", "results/evidence", "Where the archives of the trials go, and the report made from them.")
 
 
 def main(chosen: dict[str, Any]) -> None:

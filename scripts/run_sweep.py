@@ -33,18 +33,30 @@ flags.DEFINE_enum(
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
 flags.DEFINE_integer("num_tuning_trials", 5, "Points of each study.", lower_bound=1)
 flags.DEFINE_integer("num_studies", 1, "Studies, each with points and a seed of its own.", lower_bound=1)
-flags.DEFINE_enum("sampling", "random", ["random", "halton", "sobol"], "How ranges are drawn.")
+flags.DEFINE_enum("sampling", "random", ["random", "halton", "sobol"], "How points are drawn from ranges.")
 flags.DEFINE_string("storage", None, "postgresql://… for several machines; an SQLite file in the folder if not given.")
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
 flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of an official workload, on this machine.")
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
-flags.DEFINE_integer("checkpoints_to_keep", 2, "Of each trial, one made at every evaluation.", lower_bound=1)
 flags.DEFINE_integer(
-    "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
+    "checkpoints_to_keep", 2, "Checkpoints kept of each trial; every evaluation makes one.", lower_bound=1
 )
-flags.DEFINE_integer("max_retries", 3, "Deaths of workers and faults of machines that a trial survives.", lower_bound=0)
-flags.DEFINE_integer("heartbeat_s", 20, "Seconds between signs of life; three missed are death.", lower_bound=1)
+flags.DEFINE_integer(
+    "checkpoint_period_s",
+    600,
+    "Wall seconds after which a checkpoint is made between two evaluations, too; 0: never.",
+    0,
+)
+flags.DEFINE_integer(
+    "max_retries", 3, "How often a trial is retried after its worker died or its machine failed.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "heartbeat_s",
+    20,
+    "Seconds between a worker's heartbeats; after three missed ones it counts as dead.",
+    lower_bound=1,
+)
 flags.DEFINE_enum(
     "prune",
     "none",
@@ -59,10 +71,10 @@ flags.DEFINE_multi_string(
     "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."
 )
 flags.DEFINE_bool("retry_crashed", False, "Carry out again the trials that crashed, from their last checkpoints.")
-flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Orders the ranking; `seconds` has compilation in it.")
+flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Cost that orders the ranking; `seconds` include compilation.")
 flags.DEFINE_bool("show", False, "Only print the ranking.")
-flags.DEFINE_bool("json", False, "As JSON: the ranking, or while the sweep runs an object on a line now and then.")
-flags.DEFINE_bool("worker", False, "Be one worker of a sweep, with no supervision: for launchers of one's own.")
+flags.DEFINE_bool("json", False, "Print JSON: the ranking, or while the sweep runs one object per line.")
+flags.DEFINE_bool("worker", False, "Be one worker without supervision, for a launcher of your own.")
 
 
 def main(chosen: dict[str, Any]) -> None:

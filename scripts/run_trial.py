@@ -38,9 +38,14 @@ flags.DEFINE_enum(
     "Of float32 matrix products; default is the device's: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
 )
 flags.DEFINE_boolean("resume", False, "Continue an experiment of this name, from its newest checkpoints.")
-flags.DEFINE_integer("checkpoints_to_keep", 2, "One is made at every evaluation; 0 for none.", lower_bound=0)
 flags.DEFINE_integer(
-    "checkpoint_period_s", 600, "Wall seconds after which one is made between two evaluations too; 0 for none.", 0
+    "checkpoints_to_keep", 2, "Checkpoints kept of each trial; every evaluation makes one. 0 for none.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "checkpoint_period_s",
+    600,
+    "Wall seconds after which a checkpoint is made between two evaluations, too; 0 for never.",
+    0,
 )
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
 flags.DEFINE_string("profile", None, "FIRST:LAST, steps of which to write a trace of JAX's profiler; it costs time.")

@@ -17,10 +17,8 @@ flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are 
 flags.DEFINE_list("references", ["submissions/nesterov", "submissions/nadamw"], "First-order submissions.")
 flags.DEFINE_integer("num_tuning_trials", 40, "Random points of each reference.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 20, "Repetitions of the best point.", lower_bound=1)
-flags.DEFINE_integer("workers", 1, "Processes beside each other, a core each.", lower_bound=1)
-flags.DEFINE_string(
-    "experiment_dir", None, "Where the trials' folders go; finished ones are used again.", required=True
-)
+flags.DEFINE_integer("workers", 1, "Parallel processes, each on one core.", lower_bound=1)
+flags.DEFINE_string("experiment_dir", None, "Folder of the trials; finished ones are used again.", required=True)
 flags.DEFINE_string("out", "results/targets", "Where the results go.")
 flags.DEFINE_string("presets", "presets", "Where the reference runs' points go, as search spaces.")
 
