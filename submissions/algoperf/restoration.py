@@ -10,7 +10,7 @@ PyTree = Any
 
 
 def as_returned_by_a_step(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
-    """The tree as a compiled step returns it, so that no step compiles anew for arrays of another form.
+    """The tree as a compiled step returns it, so that no step is compiled again for arrays of another form.
 
     Arrays that were initialised, or read from a file, are put under `sharding`. The official runner restores each
     array once per device, on a new leading axis; of these equal copies one is kept. The first array decides for all.
