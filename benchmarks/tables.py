@@ -87,7 +87,7 @@ def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
 def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
     head = [f"# {title}", "", machine.provenance([machine.environment()])]
     if has_rounds:
-        rounds = f"Medians of at most {options.n_rounds} rounds, what is compared in turn in one process"
+        rounds = f"Medians of at most {options.n_rounds} rounds, each of which times every row once, in one process"
         head.append(f"{rounds}; seed {options.seed}.")
     return head
 
@@ -202,7 +202,7 @@ def _memory(options: Options) -> str:
     cases = [("ogbg", 512, 1), ("imagenet_vit", 256, 1), ("imagenet_vit", 256, 2), ("imagenet_vit", 256, 4)]
     return "\n".join(
         [
-            "One step that estimates the factors and refreshes what is made of them: arguments, results and",
+            "One step that estimates the factors and refreshes what is computed from them: arguments, results and",
             "temporaries of the compiled program. Compiled for a CPU, this is an estimate of what a GPU needs.",
             "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
             "",

@@ -85,7 +85,7 @@ def main(chosen: dict[str, Any]) -> None:
         return sweep_view.show(stored, as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
     for name in ("workload", "submission_path"):
         if not chosen[name]:
-            raise UserError(f"flag --{name} must have a value, but for --show (--help lists the flags)")
+            raise UserError(f"flag --{name} must have a value, except with --show (--help lists the flags)")
     with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():  # the storage may let one wait
         shared = sweep.Sweep(request)
     if chosen["worker"]:

@@ -40,7 +40,7 @@ class ScheduleFreeState(NamedTuple):
 
 
 class ScheduleFreeAdamW(FirstOrder):
-    """Training happens at one point and evaluation at the average of such; `is_average` tells which is at hand."""
+    """Trains at one point, and is evaluated at the average of such points; `is_average` says which one is held."""
 
     def __init__(self):
         super().__init__(ScheduleFreeHyperparameters, _optimizer, _schedule)
