@@ -1,4 +1,8 @@
-"""The inputs of a convolution seen as a linear layer: patches, and their sums without building them."""
+"""The inputs of a convolution seen as a linear layer: patches, and their sums without building them.
+
+Axes: inputs `[batch, *spatial, channels]`, patches `[batch, *spatial_out, window · channels]`. For example, images
+`[8, 10, 10, 4]` and a window of 3 by 3 with strides of 2 ("SAME") have patches `[8, 5, 5, 36]`.
+"""
 
 import itertools
 import math

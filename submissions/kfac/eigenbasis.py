@@ -1,5 +1,9 @@
 """The eigenbases of a layer's Kronecker factors, and their cheap refresh.
 
+Axes: layers of one shape are stacked, gradients G `[n_layers, n_rows, d_out]`, bases Q_A `[n_layers, n_rows, n_rows]`
+and Q_B `[n_layers, d_out, d_out]`, one vector a column. For example, two layers of 64 inputs, a bias and 10 outputs
+have G `[2, 65, 10]`, Q_A `[2, 65, 65]` and Q_B `[2, 10, 10]`.
+
 In the eigenbases Q_A, Q_B of its factors a layer's gradient G is Q_Aᵀ G Q_B, and the curvature nearly diagonal. A basis
 is refreshed by a rotation R, Q <- Q R, found from M = Qᵀ A Q, which is nearly diagonal. There are two ways:
     eigendecomposition: R holds M's eigenvectors.

@@ -1,5 +1,8 @@
 """Factors of an embedding: its input is one-hot, so that A is a diagonal of the indices' frequencies.
 
+Axes: indices `[lead, *sites]`, output gradients `[lead, *sites, d]`, A `[n_indices, 1]` and B `[d, d]`. For example,
+tokens `[8, 128]` of a vocabulary of 1,000 with embeddings of width 64 have A `[1000, 1]` and B `[64, 64]`.
+
 An embedding `[n_indices, d]` may also be used the other way round, as by `attend`, whose outputs are `h Eᵀ`; often one
 model does both. In expand A is the true factor; in reduce, where an example's mean has several indices, its diagonal.
 """

@@ -1,5 +1,10 @@
 """The Kronecker factors A of a layer's inputs and B of its output gradients.
 
+Axes: inputs `[lead, *sites, d_in]` and output gradients `[lead, *sites, d_out]`, where a convolution's input is read as
+patches. A is `[d_in (+1), d_in (+1)]`, one more for the bias, B is `[d_out, d_out]`. For example, a convolution with a
+bias and a kernel `[3, 3, 4, 16]` on images `[8, 10, 10, 4]` has patches `[8, 10, 10, 36]`, A `[37, 37]` and B
+`[16, 16]`.
+
 With `a` an input (1 appended for the bias), `ĝ` the gradient of the summed loss for an output, M the number that the
 summed loss is divided by, R_n the real positions of example n and N the examples with any:
     expand: A = Σ_{n,r} a aᵀ / Σ_n R_n           B = Σ_{n,r} ĝ ĝᵀ / M

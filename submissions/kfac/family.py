@@ -1,5 +1,9 @@
 """The factors of one kernel's layers, from all uses of the kernel in a forward pass.
 
+Axes: captured inputs and output gradients are `[lead, *time, *sites, d]`, and of layers that a scan over depth stacks
+`[n_layers, lead, *time, *sites, d]`. For example, 3 stacked dense layers on 8 sequences of 16 tokens have inputs
+`[3, 8, 16, d_in]`, and factors for each of the three.
+
 An embedding may be looked up and, transposed, multiplied with; its factors are then those of the sum of both uses.
 """
 

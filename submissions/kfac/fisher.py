@@ -1,5 +1,9 @@
 """The output side of the Fisher: the loss's geometry, pseudo-targets drawn from the model, the root of its Hessian.
 
+Axes: outputs `[examples, *positions, n_outputs]`, and the Hessian H of each position `[n_outputs, n_outputs]`. For
+example, a language model's logits are `[8, 128, 1000]`: 1,024 positions with one pseudo-target each, and a root of H
+with 128 · 1,000 columns for each of the 8 examples.
+
 For softmax, sigmoid and square losses the Fisher equals the generalised Gauss-Newton matrix, whose output part H is the
 Hessian of the loss for the model's outputs (logits). An absolute loss has no Hessian; its Fisher is that of a Laplace
 distribution around the output. Everything is a *cotangent*: the gradient of a summed pseudo-loss for the outputs, of

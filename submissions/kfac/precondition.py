@@ -1,4 +1,9 @@
-"""The damped inverse of a layer's Kronecker-factored curvature, and the updates it gives."""
+"""The damped inverse of a layer's Kronecker-factored curvature, and the updates it gives.
+
+Axes: layers of one shape are stacked, gradients `[n_layers, n_rows, d_out]`, A `[n_layers, n_rows, n_rows]` and B
+`[n_layers, d_out, d_out]`; a diagonal factor is `[n_layers, n, 1]`. For example, the four projections of an attention
+layer of width 64, with biases, have gradients `[4, 65, 64]`, A `[4, 65, 65]` and B `[4, 64, 64]`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

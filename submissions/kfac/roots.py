@@ -2,6 +2,9 @@
 
 Odd polynomials p(x) = a x + b x³ + c x⁵, applied one after another, bring the singular values of a matrix X to one.
 They take matrix products alone: p(X) = a X + (b X Xᵀ + c (X Xᵀ)²) X.
+
+Axes: layers of one shape are stacked, `[n_layers, n, m]`. For example, the gradients of two layers of 64 inputs, a bias
+and 10 outputs are `[2, 65, 10]`, as are their polar factors, and the roots of their input factors are `[2, 65, 65]`.
 """
 
 from collections.abc import Mapping
