@@ -193,6 +193,7 @@ def _scale_by_eigenbasis(
         factors: Mapping[str, tuple[Array, Array]] | None = None,
         eigenvalues: Mapping[str, Array] | None = None,
         refresh: bool = False,
+        **_: Any,
     ) -> tuple[PyTree, EigenbasisState]:
         del params
         if factors and options.scaling is Scaling.EKFAC and set(factors) != set(eigenvalues or {}):
@@ -220,8 +221,18 @@ def scale_state(optimizer_state: PyTree) -> EigenbasisState:
 
 
 def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str, Bases]:
-    """Layer name -> its eigenbases in the state of `eigenbasis_adam`."""
-    return unstack(group_by_shape(layers), scale_state(optimizer_state).bases)
+    """Layer name -> its eigenbases in the state of `eigenbasis_adam`.
+
+    Raises:
+        ValueError: the state is of other layers, as where `optax.masked` takes some of them, or their biases, out.
+    """
+    groups, bases = group_by_shape(layers), scale_state(optimizer_state).bases
+    due = {group.name: identity(*group.factor_shapes) for group in groups}
+    if jax.tree.map(jnp.shape, due) != jax.tree.map(jnp.shape, bases):
+        raise ValueError(
+            "the state's bases are those of other layers: give the layers that this optimizer preconditions"
+        )
+    return unstack(groups, bases)
 
 
 def _learn(

@@ -151,6 +151,7 @@ def _scale_by_muon(
         *,
         factors: Mapping[str, tuple[Array, Any]] | None = None,
         refresh: bool = False,
+        **_: Any,
     ) -> tuple[PyTree, MuonState]:
         del params
         parts, n_lost = finite_gradients(split(gradients, groups))

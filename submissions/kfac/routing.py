@@ -13,6 +13,7 @@ import jax
 import optax
 from jax import Array
 
+from .coverage import CurvatureWarning
 from .layers import Layer, Path, is_diagonal, named_leaves
 
 PyTree = Any
@@ -30,8 +31,16 @@ def routed(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser that `build` makes of those `layers` that are in the tree that it is given.
 
-    Its `update` takes `factors` of any of the layers and hands on those of its own.
+    Its `update` takes `factors` of any of the layers and hands on those of its own. `refresh` (static) is whether to
+    use the averaged factors anew; by default on updates that are given some.
     """
+    if not layers:
+        warnings.warn(
+            "the optimizer has no layers, so that nothing gets curvature. `find_layers` knows the names of Flax alone; "
+            "`trace_layers` finds the layers of any model, and `describe` says why there are none",
+            CurvatureWarning,
+            stacklevel=4,
+        )
 
     def init(params: PyTree) -> PyTree:
         return build(held(layers, params)).init(params)
@@ -42,11 +51,15 @@ def routed(
         params: PyTree | None = None,
         *,
         factors: Mapping[str, tuple[Array, Array]] | None | NotGiven = NOT_GIVEN,
+        refresh: bool | None = None,
         **options: Any,
     ) -> tuple[PyTree, PyTree]:
         own = held(layers, gradients)
         own_factors = _own_factors(_given(factors, layers), own)
-        updates, state = build(own).update(gradients, state, params, factors=own_factors, **options)
+        refresh = bool(own_factors) if refresh is None else refresh
+        if options.get("eigenvalues"):
+            options["eigenvalues"] = _own_eigenvalues(options["eigenvalues"], own)
+        updates, state = build(own).update(gradients, state, params, factors=own_factors, refresh=refresh, **options)
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -82,6 +95,7 @@ def _given(factors: Mapping[str, PyTree] | None | NotGiven, layers: Sequence[Lay
             "the optimizer's update was called without `factors`, so that no layer gets curvature from it: pass "
             "factors=estimate(...).factors, or factors=None on a step without new ones. Flax's "
             "TrainState.apply_gradients does not pass them on: call state.tx.update",
+            CurvatureWarning,
             stacklevel=3,
         )
         return {}
@@ -104,3 +118,8 @@ def _own_factors(factors: Mapping[str, PyTree], own: Sequence[Layer]) -> dict[st
                 a = a[:-1] if is_diagonal(a.shape) else a[:-1, :-1]
             found[layer.name] = a, b
     return found
+
+
+def _own_eigenvalues(eigenvalues: Mapping[str, Array], own: Sequence[Layer]) -> dict[str, Array]:
+    """The same of the Fisher's eigenvalues `[n_rows, d_out]`."""
+    return {layer.name: eigenvalues[layer.name][: layer.n_rows] for layer in own if layer.name in eigenvalues}

@@ -169,6 +169,7 @@ def scale_by_kfac(
         *,
         factors: Mapping[str, tuple[Array, Array]] | None = None,
         refresh: bool = False,
+        **_: Any,
     ) -> tuple[PyTree, KFACState]:
         del params
         parts, n_lost = finite_gradients(split(gradients, groups))

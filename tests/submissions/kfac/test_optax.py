@@ -12,14 +12,21 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 from submissions.kfac import (
+    CurvatureWarning,
     Fisher,
     Geometry,
     LossKind,
+    Scaling,
+    bases_by_layer,
     batch_layout,
+    eigenbasis_adam,
     estimate,
     find_layers,
     kfac,
+    kfac_muon,
 )
+from submissions.kfac.adaptive import EigenbasisState
+from submissions.kfac.muon import MuonState
 from submissions.kfac.routing import states_of
 from submissions.kfac.transform import KFACState
 
@@ -55,11 +62,20 @@ def batch():
     return jax.jit(estimated)(PARAMS)
 
 
+# Each with numbers of which an update shows any change.
+OPTIMIZERS = {
+    "kfac": functools.partial(kfac, **SETTINGS),
+    "eigenbasis_adam": functools.partial(eigenbasis_adam, learning_rate=0.3),
+    "kfac_muon": functools.partial(kfac_muon, learning_rate=0.3, damping=0.01),
+}
+EACH = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
 def updated(optimizer, params=PARAMS, n_steps=1, **options):
     """The last updates and the state, of steps with new factors."""
-    options = {"factors": batch().factors, "refresh": True} | options
-    state = optimizer.init(params)
-    update = jax.jit(lambda state: optimizer.update(batch().gradients, state, params, **options))
+    options = {"gradients": batch().gradients, "factors": batch().factors, "refresh": True} | options
+    gradients, state = options.pop("gradients"), optimizer.init(params)
+    update = jax.jit(lambda state: optimizer.update(gradients, state, params, **options))
     for _ in range(n_steps):
         updates, state = update(state)
     return updates, state
@@ -70,51 +86,74 @@ def assert_equal(got, expected):
 
 
 def label(kind):
-    """Labels of the parameters: `kind` for those of path `(layer, leaf)`, else "kfac"."""
-    return {layer: {leaf: kind.get((layer, leaf), "kfac") for leaf in leaves} for layer, leaves in PARAMS.items()}
+    """Labels of the parameters: `kind` for those of path `(layer, leaf)`, else "own"."""
+    return {layer: {leaf: kind.get((layer, leaf), "own") for leaf in leaves} for layer, leaves in PARAMS.items()}
 
 
-def test_multi_transform_with_a_layer_elsewhere():
+@EACH
+def test_multi_transform_with_a_layer_elsewhere(make):
     labels = label({("body", "kernel"): "sgd", ("body", "bias"): "sgd"})
-    routed = optax.multi_transform({"kfac": kfac(LAYERS, **SETTINGS), "sgd": optax.sgd(0.1)}, labels)
-    updates, state = updated(routed)
+    updates, state = updated(optax.multi_transform({"own": make(LAYERS), "sgd": optax.sgd(0.1)}, labels))
     assert_equal(updates["body"], jax.tree.map(lambda g: -0.1 * g, batch().gradients["body"]))
-    head = {"head": PARAMS["head"]}
-    alone = kfac(find_layers(head), **SETTINGS)
+    head, gradients = ({"head": tree["head"]} for tree in (PARAMS, batch().gradients))
     factors = {"head": batch().factors["head"]}
-    expected, _ = alone.update(
-        {"head": batch().gradients["head"]}, alone.init(head), head, factors=factors, refresh=True
-    )
+    expected, _ = updated(make(find_layers(head)), head, gradients=gradients, factors=factors)
     assert_equal(updates["head"], expected["head"])
-    assert list(states_of(state, KFACState)[0].factors) == ["5x2"]
+    (own,) = states_of(state, KFACState | EigenbasisState | MuonState)
+    assert list(own.factors) == ["5x2"]
 
 
+def routed_elsewhere(make, wrap, leaf):
+    """An optimiser of all leaves but one, which has plain gradient descent."""
+    labels = label({leaf: "sgd"})
+    if wrap == "multi_transform":
+        return optax.multi_transform({"own": make(LAYERS), "sgd": optax.sgd(0.1)}, labels)
+    mask = jax.tree.map(lambda kind: kind == "own", labels)
+    others = jax.tree.map(lambda is_own: not is_own, mask)
+    return optax.chain(optax.masked(make(LAYERS), mask), optax.masked(optax.sgd(0.1), others))
+
+
+def without_head_bias(tree):
+    return {**tree, "head": {"kernel": tree["head"]["kernel"]}}
+
+
+@EACH
 @pytest.mark.parametrize("wrap", ["masked", "multi_transform"])
-def test_a_bias_elsewhere_leaves_a_layer_without_a_bias(wrap):
-    own = kfac(LAYERS, **SETTINGS)
-    if wrap == "masked":
-        mask = jax.tree.map(lambda kind: kind == "kfac", label({("head", "bias"): "other"}))
-        routed = optax.chain(optax.masked(own, mask), optax.masked(optax.sgd(0.1), jax.tree.map(lambda m: not m, mask)))
-    else:
-        labels = label({("head", "bias"): "sgd"})
-        routed = optax.multi_transform({"kfac": own, "sgd": optax.sgd(0.1)}, labels)
-    updates, _ = updated(routed)
+def test_a_bias_elsewhere_leaves_a_layer_without_a_bias(make, wrap):
+    updates, _ = updated(routed_elsewhere(make, wrap, ("head", "bias")))
     assert_equal(updates["head"]["bias"], -0.1 * batch().gradients["head"]["bias"])
     factors = dict(batch().factors)
     factors["head"] = factors["head"][0][:-1, :-1], factors["head"][1]
-    params, gradients = ({**tree, "head": {"kernel": tree["head"]["kernel"]}} for tree in (PARAMS, batch().gradients))
-    alone = kfac(find_layers(params), **SETTINGS)
-    expected, _ = alone.update(gradients, alone.init(params), params, factors=factors, refresh=True)
-    assert_equal(updates["head"]["kernel"], expected["head"]["kernel"])
-    assert_equal(updates["body"], expected["body"])
+    params, gradients = map(without_head_bias, (PARAMS, batch().gradients))
+    expected, _ = updated(make(find_layers(params)), params, gradients=gradients, factors=factors)
+    assert_equal(without_head_bias(updates), expected)
 
 
-def test_a_kernel_elsewhere_leaves_its_bias_to_the_fallback():
-    routed = optax.masked(kfac(LAYERS, **SETTINGS), label({("head", "kernel"): False}))
-    updates, _ = updated(routed)
-    assert_equal(updates["head"]["kernel"], batch().gradients["head"]["kernel"])
-    # the first step of the fallback, 0.1 sign(g), looked ahead by Nesterov's momentum of 0.9
-    assert_equal(updates["head"]["bias"], -0.3 * 1.9 * 0.1 * jnp.sign(batch().gradients["head"]["bias"]))
+@EACH
+def test_a_kernel_elsewhere_leaves_its_bias_to_the_fallback(make):
+    updates, _ = updated(routed_elsewhere(make, "masked", ("head", "kernel")))
+    assert_equal(updates["head"]["kernel"], -0.1 * batch().gradients["head"]["kernel"])
+    bias, gradient = ({"bias": tree["head"]["bias"]} for tree in (PARAMS, batch().gradients))
+    with pytest.warns(CurvatureWarning, match="the optimizer has no layers"):
+        expected, _ = updated(make(()), bias, gradients=gradient, factors=None)
+    assert_equal(updates["head"]["bias"], expected["bias"])
+
+
+def test_ekfac_with_a_bias_elsewhere():
+    """Its eigenvalues, too, are those of the layers without that bias."""
+    make = functools.partial(eigenbasis_adam, learning_rate=0.3, scaling=Scaling.EKFAC)
+    layers = find_layers(without_head_bias(PARAMS))
+    routed = routed_elsewhere(make, "masked", ("head", "bias"))
+    with pytest.raises(ValueError, match="bases are those of other layers"):
+        bases_by_layer(routed.init(PARAMS), LAYERS)
+    own = estimated(PARAMS, layers=layers, bases=bases_by_layer(routed.init(PARAMS), layers))
+    whole = estimated(PARAMS, bases=bases_by_layer(make(LAYERS).init(PARAMS), LAYERS))
+    params, gradients = map(without_head_bias, (PARAMS, own.gradients))
+    curvature = {"factors": own.factors, "eigenvalues": own.eigenvalues}
+    expected, _ = updated(make(layers), params, gradients=gradients, **curvature)
+    for found in (own, whole):
+        got, _ = updated(routed, factors=found.factors, eigenvalues=found.eigenvalues)
+        assert_equal(without_head_bias(got), expected)
 
 
 def test_layers_of_other_parameters_are_refused():
@@ -122,26 +161,90 @@ def test_layers_of_other_parameters_are_refused():
         kfac(LAYERS, **SETTINGS).init({"body": PARAMS["body"]})
 
 
-def test_multi_steps_uses_the_mean_gradient_and_the_last_factors():
-    accumulated = optax.MultiSteps(kfac(LAYERS, **SETTINGS), every_k_schedule=2)
+@EACH
+def test_multi_steps_uses_the_mean_gradient_and_the_last_factors(make):
+    accumulated = optax.MultiSteps(make(LAYERS), every_k_schedule=2)
     gradients = [batch().gradients, jax.tree.map(lambda g: 3 * g, batch().gradients)]
     state = accumulated.init(PARAMS)
     none, state = jax.jit(functools.partial(accumulated.update, factors=None))(gradients[0], state, PARAMS)
     assert not any(map(np.any, jax.tree.leaves(none)))
     update = functools.partial(accumulated.update, factors=batch().factors, refresh=True)
     updates, state = jax.jit(update)(gradients[1], state, PARAMS)
-    plain = kfac(LAYERS, **SETTINGS)
     mean = jax.tree.map(lambda g: 2 * g, batch().gradients)
-    expected, _ = plain.update(mean, plain.init(PARAMS), PARAMS, factors=batch().factors, refresh=True)
-    assert_equal(updates, expected)
+    assert_equal(updates, updated(make(LAYERS), gradients=mean)[0])
 
 
-def test_inject_hyperparams():
-    injected = optax.inject_hyperparams(kfac, static_args="mesh")(LAYERS, **SETTINGS)
+@EACH
+def test_inject_hyperparams(make):
+    injected = optax.inject_hyperparams(make.func, static_args="mesh")(LAYERS, **make.keywords)
     state = injected.init(PARAMS)
     state.hyperparams["learning_rate"] = jnp.float32(0.6)
     updates, _ = injected.update(batch().gradients, state, PARAMS, factors=batch().factors, refresh=True)
-    assert_equal(updates, updated(kfac(LAYERS, **SETTINGS | {"learning_rate": 0.6}))[0])
+    assert_equal(updates, updated(make(LAYERS, learning_rate=0.6))[0])
+
+
+SCHEDULES = {
+    "eigenbasis_adam": {
+        "learning_rate": lambda count: 0.3 / (1 + count),
+        "beta1": lambda count: 0.8 + 0.1 * count,
+        "beta2": lambda count: 0.9 + 0.05 * count,
+        "epsilon": lambda count: 1e-3 * (1 + count),
+        "relative_epsilon": lambda count: 0.1 * (1 + count),
+        "weight_decay": lambda count: 0.01 * count,
+        "grad_clip": lambda count: 0.1 + count,
+        "factor_decay": lambda count: 0.3 - 0.2 * count,
+    },
+    "kfac_muon": {
+        "learning_rate": lambda count: 0.3 / (1 + count),
+        "damping": lambda count: 0.1 * 0.5**count,
+        "beta1": lambda count: 0.8 + 0.1 * count,
+        "beta2": lambda count: 0.9 + 0.05 * count,
+        "epsilon": lambda count: 1e-3 * (1 + count),
+        "weight_decay": lambda count: 0.01 * count,
+        "grad_clip": lambda count: 0.1 + count,
+        "factor_decay": lambda count: 0.3 - 0.2 * count,
+    },
+}
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_number_may_be_a_schedule(name, is_masked):
+    """Two steps with other gradients and factors, by schedules and by the numbers of each step."""
+    make, schedules = OPTIMIZERS[name].func, SCHEDULES[name]
+
+    def wrapped(**numbers):
+        own = make(LAYERS, **numbers)
+        return optax.masked(own, jax.tree.map(lambda _: True, PARAMS)) if is_masked else own
+
+    def two_steps(optimizer_of):
+        params, state = PARAMS, optimizer_of(0).init(PARAMS)
+        for index in range(2):
+            scale = 1 + index
+            gradients, factors = jax.tree.map(lambda x, s=scale: s * x, (batch().gradients, batch().factors))
+            update = jax.jit(functools.partial(optimizer_of(index).update, factors=factors, refresh=True))
+            updates, state = update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = two_steps(lambda index: wrapped(**schedules))
+    expected, _ = two_steps(lambda index: wrapped(**{key: of(index) for key, of in schedules.items()}))
+    assert_equal(params, expected)
+    assert set((state.inner_state if is_masked else state).hyperparams) == set(schedules)
+
+
+@EACH
+def test_new_factors_are_used_unless_told_otherwise(make):
+    default, _ = updated(make(LAYERS), refresh=None)
+    assert_equal(default, updated(make(LAYERS), refresh=True)[0])
+    unused, _ = updated(make(LAYERS), refresh=False)
+    assert np.abs(unused["body"]["kernel"] - default["body"]["kernel"]).max() > 1e-3
+
+
+@EACH
+def test_arguments_for_other_transformations_are_passed_over(make):
+    plateau = optax.chain(make(LAYERS), optax.contrib.reduce_on_plateau())
+    assert_equal(updated(plateau, value=jnp.float32(1.0))[0], updated(make(LAYERS))[0])
 
 
 def test_train_state_by_its_transformation():
@@ -191,52 +294,3 @@ def test_nnx_optimizer():
     expected = optax.apply_updates(PARAMS, updated(kfac(LAYERS, **SETTINGS))[0])
     for got, value in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
-
-
-COUNT = jnp.float32(6)
-WRONG_LOSSES = {
-    "returned an array": lambda z: jnp.square(z - Y).mean(),
-    "a tuple of 3": lambda z: (jnp.square(z - Y).sum(), COUNT, None),
-    "its loss is an array": lambda z: (jnp.square(z - Y).sum(1), COUNT),
-    "its loss is a mean": lambda z: (jnp.square(z - Y).mean(), COUNT),
-    "its number of terms is the int 6": lambda z: (jnp.square(z - Y).sum(), 6),
-    "its number of terms is an array": lambda z: (jnp.square(z - Y).sum(), jnp.ones(6)),
-}
-
-
-@pytest.mark.parametrize("message", WRONG_LOSSES)
-@pytest.mark.parametrize("layers", [LAYERS, ()], ids=["factors", "gradients alone"])
-def test_a_loss_of_the_wrong_form_is_told_what_is_due(message, layers):
-    with pytest.raises(ValueError, match=f"summed loss, number of terms.*{message}"):
-        estimated(PARAMS, WRONG_LOSSES[message], layers=layers)
-
-
-def test_a_mean_over_real_examples_is_a_mean():
-    weights = jnp.array([1.0, 1, 1, 1, 0, 0])
-
-    def loss(z):
-        return (jnp.square(z - Y).sum(1) * weights).sum() / jnp.maximum(weights.sum(), 1), COUNT
-
-    with pytest.raises(ValueError, match="its loss is a mean"):
-        jax.jit(lambda p: estimated(p, loss).loss)(PARAMS)
-
-
-@pytest.mark.parametrize("loss", [lambda z: 0.5 * jnp.square(z).sum(), lambda z: jnp.square(z).sum() / 2])
-def test_other_factors_of_a_sum_are_no_means(loss):
-    assert estimated(PARAMS, lambda z: (loss(z), COUNT), layers=()).loss > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"geometry": LossKind.SQUARE}, "give Geometry"),
-        ({"geometry": "square"}, "give a Geometry"),
-        ({"fisher": "exact"}, "fisher is 'exact'; it must be one of Fisher.SAMPLED"),
-        ({"sharing": "reduce"}, "sharing is 'reduce'; it must be one of Sharing.EXPAND"),
-        ({"fisher": Fisher.SAMPLED}, "give a key"),
-        ({"layout": None}, "need the batch's layout"),
-    ],
-)
-def test_options_of_the_wrong_form_are_told_what_is_due(options, message):
-    with pytest.raises(ValueError, match=message):
-        estimated(PARAMS, **options)
