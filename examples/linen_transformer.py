@@ -56,9 +56,9 @@ def optimizers(layers: tuple[kfac.Layer, ...], n_steps: int) -> dict[str, tuple[
     def rate(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, n_steps // 10, n_steps)
 
-    both, inputs_only = {"layers": layers}, {"layers": layers, "output_factors": False}
+    none, both, inputs_only = {"layers": ()}, {"layers": layers}, {"layers": layers, "output_factors": False}
     return {
-        "AdamW": (optax.adamw(rate(0.03)), {}),
+        "AdamW": (optax.adamw(rate(0.03)), none),
         "K-FAC-expand": (kfac.kfac(layers, learning_rate=rate(0.3), damping=0.01, kl_clip=0.1), both),
         "Adam in K-FAC's eigenbasis": (kfac.eigenbasis_adam(layers, learning_rate=rate(0.01)), both),
         "Muon in K-FAC's metric": (kfac.kfac_muon(layers, learning_rate=rate(0.05)), inputs_only),

@@ -43,9 +43,9 @@ def optimizers(layers: tuple[kfac.Layer, ...], n_steps: int) -> dict[str, tuple[
     def rate(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, n_steps // 10, n_steps)
 
-    both, inputs_only = {"layers": layers}, {"layers": layers, "output_factors": False}
+    none, both, inputs_only = {"layers": ()}, {"layers": layers}, {"layers": layers, "output_factors": False}
     return {
-        "AdamW": (optax.adamw(rate(0.1)), {}),
+        "AdamW": (optax.adamw(rate(0.1)), none),
         "K-FAC-reduce": (kfac.kfac(layers, learning_rate=rate(0.3), damping=0.01, kl_clip=0.1), both),
         "Adam in K-FAC's eigenbasis": (kfac.eigenbasis_adam(layers, learning_rate=rate(0.1)), both),
         "Muon in K-FAC's metric": (kfac.kfac_muon(layers, learning_rate=rate(0.1)), inputs_only),
@@ -75,7 +75,7 @@ def train(name: str, images: np.ndarray, labels: np.ndarray, n_steps: int) -> li
             sharing=kfac.Sharing.REDUCE,  # an image has one loss
             geometry=kfac.Geometry(kfac.LossKind.SOFTMAX),
             key=key,
-            **(curvature if refresh else {}),
+            **(curvature if refresh else {"layers": ()}),
         )
         optimizer.update(model, batch.gradients, factors=batch.factors, refresh=refresh)
         return batch.loss
@@ -83,7 +83,7 @@ def train(name: str, images: np.ndarray, labels: np.ndarray, n_steps: int) -> li
     losses, rng = [], np.random.default_rng(0)
     for index in range(n_steps):
         chosen = rng.choice(len(labels), BATCH_SIZE, replace=False)
-        refresh = bool(curvature) and index % PERIOD == 0
+        refresh = bool(curvature["layers"]) and index % PERIOD == 0
         losses.append(float(step(model, optimizer, images[chosen], labels[chosen], jax.random.key(index), refresh)))
     return losses
 

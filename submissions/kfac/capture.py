@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr
 
+from .arguments import checked_forward
 from .convolution import Convolution, patches
 from .devices import vary
 from .finder import Products, find_products
@@ -82,6 +83,8 @@ class KernelUse(NamedTuple):
         rows = self._rows(x.ndim - n_scans, axes)
         x = x.transpose(*range(n_scans), *(n_scans + axis for axis in (*rows, *axes)))
         is_index = not jnp.issubdtype(x.dtype, jnp.inexact) and self.product.kind is Kind.LOOKUP
+        if is_index and self.product.last_index is not None:
+            x = jnp.clip(x, 0, self.product.last_index)
         features = () if is_index else (math.prod(x.shape[n_scans + len(rows) :]),)
         return x.reshape(*x.shape[: n_scans + len(rows)], *features)
 
@@ -145,9 +148,13 @@ class Captured(NamedTuple):
 
 
 def trace(forward: Forward, params: PyTree) -> Traced:
-    """Trace `forward(params)` and find its products."""
+    """Trace `forward(params)` and find its products.
+
+    Raises:
+        ValueError: it does not return (outputs, auxiliary values).
+    """
     # Of a new function each time: JAX remembers a function's jaxpr, with the values that it had from outside.
-    closed, results = jax.make_jaxpr(lambda p: forward(p), return_shape=True)(params)
+    closed, results = jax.make_jaxpr(checked_forward(forward), return_shape=True)(params)
     leaves = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     return Traced(closed, results, find_products(closed, leaves, len(jax.tree.leaves(results[0]))))
 
@@ -249,6 +256,8 @@ def _use(product: Product, layer: Layer) -> KernelUse | str:
             "find the layers by `trace_layers`"
         )
     use = KernelUse(product, product.contracted != inputs)
+    if not jnp.issubdtype(product.output.dtype, jnp.floating):
+        return f"its product is {product.output.dtype.name}, and factors are of real numbers"
     if not use.positions:
         return "its input has no axis of examples"
     return use
@@ -261,4 +270,6 @@ def _bias_reason(products: Products, kernel: Path, bias: Path, layer: Layer) -> 
         return f"its product goes into {', '.join(consumers)}, not into the sum with its {layer.bias} alone"
     if bias in products.problems:
         return f"its {layer.bias} goes into {products.problems[bias]}, not into the sum with its product alone"
+    if products.is_added_elsewhere(bias, {product.key for product in products.by_leaf[kernel]}):
+        return f"its {layer.bias} is added to another kernel's product too"
     return f"its {layer.bias} is not added to each of its products"

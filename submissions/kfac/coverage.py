@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 
-from .capture import Forward, families, trace
+from .capture import Family, Forward, families, trace
+from .discovery import layers_of
 from .finder import Products
 from .fisher import Fisher
 from .layers import KERNEL_NAMES, Layer, Path, is_diagonal, named_leaves
-from .placement import ambiguous, split_described
+from .placement import ambiguous, split_described, unmasked
 from .sharing import Layout
 
 PyTree = Any
@@ -80,12 +81,17 @@ def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dic
     """Kernels that are in none of the layers, and why: leaves of that name, and what the forward pass multiplies by."""
     known = {layer.kernel_path for layer in layers}
     reasons = {}
-    for path in named_leaves(params):
+    for path, leaf in named_leaves(params).items():
         problem = products.problems.get(path)
         is_kernel = path in products.by_leaf or (problem is not None and path[-1] in KERNEL_NAMES)
-        if is_kernel and path not in known:
-            known_problem = f"it goes into {problem}, not into linear layers' products alone"
-            reasons[path] = known_problem if problem else "its layer is not among those given"
+        if not is_kernel or path in known:
+            continue
+        if problem is not None:
+            reasons[path] = f"it goes into {problem}, not into linear layers' products alone"
+        elif not layers_of(path, tuple(leaf.shape), products):
+            reasons[path] = "its products are not those of one matrix, whose rows are leading axes of the kernel"
+        else:
+            reasons[path] = "its layer is not among those given"
     return reasons
 
 
@@ -121,13 +127,17 @@ def report(
     warn_once(text + "\nThe optimiser's fallback trains them. `strict=True` makes this an error.")
 
 
-def report_ambiguous(families: Mapping[Path, Any], layout: Layout) -> None:
-    """Warn of inputs that have as many positions as examples, where nothing tells which axis is the examples'."""
-    names = ambiguous(families, layout)
-    if names:
+def report_positions(families: Mapping[Path, Family], layout: Layout) -> None:
+    """Warn of inputs with as many positions as examples, where nothing tells which are which, and of lost masks."""
+    if names := ambiguous(families, layout):
         warn_once(
             f"inputs of {', '.join(names)} have two leading axes of the batch's length; the first is taken as the "
             "examples'. Say so by `batch_layout(..., example_axis=0)`, or for time-major data `example_axis=1`."
+        )
+    if names := unmasked(families, layout):
+        warn_once(
+            f"inputs of {', '.join(names)} have other positions than those whose padding the layout describes; all of "
+            "them count. Describe these positions, too, by `row_layout`."
         )
 
 

@@ -26,16 +26,15 @@ def trace_layers(
         max_width: see `find_layers`.
     """
     products, leaves = trace(forward, params).products, named_leaves(params)
-    found = [
-        layer
-        for path, leaf in leaves.items()
-        if path in products.by_leaf and path not in products.problems
-        for layer in _layers(path, tuple(leaf.shape), products, max_width)
-    ]
-    return tuple(layer for layer in found if not all(layer.are_diagonal))
+    found: dict[str, Layer] = {}
+    for path, leaf in leaves.items():
+        if path in products.by_leaf and path not in products.problems:
+            for layer in layers_of(path, tuple(leaf.shape), products, max_width):
+                found.setdefault(layer.name, layer)  # a node's kernel and embedding would share its name
+    return tuple(layer for layer in found.values() if not all(layer.are_diagonal))
 
 
-def _layers(path: Path, shape: tuple[int, ...], products: Products, max_width: int) -> list[Layer]:
+def layers_of(path: Path, shape: tuple[int, ...], products: Products, max_width: int = MAX_FACTOR_WIDTH) -> list[Layer]:
     """A kernel's layer, or those that a scan over depth stacks in it; none where its uses differ."""
     uses = products.by_leaf[path]
     stacked = {any(product.is_sliced) for product in uses}
@@ -48,7 +47,7 @@ def _layers(path: Path, shape: tuple[int, ...], products: Products, max_width: i
         return []
     is_transposed = any(product.contracted[0] != 0 for product in uses)
     bias = None if is_transposed else products.bias_of(path)
-    if bias is not None and (bias[:-1] != path[:-1] or _is_added_elsewhere(bias, path, products)):
+    if bias is not None and bias[:-1] != path[:-1]:
         bias = None
     layer = Layer(
         path=path[:-1],
@@ -68,9 +67,3 @@ def _n_input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> int | None:
     sides = {tuple(range(n)) for n in range(1, n_axes)}
     rows = {axes if axes in sides else tuple(i for i in range(n_axes) if i not in axes) for axes in contracted}
     return len(rows.pop()) if len(rows) == 1 and rows <= sides else None
-
-
-def _is_added_elsewhere(bias: Path, kernel: Path, products: Products) -> bool:
-    """Whether a leaf is the bias of another kernel too."""
-    own = {product.key for product in products.by_leaf[kernel]}
-    return any(bias in consumers and key not in own for key, consumers in products.consumers.items())

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .arguments import check_geometry, check_member, checked_loss
-from .capture import Captured, Forward, capture, families, trace
-from .coverage import Reasons, left_out, report, report_ambiguous
+from .arguments import check_geometry, check_layers, check_member, checked_forward, checked_loss
+from .capture import Captured, Family, Forward, Traced, capture, families, trace
+from .coverage import Reasons, left_out, report, report_positions
 from .devices import AxisNames, own_key, sum_over, vary
 from .eigenbasis import Bases
 from .family import InputSums, Method, OutputSums, combined, input_products, second_order
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
+from .heads import Head, heads_of
 from .layers import Layer, Path, at_least_float32
 from .placement import split_described
 from .sharing import Layout, Sharing
@@ -21,7 +22,7 @@ from .sharing import Layout, Sharing
 PyTree = Any
 Loss = Callable[[PyTree], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
 ByLayer = dict[str, OutputSums]
-Products = Callable[[Mapping[Path, list[Array]]], ByLayer]  # kernel -> output gradients at its uses, to their sums
+Squares = Callable[[Mapping[Path, list[Array]]], ByLayer]  # kernel -> output gradients at its uses, to their sums
 
 # Folded into the key: for draws of rows apart from those of pseudo-targets, and for heads after the first.
 _ROWS, _HEADS = 1, 2
@@ -97,7 +98,7 @@ def estimate_sums(
     loss: Loss,
     params: PyTree,
     *,
-    layers: Sequence[Layer] = (),
+    layers: Sequence[Layer] | None = None,
     layout: Layout | None = None,
     sharing: Sharing = Sharing.REDUCE,
     output_factors: bool = True,
@@ -119,7 +120,8 @@ def estimate_sums(
     Args:
         forward: params -> (outputs, auxiliary values).
         loss: outputs -> (summed loss, number of terms M); its label smoothing touches the empirical Fisher alone.
-        layers: the layers to estimate factors for; none makes this a plain value-and-gradient.
+        layers: the layers to estimate factors for; none, by `()` or without a layout, makes this a plain
+            value-and-gradient.
         layout: the batch's leading axes.
         output_factors: False estimates A alone, from the forward pass of the loss: no pseudo-targets and no second
             backward pass, whatever the loss; the arguments `fisher`, `geometry` and `weights` then have no effect.
@@ -138,17 +140,17 @@ def estimate_sums(
         The sums, the forward pass's auxiliary values, and layer name -> why it has no factors.
 
     Raises:
-        ValueError: layers without a layout, geometry or key where one is needed, bases without output factors, or in
-            strict mode a layer that has no factors.
+        ValueError: an argument is missing or of the wrong form, or in strict mode a layer has no factors.
     """
     params, key = vary(params), own_key(key, axis_name)
     loss = checked_loss(loss)
+    if layers is None and layout is not None:
+        raise ValueError("a layout, but no layers: give layers, or `layers=()` on a step without new factors")
     if not layers:
-        model_outputs, pullback, aux = jax.vjp(forward, params, has_aux=True)
-        summed, loss_pullback, n_terms = jax.vjp(loss, model_outputs, has_aux=True)
-        (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
-        return sum_over(Sums(summed, n_terms, gradients, {}, {}), axis_name), aux, {}
+        sums, aux = _plain_sums(forward, loss, params)
+        return sum_over(sums, axis_name), aux, {}
     layout = _checked(
+        layers=layers,
         layout=layout,
         sharing=sharing,
         output_factors=output_factors,
@@ -159,11 +161,7 @@ def estimate_sums(
         bases=bases,
     )
     traced = trace(forward, params)
-    found, uncaptured = families(traced.products, params, layers, output_factors)
-    found, undescribed = split_described(found, layout, fisher if output_factors else Fisher.SAMPLED)
-    uncaptured |= undescribed
-    report(params, layers, uncaptured, left_out(traced.products, params, layers), strict)
-    report_ambiguous(found, layout)
+    found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
     captured = capture(traced, params, found, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
@@ -171,35 +169,60 @@ def estimate_sums(
     method = Method(layout, sharing, rows_per_width, row_key)
     outputs: ByLayer = {}
     if output_factors and found:
-        heads = _heads(captured.outputs, logits, geometry, weights, fisher)
-
-        def products(gradients: Mapping[Path, list[Array]]) -> ByLayer:
-            found_sums = (
-                second_order(family, captured.inputs[kernel], gradients[kernel], method, bases)
-                for kernel, family in found.items()
-            )
-            return {name: sums for by_layer in found_sums for name, sums in by_layer.items()}
-
-        outputs = _output_sums(captured, heads, fisher, key, at_outputs, products)
-    inputs = {
-        name: sums
-        for kernel, family in found.items()
-        for name, sums in input_products(family, captured.inputs[kernel], method).items()
-    }
+        heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, _squares(found, captured, method, bases))
+    inputs = _input_sums(found, captured, method)
     return sum_over(Sums(summed, n_terms, gradients, inputs, outputs), axis_name), captured.aux, uncaptured
 
 
-class _Head(NamedTuple):
-    """Logits of one loss: their values, its geometry and weights, and how a cotangent becomes one of the outputs."""
+def _plain_sums(forward: Forward, loss: Loss, params: PyTree) -> tuple[Sums, PyTree]:
+    """Loss and gradients alone; and the forward pass's auxiliary values."""
+    outputs, pullback, aux = jax.vjp(checked_forward(forward), params, has_aux=True)
+    summed, loss_pullback, n_terms = jax.vjp(loss, outputs, has_aux=True)
+    (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
+    return Sums(summed, n_terms, gradients, {}, {}), aux
 
-    logits: Array
-    geometry: Geometry
-    weights: Array | None
-    to_outputs: Callable[[Array], PyTree]
+
+def _with_factors(
+    traced: Traced, params: PyTree, layers: Sequence[Layer], layout: Layout, fisher: Fisher | None, strict: bool
+) -> tuple[dict[Path, Family], dict[str, str]]:
+    """The layers that will have factors, by kernel; and layer name -> why another has none, of which it warns.
+
+    Args:
+        fisher: None for input factors alone.
+    """
+    found, uncaptured = families(traced.products, params, layers, output_gradients=fisher is not None)
+    found, undescribed = split_described(found, layout, fisher or Fisher.SAMPLED)
+    uncaptured |= undescribed
+    report(params, layers, uncaptured, left_out(traced.products, params, layers), strict)
+    report_positions(found, layout)
+    return found, uncaptured
+
+
+def _input_sums(found: Mapping[Path, Family], captured: Captured, method: Method) -> dict[str, InputSums]:
+    """Layer name -> sums of its inputs."""
+    by_kernel = (input_products(family, captured.inputs[kernel], method) for kernel, family in found.items())
+    return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
+
+
+def _squares(
+    found: Mapping[Path, Family], captured: Captured, method: Method, bases: Mapping[str, Bases] | None
+) -> Squares:
+    """What makes sums of squares of the output gradients."""
+
+    def squares(gradients: Mapping[Path, list[Array]]) -> ByLayer:
+        by_kernel = (
+            second_order(family, captured.inputs[kernel], gradients[kernel], method, bases)
+            for kernel, family in found.items()
+        )
+        return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
+
+    return squares
 
 
 def _checked(
     *,
+    layers: Sequence[Layer],
     layout: Layout | None,
     sharing: Sharing,
     output_factors: bool,
@@ -214,9 +237,14 @@ def _checked(
     check_member("fisher", fisher, Fisher)
     if bases is not None and not output_factors:
         raise ValueError("eigenvalues in the given bases need the output factors: leave out output_factors=False")
+    check_layers(layers)
+    if bases is not None and (lacking := [layer.name for layer in layers if layer.name not in bases]):
+        raise ValueError(f"no bases of {', '.join(lacking)}: give those of `bases_by_layer(state, layers)`")
     needs_geometry = output_factors and fisher is not Fisher.EMPIRICAL
     if layout is None or (geometry is None and needs_geometry):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")
+    if not isinstance(layout, Layout):
+        raise ValueError(f"the layout is {layout!r}: give that of `batch_layout`, `row_layout` or `graph_layout`")
     if geometry is not None:
         check_geometry(geometry)
     if key is None and output_factors and fisher is Fisher.SAMPLED:
@@ -226,55 +254,20 @@ def _checked(
     return layout
 
 
-def _heads(
-    outputs: PyTree,
-    logits: Callable[[PyTree], Array | Sequence[Array]] | None,
-    geometry: Any,
-    weights: Any,
-    fisher: Fisher,
-) -> list[_Head]:
-    """The heads whose pseudo-targets are drawn; none where the Fisher needs no pseudo-targets."""
-    if fisher is Fisher.EMPIRICAL:
-        return []
-    outputs = jax.lax.stop_gradient(outputs)
-    picked, to_outputs = jax.vjp(logits or (lambda z: z), outputs)
-    if isinstance(picked, jax.Array):
-        return [_Head(picked, geometry, weights, lambda c: to_outputs(c.astype(picked.dtype))[0])]
-    if not isinstance(picked, (tuple, list)) or not all(isinstance(own, jax.Array) for own in picked):
-        raise ValueError(
-            f"the model's outputs are a {type(picked).__name__}: give `logits`, a function of the outputs that returns "
-            "the array, or the sequence of arrays, that the loss is of"
-        )
-    geometry = [geometry] * len(picked) if isinstance(geometry, Geometry) else geometry
-    weights = [weights] * len(picked) if weights is None or isinstance(weights, jax.Array) else weights
-    if not len(picked) == len(geometry) == len(weights):
-        raise ValueError(f"{len(picked)} heads of logits, {len(geometry)} geometries and {len(weights)} weights differ")
-
-    def of_head(index: int) -> Callable[[Array], PyTree]:
-        def one(cotangent: Array) -> PyTree:
-            others = [jnp.zeros_like(own) for own in picked]
-            others[index] = cotangent.astype(picked[index].dtype)
-            return to_outputs(type(picked)(others))[0]
-
-        return one
-
-    return [_Head(own, geometry[i], weights[i], of_head(i)) for i, own in enumerate(picked)]
-
-
 def _output_sums(
     captured: Captured,
-    heads: Sequence[_Head],
+    heads: Sequence[Head],
     fisher: Fisher,
     key: Array | None,
     at_outputs: Mapping[Path, list[Array]],
-    products: Products,
+    squares: Squares,
 ) -> ByLayer:
     """The sums over the output gradients that the Fisher is made of.
 
     Heads have pseudo-targets independent of one another, so that one backward pass is enough for all of them.
     """
     if fisher is Fisher.EMPIRICAL:
-        return products(at_outputs)
+        return squares(at_outputs)
     if fisher is Fisher.SAMPLED:
         assert key is not None  # by `_checked`
         keys = [key, *(jax.random.fold_in(key, _HEADS + i) for i in range(len(heads) - 1))]
@@ -283,16 +276,16 @@ def _output_sums(
             for head, own in zip(heads, keys, strict=True)
         ]
         total = drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *each: sum(each), *drawn)
-        return products(captured.pullback(total)[1])
-    sums = [_summed_over_columns(captured, head, products) for head in heads]
+        return squares(captured.pullback(total)[1])
+    sums = [_summed_over_columns(captured, head, squares) for head in heads]
     total_sums: ByLayer = sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
     return total_sums
 
 
-def _summed_over_columns(captured: Captured, head: _Head, products: Products) -> ByLayer:
+def _summed_over_columns(captured: Captured, head: Head, squares: Squares) -> ByLayer:
     def one(index: Array) -> ByLayer:
         cotangent = root_column(head.geometry, head.logits, head.weights, index)
-        return products(captured.pullback(head.to_outputs(cotangent))[1])
+        return squares(captured.pullback(head.to_outputs(cotangent))[1])
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(head.logits))

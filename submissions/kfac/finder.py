@@ -6,7 +6,7 @@ rematerialised functions, and through scans, which slice it (layers stacked over
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import jax
 import numpy as np
@@ -27,6 +27,8 @@ _KEEP_VALUES = (
     "pvary",
     "pcast",
     "reduce_precision",
+    "optimization_barrier",
+    "reshard",
 )
 
 
@@ -46,11 +48,16 @@ class Products:
 
     def bias_of(self, leaf: Path) -> Path | None:
         """The leaf that is added to each of the kernel's products and used for nothing else; None if there is none."""
-        biases = {tuple(self.consumers[product.key]) for product in self.by_leaf[leaf]}
-        (first, *others) = biases
-        if others or len(first) != 1 or not isinstance(first[0], tuple) or first[0] in self.problems:
+        keys = {product.key for product in self.by_leaf[leaf]}
+        (first, *others) = {tuple(self.consumers[key]) for key in keys}
+        bias = first[0] if first else None
+        if others or len(first) != 1 or not isinstance(bias, tuple):
             return None
-        return first[0]
+        return None if bias in self.problems or self.is_added_elsewhere(bias, keys) else bias
+
+    def is_added_elsewhere(self, bias: Path, keys: Set[Key]) -> bool:
+        """Whether a leaf is added to other products than those given, too."""
+        return any(bias in consumers and key not in keys for key, consumers in self.consumers.items())
 
 
 def find_products(closed: ClosedJaxpr, leaves: Sequence[Path | None], n_outputs: int) -> Products:
@@ -107,7 +114,7 @@ class _Finder:
         if name in CALLS and any(isinstance(tag, View) for tag in tags):
             return self.walk(inner_jaxpr(eqn), tags, is_needed, at, lengths)
         if name == "scan":
-            return self._scan(eqn, tags, at, lengths)
+            return self._scan(eqn, tags, is_needed, at, lengths)
         if name in ("add", "add_any") and (pair := sum_of(tags)):
             output, bias = pair
             if fits(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
@@ -133,7 +140,9 @@ class _Finder:
         features = product.output_axes[-1:] if product.convolution else product.output_axes
         return [Output(product, tuple(range(len(product.output.shape))), features)]
 
-    def _scan(self, eqn: JaxprEqn, tags: list[Tag], at: Key, lengths: tuple[int, ...]) -> list[Tag]:
+    def _scan(
+        self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
+    ) -> list[Tag]:
         n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
         inner: list[Tag] = []
         for operand, tag in enumerate(tags):
@@ -147,9 +156,11 @@ class _Finder:
                 inner.append(View(tag.leaf, axes, (*tag.is_sliced, True), tag.is_broadcast))
             else:
                 inner.append(dataclasses.replace(tag, is_sliced=(*tag.is_sliced, False)))
-        body = inner_jaxpr(eqn)
-        for tag in self.walk(body, inner, [True] * len(body.outvars), at, (*lengths, eqn.params["length"])):
-            self.consume(tag, "a `scan`, as its result")
+        body, is_needed = inner_jaxpr(eqn), _needed_results(eqn, is_needed)
+        results = self.walk(body, inner, is_needed, at, (*lengths, eqn.params["length"]))
+        for tag, wanted in zip(results, is_needed, strict=True):
+            if wanted:
+                self.consume(tag, "a `scan`, as its result")
         nothing: list[Tag] = [None] * len(eqn.outvars)
         return nothing
 
@@ -176,14 +187,27 @@ def _needed(jaxpr: Jaxpr, is_needed: Sequence[bool]) -> set[Var]:
     for eqn in reversed(jaxpr.eqns):
         if needed.isdisjoint(eqn.outvars) or not _is_differentiable(eqn):
             continue
-        operands = [v for v in eqn.invars if not isinstance(v, Literal)]
-        if eqn.primitive.name in CALLS:
+        operands = eqn.invars
+        if eqn.primitive.name in (*CALLS, "scan"):
             inner = inner_jaxpr(eqn)
-            inside = _needed(inner, [v in needed for v in eqn.outvars])
-            pairs = zip(eqn.invars, inner.invars, strict=True)
-            operands = [v for v, own in pairs if own in inside and not isinstance(v, Literal)]
-        needed.update(operands)
+            inside = _needed(inner, _needed_results(eqn, [v in needed for v in eqn.outvars]))
+            operands = [v for v, own in zip(eqn.invars, inner.invars, strict=True) if own in inside]
+        needed.update(v for v in operands if not isinstance(v, Literal))
     return needed
+
+
+def _needed_results(eqn: JaxprEqn, is_needed: Sequence[bool]) -> list[bool]:
+    """Which results of a call's or scan's body the needed ones depend on: a carry also through later steps."""
+    if eqn.primitive.name != "scan":
+        return list(is_needed)
+    body, n_consts, n_carry = inner_jaxpr(eqn), eqn.params["num_consts"], eqn.params["num_carry"]
+    while True:
+        inside = _needed(body, is_needed)
+        carried = [v in inside for v in body.invars[n_consts : n_consts + n_carry]]
+        wider = [a or b for a, b in zip(is_needed, [*carried, *[False] * (len(is_needed) - n_carry)], strict=True)]
+        if wider == list(is_needed):
+            return wider
+        is_needed = wider
 
 
 def _is_differentiable(eqn: JaxprEqn) -> bool:

@@ -1,7 +1,7 @@
 """Whose example each of a layer's rows is: the batch's layout, applied to what the forward pass gave."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from jax import Array
@@ -51,12 +51,21 @@ def split_described(
 
 def ambiguous(families: Mapping[Path, Family], layout: Layout) -> list[str]:
     """Names of the layers whose inputs would look the same with time first."""
-    return [
-        layer.name
-        for family in families.values()
-        for layer in family.layers
-        if any(use.product.kind is not Kind.CONVOLUTION and layout.is_ambiguous(use.positions) for use in family.uses)
-    ]
+
+    def is_ambiguous(use: KernelUse) -> bool:
+        return use.product.kind is not Kind.CONVOLUTION and layout.is_ambiguous(_positions(use, layout))
+
+    return _names(families, is_ambiguous)
+
+
+def unmasked(families: Mapping[Path, Family], layout: Layout) -> list[str]:
+    """Names of the layers with positions of their own, other than those whose padding the layout knows."""
+    return _names(families, lambda use: layout.lacks_positions(_positions(use, layout)))
+
+
+def _names(families: Mapping[Path, Family], has_use: Callable[[KernelUse], bool]) -> list[str]:
+    """The layers that have such a use."""
+    return [layer.name for family in families.values() if any(map(has_use, family.uses)) for layer in family.layers]
 
 
 def _reason(use: KernelUse, layout: Layout, fisher: Fisher) -> str | None:

@@ -41,6 +41,7 @@ class Product:
         lengths: of the scans around, outermost first.
         is_sliced: for each of these, whether it slices the kernel.
         convolution: geometry, where it is one.
+        last_index: of a lookup that clips its indices, the largest one; else None.
     """
 
     key: Key
@@ -54,6 +55,7 @@ class Product:
     lengths: tuple[int, ...]
     is_sliced: tuple[bool, ...]
     convolution: Convolution | None = None
+    last_index: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         output=output,
         lengths=(),
         is_sliced=view.is_sliced,
+        last_index=shape[0] - 1 if eqn.params["mode"] is jax.lax.GatherScatterMode.CLIP else None,
     )
 
 

@@ -1,8 +1,11 @@
 """Weight sharing: from the shared positions of a layer to the rows of a Kronecker factor.
 
 Axes: a layer's inputs and output gradients are `[lead, *sites, d]`. A *row* is one position at which the weights are
-used. The leading axis belongs to examples one by one (a batch of images), or many rows to an example (the nodes of a
-graph); the `sites` are further positions of the same example (tokens, pixels).
+used. An entry of the leading axis is one example (a batch of images), or one of several rows of an example (the nodes
+of a graph); the `sites` are further positions of the same example (tokens, pixels).
+
+For example, a dense layer on 8 images of 16 tokens has inputs `[8, 16, d]`: 128 rows for expand, 8 for reduce. One on
+the 30 nodes of 8 packed graphs has inputs `[30, d]`, which are 30 rows and 8.
 
 Source: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures", 2023.
 """
@@ -60,6 +63,11 @@ class Layout(NamedTuple):
     by_shape: Mapping[tuple[int, ...], Rows | None]
     example_axis: int | None = None
 
+    @property
+    def n_examples(self) -> int:
+        """Examples in the batch, padding included."""
+        return next(rows.n_examples for rows in self.by_shape.values() if rows is not None and not rows.is_shared)
+
     def rows(self, shape: Sequence[int]) -> tuple[Rows, int]:
         """The rows of a layer with positions `shape [lead, *sites]`, and how many of these axes they describe.
 
@@ -84,8 +92,15 @@ class Layout(NamedTuple):
 
     def is_ambiguous(self, shape: Sequence[int]) -> bool:
         """Whether time-major positions would look the same, and nothing says that these are not."""
-        known = self.example_axis is None and len(shape) > 1 and shape[0] == shape[1]
+        known = self.example_axis is None and len(shape) > 1 and shape[0] == shape[1] > 1
         return known and (shape[0],) in self.by_shape and tuple(shape[:2]) not in self.by_shape
+
+    def lacks_positions(self, shape: Sequence[int]) -> bool:
+        """Whether these are positions of examples, and the layout describes only others (as by a mask of tokens)."""
+        described = [key for key in self.by_shape if len(key) > 1 and key[0] == shape[0]]
+        return (
+            bool(described) and len(shape) > 1 and shape[1] > 1 and all(shape[: len(key)] != key for key in described)
+        )
 
 
 def batch_layout(
@@ -100,7 +115,8 @@ def batch_layout(
     Args:
         is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
         is_token: `[n_examples, positions]` 1 for a real token and 0 for padding: a layer whose input begins with these
-            two axes has the padding left out of its factors, and reduce's means are over the real tokens.
+            two axes has the padding left out of its factors, and reduce's means are over the real tokens. Of a layer
+            with another number of positions all count, and a warning says so; `row_layout` describes several numbers.
         example_axis: 1 for time-major inputs `[positions, n_examples, ...]`; `is_token` keeps the examples first.
             An input with one leading axis has the examples there in any case. 0 states that inputs are not time-major,
             which ends the warning where there are as many positions as examples.

@@ -5,6 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from submissions.kfac.coverage import warn_once
+
+
+@pytest.fixture(autouse=True)
+def warnings_anew():
+    """Warnings that are shown once in a process are shown to each test."""
+    warn_once.cache_clear()
+
 
 @pytest.fixture
 def randomized() -> Callable:

@@ -17,6 +17,7 @@ from submissions.kfac import (
     find_layers,
     kfac,
     kfac_muon,
+    trace_layers,
 )
 from submissions.kfac.eigenbasis import Bases
 from submissions.kfac.embedding import nearest_product
@@ -71,6 +72,22 @@ def test_a_lookup_is_a_product_with_one_hot_vectors(randomized, sharing):
         np.testing.assert_allclose(a[:, 0], counts / counts.sum(), rtol=1e-6)
     np.testing.assert_allclose(b, expected.factors["words"][1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got.eigenvalues["words"], expected.eigenvalues["words"], rtol=1e-4, atol=1e-6)
+
+
+def test_indices_that_a_lookup_clips_count_as_the_last():
+    params = {"words": jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32)}
+    tokens = jnp.asarray([[-3, 0], [7, 4], [1, 6]])
+
+    def forward(p):
+        return jnp.take(p["words"], tokens, axis=0, mode="clip").mean(1), None
+
+    def loss(z):
+        return 0.5 * jnp.square(z).sum(), jnp.float32(3)
+
+    layers = trace_layers(params, forward)
+    options = {"layers": layers, "layout": batch_layout(3), "sharing": Sharing.EXPAND, "fisher": Fisher.EMPIRICAL}
+    a, _ = estimate(forward, loss, params, **options).factors["words"]
+    np.testing.assert_allclose(a[:, 0], np.array([2, 1, 0, 0, 3]) / 6, rtol=1e-6)
 
 
 def test_nearest_product_is_the_leading_singular_pair():

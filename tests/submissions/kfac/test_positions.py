@@ -17,17 +17,13 @@ from submissions.kfac import (
     find_layers,
     row_layout,
 )
-from submissions.kfac.coverage import warn_once
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(4, 6, 3)), jnp.float32)
 LENGTHS = np.array([6, 2, 4, 1])
 IS_TOKEN = jnp.asarray(np.arange(6) < LENGTHS[:, None], jnp.float32)
-
-
-@pytest.fixture(autouse=True)
-def warnings_anew():
-    warn_once.cache_clear()
 
 
 def run(forward, params, layout, sharing, **options):
@@ -147,6 +143,43 @@ def test_as_many_positions_as_examples_are_warned_of_unless_settled(randomized, 
     assert not [w for w in recwarn if w.category is CurvatureWarning]
     with pytest.warns(CurvatureWarning, match="inputs of tokens have two leading axes"):
         run(lambda p: Tokens().apply({"params": p}, x), params, batch_layout(4), Sharing.EXPAND)
+
+
+def test_examples_that_a_scan_goes_over_are_not_taken_for_time():
+    """`lax.map` over as many examples as there are positions looks as a recurrent net does."""
+    params = {"tokens": {"kernel": jnp.ones((3, 2))}}
+
+    def forward(p):
+        return jax.lax.map(lambda x: jnp.tanh(x @ p["tokens"]["kernel"]).mean(0), X[:, :4])
+
+    with pytest.warns(CurvatureWarning, match="inputs of tokens have two leading axes"):
+        run(forward, params, batch_layout(4), Sharing.EXPAND)
+
+
+class Prefixed(nn.Module):
+    """One more position than the mask has."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.concatenate([jnp.ones((len(x), 1, 3)), x], axis=1)
+        return nn.Dense(2, name="head")(nn.tanh(nn.Dense(3, name="tokens")(x)).mean(1))
+
+
+def test_positions_beside_those_that_a_mask_describes_are_warned_of(randomized, recwarn):
+    params = randomized(Prefixed(), X)
+
+    def forward(p):
+        return Prefixed().apply({"params": p}, X)
+
+    example_of = jnp.where(jnp.pad(IS_TOKEN, ((0, 0), (1, 0)), constant_values=1) > 0, jnp.arange(4)[:, None], -1)
+    both = row_layout(4, [example_of, jnp.where(IS_TOKEN > 0, jnp.arange(4)[:, None], -1)])
+    described = run(forward, params, both, Sharing.EXPAND).factors["tokens"]
+    assert not [w for w in recwarn if w.category is CurvatureWarning]
+    with pytest.warns(CurvatureWarning, match="inputs of tokens have other positions than those whose padding"):
+        unmasked = run(forward, params, batch_layout(4, is_token=IS_TOKEN), Sharing.EXPAND).factors["tokens"]
+    rows = np.concatenate([np.ones((4, 1, 3)), X], 1)[np.asarray(example_of) >= 0]
+    np.testing.assert_allclose(described[0][:3, :3], rows.T @ rows / len(rows), rtol=1e-5)
+    assert np.abs(unmasked[0] - described[0]).max() > 0.1
 
 
 class SideInput(nn.Module):

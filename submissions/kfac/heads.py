@@ -1,0 +1,72 @@
+"""The logits of a model's losses: one array or several heads, of which pseudo-targets are drawn."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .arguments import check_logits
+from .fisher import Fisher, Geometry
+from .sharing import Layout
+
+PyTree = Any
+
+
+class Head(NamedTuple):
+    """Logits of one loss: their values, its geometry and weights, and how a cotangent becomes one of the outputs."""
+
+    logits: Array
+    geometry: Geometry
+    weights: Array | None
+    to_outputs: Callable[[Array], PyTree]
+
+
+def heads_of(
+    outputs: PyTree,
+    logits: Callable[[PyTree], Array | Sequence[Array]] | None,
+    geometry: Any,
+    weights: Any,
+    fisher: Fisher,
+    layout: Layout,
+) -> list[Head]:
+    """The heads whose pseudo-targets are drawn; none where the Fisher needs no pseudo-targets.
+
+    Args:
+        outputs: of the model, any tree.
+        logits: outputs -> one array `[examples, *positions, n_outputs]`, or a sequence of several heads'; None where
+            the outputs are the logits.
+        geometry, weights: one for all heads, or a sequence with one for each.
+
+    Raises:
+        ValueError: there are no arrays to draw for, these are of the wrong shape, or the numbers of heads, geometries
+            and weights differ.
+    """
+    if fisher is Fisher.EMPIRICAL:
+        return []
+    outputs = jax.lax.stop_gradient(outputs)
+    picked, to_outputs = jax.vjp(logits or (lambda z: z), outputs)
+    is_sequence = isinstance(picked, tuple | list) and all(isinstance(own, jax.Array) for own in picked)
+    if not is_sequence and not isinstance(picked, jax.Array):
+        raise ValueError(
+            f"the model's outputs are a {type(picked).__name__}: give `logits`, a function of the outputs that returns "
+            "the array, or the sequence of arrays, that the loss is of"
+        )
+    heads, structure = jax.tree.flatten(picked)
+    geometry = [geometry] * len(heads) if isinstance(geometry, Geometry) else geometry
+    weights = [weights] * len(heads) if weights is None or hasattr(weights, "shape") else weights
+    if not len(heads) == len(geometry) == len(weights):
+        raise ValueError(f"{len(heads)} heads of logits, {len(geometry)} geometries and {len(weights)} weights differ")
+    for own, kind in zip(heads, geometry, strict=True):
+        check_logits(own.shape, kind, layout if fisher is Fisher.EXACT else None)
+
+    def of_head(index: int) -> Callable[[Array], PyTree]:
+        def one(cotangent: Array) -> PyTree:
+            others = [jnp.zeros_like(own) for own in heads]
+            others[index] = cotangent.astype(heads[index].dtype)
+            return to_outputs(jax.tree.unflatten(structure, others))[0]
+
+        return one
+
+    return [Head(own, geometry[i], weights[i], of_head(i)) for i, own in enumerate(heads)]

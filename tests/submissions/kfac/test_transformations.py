@@ -1,0 +1,98 @@
+"""Layers inside the transformations of Flax and JAX are as outside."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from submissions.kfac import Sharing, find_layers
+from tests.submissions.kfac.small import (
+    Nested,
+    X,
+    assert_same_factors,
+    assert_same_gradients,
+    plain,
+    run,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+class ScanBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return jnp.sin(nn.Dense(3)(x)), None
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+@pytest.mark.parametrize("transform", ["remat", "jit", "remat of jit", "vmap"])
+def test_layers_inside_a_flax_transformation_are_as_outside(randomized, transform, sharing):
+    params = randomized(Nested(), X)
+    got, expected = (run(Nested(t), params, sharing=sharing) for t in (transform, None))
+    assert set(expected.factors) == {"before", "inner.Dense_0", "after"}
+    assert_same_factors(got.factors, expected.factors)
+    assert_same_gradients(got, *plain(Nested(), params))
+
+
+@pytest.mark.parametrize("transform", ["jit", "checkpoint", "vmap"])
+def test_a_model_inside_a_jax_transformation_is_as_outside(randomized, transform):
+    params = randomized(Nested(), X)
+
+    def apply(p, x):
+        return Nested().apply({"params": p}, x)
+
+    forward = {
+        "jit": lambda p: jax.jit(apply)(p, X),
+        "checkpoint": lambda p: jax.checkpoint(apply)(p, X),
+        "vmap": lambda p: jax.vmap(lambda x: apply(p, x[None])[0])(X),
+    }[transform]
+    got = run(Nested(), params, forward=forward)
+    assert_same_factors(got.factors, run(Nested(), params).factors)
+    assert_same_gradients(got, *plain(Nested(), params))
+
+
+def test_rematerialised_layers_stay_so(randomized):
+    """The backward pass computes the sine's derivative from what it computes anew, behind its barrier."""
+    params = randomized(Nested(), X)
+    programs = [str(jax.make_jaxpr(lambda p, t=t: run(Nested(t), p)[:2])(params)) for t in ("remat", None)]
+    assert ["checkpoint" in program or "remat" in program for program in programs] == [True, False]
+
+
+class Deep(nn.Module):
+    """Two blocks, stacked by a scan or in turn."""
+
+    is_scanned: bool
+    is_rematerialised: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        block = nn.remat(ScanBlock, prevent_cse=False) if self.is_rematerialised else ScanBlock
+        if self.is_scanned:
+            stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+            x, _ = stack(name="stack")(x, None)
+        else:
+            for i in range(2):
+                x, _ = block(name=f"block_{i}")(x, None)
+        return nn.Dense(2, name="head")(x.mean(1))
+
+
+@pytest.mark.parametrize("is_rematerialised", [False, True])
+@pytest.mark.parametrize("sharing", Sharing)
+def test_layers_stacked_by_a_scan_have_the_factors_of_layers_in_turn(randomized, sharing, is_rematerialised):
+    params = randomized(Deep(True), X)
+    unrolled = {"head": params["head"]}
+    for i in range(2):
+        unrolled[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], params["stack"])
+    got = run(Deep(True, is_rematerialised), params, sharing=sharing)
+    expected = run(Deep(False), unrolled, sharing=sharing).factors
+    names = {"head": "head", "block_0.Dense_0": "stack.Dense_0[0]", "block_1.Dense_0": "stack.Dense_0[1]"}
+    assert_same_factors(got.factors, {names[name]: pair for name, pair in expected.items()})
+    assert_same_gradients(got, *plain(Deep(True), params))
+
+
+def test_some_of_the_layers_that_a_scan_stacks(randomized):
+    params = randomized(Deep(True), X)
+    layers = find_layers(params)
+    some = [layer for layer in layers if layer.index != 0]
+    got, expected = (run(Deep(True), params, layers=own).factors for own in (some, layers))
+    assert_same_factors(got, {layer.name: expected[layer.name] for layer in some})
