@@ -191,15 +191,16 @@ def three_steps(kind):
     return carry[0], jnp.stack(losses)
 
 
+@DEVICES
 @KINDS
-def test_scan_over_steps_inside_shard_map(kind):
+def test_scan_over_steps_inside_shard_map(kind, n_devices):
     def run(params, batch):
         (params, _), losses = jax.lax.scan(
             lambda carry, _: step(kind, carry, batch, axis_name="devices"), start(kind, params), length=3
         )
         return params, losses
 
-    assert_equal(sharded(run, 2, PartitionSpec())(PARAMS, BATCH), three_steps(kind), **STEPS)
+    assert_equal(sharded(run, n_devices, PartitionSpec())(PARAMS, BATCH), three_steps(kind), **STEPS)
 
 
 @KINDS

@@ -81,8 +81,12 @@ def updated(optimizer, params=PARAMS, n_steps=1, **options):
     return updates, state
 
 
-def assert_equal(got, expected):
-    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-7), got, expected)
+def assert_equal(got, expected, atol=1e-7):
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5, atol=atol), got, expected)
+
+
+# Of updates of about 0.3: eigenvectors are rounded otherwise in another program.
+OTHER_PROGRAM = {"atol": 1e-5}
 
 
 def label(kind):
@@ -171,7 +175,7 @@ def test_multi_steps_uses_the_mean_gradient_and_the_last_factors(make):
     update = functools.partial(accumulated.update, factors=batch().factors, refresh=True)
     updates, state = jax.jit(update)(gradients[1], state, PARAMS)
     mean = jax.tree.map(lambda g: 2 * g, batch().gradients)
-    assert_equal(updates, updated(make(LAYERS), gradients=mean)[0])
+    assert_equal(updates, updated(make(LAYERS), gradients=mean)[0], **OTHER_PROGRAM)
 
 
 @EACH
@@ -180,7 +184,7 @@ def test_inject_hyperparams(make):
     state = injected.init(PARAMS)
     state.hyperparams["learning_rate"] = jnp.float32(0.6)
     updates, _ = injected.update(batch().gradients, state, PARAMS, factors=batch().factors, refresh=True)
-    assert_equal(updates, updated(make(LAYERS, learning_rate=0.6))[0])
+    assert_equal(updates, updated(make(LAYERS, learning_rate=0.6))[0], **OTHER_PROGRAM)
 
 
 SCHEDULES = {
@@ -229,7 +233,7 @@ def test_every_number_may_be_a_schedule(name, is_masked):
 
     params, state = two_steps(lambda index: wrapped(**schedules))
     expected, _ = two_steps(lambda index: wrapped(**{key: of(index) for key, of in schedules.items()}))
-    assert_equal(params, expected)
+    assert_equal(params, expected, **OTHER_PROGRAM)
     assert set((state.inner_state if is_masked else state).hyperparams) == set(schedules)
 
 
@@ -244,7 +248,7 @@ def test_new_factors_are_used_unless_told_otherwise(make):
 @EACH
 def test_arguments_for_other_transformations_are_passed_over(make):
     plateau = optax.chain(make(LAYERS), optax.contrib.reduce_on_plateau())
-    assert_equal(updated(plateau, value=jnp.float32(1.0))[0], updated(make(LAYERS))[0])
+    assert_equal(updated(plateau, value=jnp.float32(1.0))[0], updated(make(LAYERS))[0], **OTHER_PROGRAM)
 
 
 def test_train_state_by_its_transformation():

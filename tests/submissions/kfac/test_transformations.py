@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from submissions.kfac import Sharing, find_layers
+from submissions.kfac import Sharing, find_layers, trace_layers
 from tests.submissions.kfac.small import (
     Nested,
     X,
@@ -49,6 +50,30 @@ def test_a_model_inside_a_jax_transformation_is_as_outside(randomized, transform
     got = run(Nested(), params, forward=forward)
     assert_same_factors(got.factors, run(Nested(), params).factors)
     assert_same_gradients(got, *plain(Nested(), params))
+
+
+class NNXBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return jnp.sin(self.dense(x))
+
+
+@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
+def test_layers_inside_a_transformation_of_nnx_are_as_outside(transform):
+    graph, params = nnx.split(NNXBlock(nnx.Rngs(0)))
+
+    def factors(call):
+        def outputs(p):
+            return call(nnx.merge(graph, p), X).mean(1)[:, :2]
+
+        layers = trace_layers(params, lambda p: (outputs(p), None))
+        return run(None, params, forward=outputs, layers=layers).factors
+
+    got, expected = factors(transform(lambda block, x: block(x))), factors(lambda block, x: block(x))
+    assert set(got) == {"dense"}
+    assert_same_factors(got, expected)
 
 
 def test_rematerialised_layers_stay_so(randomized):
