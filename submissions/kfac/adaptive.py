@@ -27,6 +27,7 @@ from .intake import (
     Average,
     Fallbacks,
     accumulate,
+    averaged_values,
     clip_finite,
     count_false,
     finite_gradients,
@@ -34,7 +35,6 @@ from .intake import (
     no_average,
     no_factors,
     no_fallbacks,
-    values,
 )
 from .layers import Layer
 from .moments import lookahead, mean_squares
@@ -64,7 +64,7 @@ class EigenbasisState(NamedTuple):
         fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
         bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one, and None
-            for a side too wide, whose average then only tells whether estimates were informative.
+            for a side too wide, whose average then only records whether there was an estimate.
         eigenvalues: group name -> average of the Fisher's in those bases `[n_layers, n_rows, d_out]`; empty with
             `Scaling.ADAM`.
         first_moment: moving average of the gradient.
@@ -201,7 +201,7 @@ def _scale_by_eigenbasis(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            state = _learn(state, groups, factors, eigenvalues or {}, options.factor_decay)
+            state = _with_estimates(state, groups, factors, eigenvalues or {}, options.factor_decay)
         if refresh:
             state = _refresh(state, options.full_refreshes, mesh)
         state, ahead, squares = _moments(state, parts, options)
@@ -214,7 +214,7 @@ def _scale_by_eigenbasis(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def scale_state(optimizer_state: PyTree) -> EigenbasisState:
+def eigenbasis_state(optimizer_state: PyTree) -> EigenbasisState:
     """The eigenbases and moments in the state of `eigenbasis_adam`."""
     state: EigenbasisState = states_of(optimizer_state, EigenbasisState)[0]
     return state
@@ -226,7 +226,7 @@ def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str
     Raises:
         ValueError: the state is of other layers, as where `optax.masked` takes some of them, or their biases, out.
     """
-    groups, bases = group_by_shape(layers), scale_state(optimizer_state).bases
+    groups, bases = group_by_shape(layers), eigenbasis_state(optimizer_state).bases
     due = {group.name: identity(*group.factor_shapes) for group in groups}
     if jax.tree.map(jnp.shape, due) != jax.tree.map(jnp.shape, bases):
         raise ValueError(
@@ -235,7 +235,7 @@ def bases_by_layer(optimizer_state: PyTree, layers: Sequence[Layer]) -> dict[str
     return unstack(groups, bases)
 
 
-def _learn(
+def _with_estimates(
     state: EigenbasisState,
     groups: Sequence[Group],
     factors: Mapping[str, tuple[Array, Array]],
@@ -243,14 +243,14 @@ def _learn(
     decay: Scalar,
 ) -> EigenbasisState:
     if not state.eigenvalues:
-        averages, left_out = accumulate(state.factors, groups, factors, decay)
-        return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
+        averages, unused = accumulate(state.factors, groups, factors, decay)
+        return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
     estimates = {name: (*pair, eigenvalues[name]) for name, pair in factors.items()}
-    averages, left_out = accumulate(_with_eigenvalues(state), groups, estimates, decay)
+    averages, unused = accumulate(_with_eigenvalues(state), groups, estimates, decay)
     return state._replace(
         factors={name: triple[:2] for name, triple in averages.items()},
         eigenvalues={name: triple[2] for name, triple in averages.items()},
-        fallbacks=state.fallbacks.plus(*left_out),
+        fallbacks=state.fallbacks.plus(*unused),
     )
 
 
@@ -260,12 +260,12 @@ def _with_eigenvalues(state: EigenbasisState) -> dict[str, tuple[Average, Averag
 
 def _refresh(state: EigenbasisState, full_refreshes: int | None, mesh: Mesh | None) -> EigenbasisState:
     is_full = None if full_refreshes is None else state.count <= full_refreshes
-    new = refresh(values(state.factors), state.bases, is_full, mesh)
+    new = refresh(averaged_values(state.factors), state.bases, is_full, mesh)
 
     def transferred(matrices: Mapping[str, Array]) -> dict[str, Array]:
         return {name: transfer(stack, new.overlaps[name]) for name, stack in matrices.items()}
 
-    eigenvalues = transferred(values(state.eigenvalues))
+    eigenvalues = transferred(averaged_values(state.eigenvalues))
     return state._replace(
         bases=new.bases,
         eigenvalues={name: old._replace(value=eigenvalues[name]) for name, old in state.eigenvalues.items()},

@@ -52,14 +52,14 @@ class KernelUse(NamedTuple):
 
     @property
     def raw_convolution(self) -> Convolution | None:
-        """How to read the arranged input as patches, where it is none yet."""
+        """How to read the arranged input as patches; None where it is no convolution's, or patches already."""
         return None if self.time else self.product.convolution
 
     def arrange_input(self, x: Array) -> Array:
-        """An input as the equation has it, after the scans' axes, as `[layers, lead, *time, *sites, d]`.
+        """An equation's input, with the scans' axes in front, as `[n_layers, lead, *time, *sites, d]`.
 
-        Without the axis `layers` where no scan stacks them; `[..., *spatial, channels]` of a convolution, but its
-        patches where there is a time; without d for the indices of a lookup.
+        There is an axis `n_layers` only where a scan stacks layers. A convolution's input ends with
+        `[*spatial, channels]`, or is patches where there is an axis of time. Indices of a lookup have no axis d.
         """
         product, n_scans = self.product, len(self.product.lengths)
         if product.convolution is not None:
@@ -71,7 +71,7 @@ class KernelUse(NamedTuple):
         return self._time_behind(self._merged(x, product.input_axes))
 
     def arrange_gradient(self, gradient: Array) -> Array:
-        """An output gradient in the same order `[layers, lead, *time, *sites, d]`."""
+        """An output gradient in the same order `[n_layers, lead, *time, *sites, d]`."""
         product, n_scans = self.product, len(self.product.lengths)
         if product.kind is Kind.CONVOLUTION:
             return self._time_behind(gradient.transpose(*range(n_scans), *(n_scans + a for a in product.output_axes)))
@@ -111,7 +111,7 @@ class Family(NamedTuple):
     uses: tuple[KernelUse, ...]
 
     def of_layers(self, x: Array) -> Array:
-        """What was captured of these layers: where a scan stacks them, the parts `[layers, ...]` of those given."""
+        """What was captured of these layers: where a scan stacks them, the parts `[n_layers, ...]` of those given."""
         indices = [layer.index for layer in self.layers]
         return x if indices in ([None], list(range(len(x)))) else x[jnp.array(indices)]
 
@@ -162,9 +162,9 @@ def trace(forward: Forward, params: PyTree) -> Traced:
 def families(
     products: Products, params: PyTree, layers: Sequence[Layer], output_gradients: bool = True
 ) -> tuple[dict[Path, Family], dict[str, str]]:
-    """The layers that the forward pass uses as such, by kernel; and layer name -> why another is not used so.
+    """The layers that the forward pass uses as linear layers, by kernel; and layer name -> why another is not one.
 
-    Without `output_gradients` the transposed uses of an embedding are left out, as of these A is the output side.
+    Without `output_gradients` the transposed uses of an embedding are left out, as their inputs make B, not A.
     """
     known = {leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
     found: dict[Path, Family] = {}

@@ -12,7 +12,7 @@ from .discovery import layers_of
 from .finder import Products
 from .fisher import Fisher
 from .layers import KERNEL_NAMES, Layer, Path, is_diagonal, named_leaves
-from .placement import ambiguous, split_described, unmasked
+from .placement import ambiguous, unmasked, with_described_rows
 from .sharing import Layout
 
 PyTree = Any
@@ -21,7 +21,7 @@ _NO_PRODUCT = "no kernel of a linear layer"
 
 
 class CurvatureWarning(UserWarning):
-    """Some parameters have no curvature, or its rows may be taken for another example's."""
+    """Some parameters have no curvature, or rows of a layer may be assigned to the wrong examples."""
 
 
 class Reasons(dict[str, str]):
@@ -55,7 +55,7 @@ def describe(
     if forward is not None:
         products = trace(forward, params).products
         found, refused = families(products, params, layers)
-        refused |= split_described(found, layout, fisher)[1] if layout is not None else {}
+        refused |= with_described_rows(found, layout, fisher)[1] if layout is not None else {}
         missing = left_out(products, params, layers)
     by_leaf: dict[Path, list[Layer]] = {}
     for layer in layers:

@@ -105,7 +105,7 @@ def refresh(
     }
 
     def refreshed(rotation: Callable[[Array], Array]) -> PyTree:
-        return map_by_size(functools.partial(_turn, one_by_one(rotation)), sides, mesh)
+        return map_by_size(functools.partial(_refreshed, one_by_one(rotation)), sides, mesh)
 
     if is_full is None:
         done = refreshed(eigenvectors)
@@ -159,7 +159,7 @@ def power_iteration(m: Array) -> Array:
     return jnp.linalg.qr(columns / jnp.linalg.norm(columns, axis=0))[0]
 
 
-def _turn(rotation: Callable[[Array], Array], factors: Array, bases: Array) -> tuple[Array, Array, Array]:
+def _refreshed(rotation: Callable[[Array], Array], factors: Array, bases: Array) -> tuple[Array, Array, Array]:
     """New bases, squared overlaps with the old, and whether each is good `[k]`, of stacks `[k, n, n]`."""
     turns = rotation(in_basis(factors, bases))
     new, are_orthogonal = _orthogonalise(_product(bases, turns))

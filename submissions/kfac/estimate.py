@@ -12,11 +12,11 @@ from .capture import Captured, Family, Forward, Traced, capture, families, trace
 from .coverage import Reasons, left_out, report, report_positions
 from .devices import AxisNames, own_key, sum_over, vary
 from .eigenbasis import Bases
-from .family import InputSums, Method, OutputSums, combined, input_products, second_order
+from .family import InputSums, Method, OutputSums, combined, input_products, output_products
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .heads import Head, heads_of
 from .layers import Layer, Path, at_least_float32
-from .placement import split_described
+from .placement import with_described_rows
 from .sharing import Layout, Sharing
 
 PyTree = Any
@@ -192,7 +192,7 @@ def _with_factors(
         fisher: None for input factors alone.
     """
     found, uncaptured = families(traced.products, params, layers, output_gradients=fisher is not None)
-    found, undescribed = split_described(found, layout, fisher or Fisher.SAMPLED)
+    found, undescribed = with_described_rows(found, layout, fisher or Fisher.SAMPLED)
     uncaptured |= undescribed
     report(params, layers, uncaptured, left_out(traced.products, params, layers), strict)
     report_positions(found, layout)
@@ -212,7 +212,7 @@ def _squares(
 
     def squares(gradients: Mapping[Path, list[Array]]) -> ByLayer:
         by_kernel = (
-            second_order(family, captured.inputs[kernel], gradients[kernel], method, bases)
+            output_products(family, captured.inputs[kernel], gradients[kernel], method, bases)
             for kernel, family in found.items()
         )
         return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}

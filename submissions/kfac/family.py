@@ -78,7 +78,7 @@ def input_products(family: Family, inputs: Sequence[Array], method: Method) -> d
     return _by_layer(family, sums, inputs)
 
 
-def second_order(
+def output_products(
     family: Family,
     inputs: Sequence[Array],
     gradients: Sequence[Array],

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from .layers import Path
 from .products import PRODUCTS, Key, Product, View, array_type
-from .views import Output, Tag, fits, kernel_operand, sum_of, viewed
+from .views import Output, Tag, kernel_operand, lies_along_outputs, sum_of, view_after
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
 REMATERIALISED = ("remat2", "remat", "checkpoint")
@@ -38,7 +38,7 @@ class Products:
 
     Attributes:
         by_leaf: leaf -> its products, in order.
-        problems: leaf -> the use of it that is no product, where there is one.
+        problems: leaf -> what else it is used for, if for anything but products.
         consumers: product's key -> what the product's output is used for; the path of a leaf that is added to it.
     """
 
@@ -117,14 +117,14 @@ class _Finder:
             return self._scan(eqn, tags, is_needed, at, lengths)
         if name in ("add", "add_any") and (pair := sum_of(tags)):
             output, bias = pair
-            if fits(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
+            if lies_along_outputs(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
                 self.found.consumers[output.product.key].append(bias.leaf)
                 return nothing
         if name in _KEEP_VALUES:
             return tags[: len(eqn.outvars)]
         if isinstance(tags[0], Output) and name == "transpose":
             return [dataclasses.replace(tags[0], axes=tuple(tags[0].axes[i] for i in eqn.params["permutation"]))]
-        if isinstance(tags[0], View) and (view := viewed(eqn, tags[0])):
+        if isinstance(tags[0], View) and (view := view_after(eqn, tags[0])):
             return [view]
         match = PRODUCTS.get(name)
         kernel = kernel_operand(tags)

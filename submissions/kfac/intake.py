@@ -1,7 +1,10 @@
 """The first stage of an update: drop gradients that are not finite, and average new estimates of the curvature.
 
-An estimate enters its average if it is finite and not zero. The two factors of a layer are judged one by one. For
-example, B is zero under a head that starts from zero, and in reduce for attention keys, while A is not.
+An average leaves out estimates that are zero or not finite. This is decided for each factor alone: before a head that
+is initialised to zero, and with reduce for attention keys, B is zero and A is not.
+
+Axes: averages of the layers of one shape are stacked, `[n_layers, n, m]`. For example, two layers of 64 inputs, a bias
+and 10 outputs have averages `[2, 65, 65]` of A and `[2, 10, 10]` of B.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,8 +39,8 @@ class Fallbacks(NamedTuple):
     """How often a layer's new curvature, or a parameter's gradient, was not used.
 
     Attributes:
-        n_zero: `[]` int32, an estimate of it was zero, as in a dead layer, under a head that starts from zero, or in
-            reduce for attention keys, always.
+        n_zero: `[]` int32, estimates that were zero: of a dead layer, of layers before a head that is initialised to
+            zero, and with reduce always of attention keys.
         n_faulty: `[]` int32, something of it was not finite or overflowed, or a basis was not orthogonal.
     """
 
@@ -128,10 +131,10 @@ def accumulate(
             if estimate.shape != average.value.shape:
                 expected = f"estimates of {estimate.shape} for averages of {average.value.shape}"
                 raise ValueError(f"layers {group.name}: {expected}; take both from one `find_layers`")
-        taken = [_take(average, estimate, decay) for average, estimate in zip(old, batch, strict=True)]
-        new[group.name] = treedef.unflatten([average for average, _, _ in taken])
+        updated = [_updated(average, estimate, decay) for average, estimate in zip(old, batch, strict=True)]
+        new[group.name] = treedef.unflatten([average for average, _, _ in updated])
         is_given = jnp.array([layer.name in estimates for layer in group.layers])
-        is_finite, is_nonzero = (jnp.stack(flags).all(0) for flags in list(zip(*taken, strict=True))[1:])
+        is_finite, is_nonzero = (jnp.stack(flags).all(0) for flags in list(zip(*updated, strict=True))[1:])
         fallbacks = fallbacks.plus(
             n_zero=(is_given & is_finite & ~is_nonzero).sum(dtype=jnp.int32),
             n_faulty=(is_given & ~is_finite).sum(dtype=jnp.int32),
@@ -139,7 +142,7 @@ def accumulate(
     return new, fallbacks
 
 
-def values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
+def averaged_values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The averages' values alone."""
     found: dict[str, PyTree] = jax.tree.map(lambda average: average.value, dict(averages), is_leaf=_is_average)
     return found
@@ -153,14 +156,14 @@ def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:
     }
 
 
-def _take(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array, Array]:
+def _updated(average: Average, estimate: Array, decay: Scalar) -> tuple[Average, Array, Array]:
     """The new average; for each layer whether its estimate is finite, and whether it is not zero `[n_layers]`."""
     n = average.n_estimates
     value = moving_average(average.value, estimate, jnp.asarray(decay), per_layer(n))
     is_finite = jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
     is_nonzero = (estimate != 0).any((1, 2))
-    is_taken = is_finite & is_nonzero
-    return Average(jnp.where(per_layer(is_taken), value, average.value), n + is_taken), is_finite, is_nonzero
+    is_used = is_finite & is_nonzero
+    return Average(jnp.where(per_layer(is_used), value, average.value), n + is_used), is_finite, is_nonzero
 
 
 def _is_average(node: PyTree) -> bool:

@@ -176,11 +176,11 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
             and not set(children) - {"kernel", "bias"}
             and all(x is not None for x in children.values())
         ):
-            found += _split(path, children, _is_attention(path, nodes), max_width)
+            found += _layers_of_node(path, children, _is_attention(path, nodes), max_width)
     return tuple(layer for layer in found if not all(layer.are_diagonal))
 
 
-def _split(path: Path, leaves: Mapping[str, Any], is_attention: bool, max_width: int) -> list[Layer]:
+def _layers_of_node(path: Path, leaves: Mapping[str, Any], is_attention: bool, max_width: int) -> list[Layer]:
     """A node's layer, or the layers that a scan over depth stacked in it; none where the split is not known."""
     kernel = tuple(leaves["kernel"].shape)
     bias = tuple(leaves["bias"].shape) if "bias" in leaves else None

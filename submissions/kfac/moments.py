@@ -11,7 +11,7 @@ Scalar = float | Array
 
 
 def lookahead(average: PyTree, gradients: PyTree, beta1: Scalar, count: Array) -> tuple[PyTree, PyTree]:
-    """The new average of the gradients, and what it will be a step ahead (Nesterov), without bias.
+    """The new average of the gradients, and its value one step ahead (Nesterov), corrected for its start from zero.
 
     Args:
         count: updates made, this one included `[]`.
@@ -22,7 +22,7 @@ def lookahead(average: PyTree, gradients: PyTree, beta1: Scalar, count: Array) -
 
 
 def mean_squares(average: PyTree, gradients: PyTree, beta2: Scalar, count: Array) -> tuple[PyTree, PyTree]:
-    """The new average of the squared gradients, and the same without bias."""
+    """The new average of the squared gradients, and the same corrected for its start from zero."""
     second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, average, gradients)
     return second, jax.tree.map(lambda v: v / (1 - beta2**count), second)
 

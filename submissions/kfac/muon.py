@@ -30,12 +30,12 @@ from .intake import (
     Average,
     Fallbacks,
     accumulate,
+    averaged_values,
     clip_finite,
     count_false,
     finite_gradients,
     no_average,
     no_fallbacks,
-    values,
 )
 from .layers import Layer, is_diagonal
 from .moments import adam, lookahead
@@ -178,13 +178,13 @@ def _average(
     state: MuonState, groups: Sequence[Group], factors: Mapping[str, tuple[Array, Any]], decay: Scalar
 ) -> MuonState:
     of_inputs = {name: pair[0] for name, pair in factors.items()}
-    averages, left_out = accumulate(state.factors, groups, of_inputs, decay)
-    return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
+    averages, unused = accumulate(state.factors, groups, of_inputs, decay)
+    return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
 
 
 def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
     """New roots for every layer that has a factor; one whose root is not finite keeps what it had."""
-    new = damped_inverse_roots(values(state.factors), damping, mesh)
+    new = damped_inverse_roots(averaged_values(state.factors), damping, mesh)
     is_finite = {name: jnp.isfinite(root).all((1, 2)) for name, root in new.items()}
     has_factor = {name: average.n_estimates > 0 for name, average in state.factors.items()}
     roots = {

@@ -1,4 +1,4 @@
-"""Whose example each of a layer's rows is: the batch's layout, applied to what the forward pass gave."""
+"""Which example each of a layer's rows belongs to, by the batch's layout."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def place(use: KernelUse, values: Array, layout: Layout, is_raw: bool = False) -
     return Use(values, rows, convolution)
 
 
-def split_described(
+def with_described_rows(
     families: Mapping[Path, Family], layout: Layout, fisher: Fisher
 ) -> tuple[dict[Path, Family], dict[str, str]]:
     """The families whose rows the layout describes; and layer name -> why another's are not described."""

@@ -1,7 +1,7 @@
 """The equations of a jaxpr that multiply a kernel with a layer's input.
 
 A *product* is a matrix product, a convolution, or a lookup of an embedding's rows. Its kernel is a *view* of a
-parameter: the leaf but for its dtype, the order of its axes, and axes of size 1.
+parameter: the leaf, possibly with another dtype, another order of its axes, and more or fewer axes of size 1.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A value that is a leaf but for its dtype, the order of its axes, and axes of no consequence.
+    """A value equal to a leaf, possibly with another dtype, another order of its axes, and axes added or dropped.
 
     `axes` are the leaf's, without the one that a scan slices; None for one that is new. `is_broadcast` where a new axis
     repeats the leaf.

@@ -1,4 +1,4 @@
-"""Optimisers of layers as parts of others, which show them a part of the parameter tree, or wrap their state.
+"""Optimisers of layers inside other optimisers, which give them a part of the parameter tree, or wrap their state.
 
 `optax.masked` and `optax.multi_transform` take leaves out of the parameters and gradients that an optimiser sees. A
 layer whose kernel is taken out is none of this optimiser's; one whose bias is taken out is a layer without a bias.
@@ -43,7 +43,7 @@ def routed(
         )
 
     def init(params: PyTree) -> PyTree:
-        return build(held(layers, params)).init(params)
+        return build(layers_in(layers, params)).init(params)
 
     def update(
         gradients: PyTree,
@@ -54,7 +54,7 @@ def routed(
         refresh: bool | None = None,
         **options: Any,
     ) -> tuple[PyTree, PyTree]:
-        own = held(layers, gradients)
+        own = layers_in(layers, gradients)
         own_factors = _own_factors(_given(factors, layers), own)
         refresh = bool(own_factors) if refresh is None else refresh
         if options.get("eigenvalues"):
@@ -65,7 +65,7 @@ def routed(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def held(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
+def layers_in(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
     """The layers whose kernel is in a parameter-like tree, without a bias that is not.
 
     Raises:

@@ -57,7 +57,7 @@ class Layout(NamedTuple):
         by_shape: lengths of one or more leading axes -> their rows; None where two kinds of rows have these lengths.
             Rows of several axes are those of the axes merged into one.
         example_axis: where the examples lie among the leading axes of a layer's input, if it has more than one: 0, or 1
-            for time-major data; None for 0 that is taken for granted.
+            for time-major data; None assumes 0, and is warned of where 1 is as likely.
     """
 
     by_shape: Mapping[tuple[int, ...], Rows | None]
@@ -118,8 +118,8 @@ def batch_layout(
             two axes has the padding left out of its factors, and reduce's means are over the real tokens. Of a layer
             with another number of positions all count, and a warning says so; `row_layout` describes several numbers.
         example_axis: 1 for time-major inputs `[positions, n_examples, ...]`; `is_token` keeps the examples first.
-            An input with one leading axis has the examples there in any case. 0 states that inputs are not time-major,
-            which ends the warning where there are as many positions as examples.
+            An input with a single leading axis always has the examples there. 0 says that inputs are not time-major,
+            so that there is no warning where there are as many positions as examples.
 
     Raises:
         ValueError: `is_token` is not of that shape.

@@ -1,4 +1,4 @@
-"""Work on many square matrices: those of a size as one batch, the batch split over the devices."""
+"""Functions of many square matrices: one batch for each size, split over the devices."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar

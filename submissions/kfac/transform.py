@@ -24,12 +24,12 @@ from .intake import (
     Average,
     Fallbacks,
     accumulate,
+    averaged_values,
     clip_finite,
     finite_gradients,
     is_informed,
     no_factors,
     no_fallbacks,
-    values,
 )
 from .layers import Layer, at_least_float32
 from .precondition import Inverses, bounded_or_fallback, damped_inverses, has_inverse, no_inverses, precondition
@@ -175,11 +175,11 @@ def scale_by_kfac(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            averages, left_out = accumulate(state.factors, groups, factors, factor_decay)
-            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*left_out))
+            averages, unused = accumulate(state.factors, groups, factors, factor_decay)
+            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
         if refresh:
             inverses, n_failed = damped_inverses(
-                values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
+                averaged_values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
             )
             state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
         state, fallback = _fallback(state, parts)

@@ -18,7 +18,7 @@ def kl_clip(inner_product: Array, bound: Array) -> Array:
     Source: Ba, Grosse and Martens, "Distributed Second-Order Optimization using Kronecker-Factored Approximations",
     2017.
     """
-    # A sum that overflowed both ways is no number, and so long a step that none of it is taken.
+    # A sum that overflowed to both infinities is NaN: the step is too long to take any of it.
     predicted = jnp.where(jnp.isnan(inner_product), jnp.inf, inner_product)
     predicted = jnp.maximum(predicted, jnp.finfo(inner_product.dtype).tiny)
     return jnp.minimum(1, jnp.sqrt(bound / predicted))

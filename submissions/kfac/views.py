@@ -12,7 +12,7 @@ from .products import Product, View, array_type
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A value that is a product's output but for its dtype and the order of its axes.
+    """A value equal to a product's output, possibly with another dtype and another order of its axes.
 
     `axes` are those of the product's output; `features` are the ones along which a bias lies.
     """
@@ -32,7 +32,7 @@ def sum_of(tags: Sequence[Tag]) -> tuple[Output, View] | None:
     return (outputs[0], views[0]) if len(outputs) == len(views) == 1 else None
 
 
-def fits(output: Output, bias: View, shape: Sequence[int]) -> bool:
+def lies_along_outputs(output: Output, bias: View, shape: Sequence[int]) -> bool:
     """Whether a leaf added to a product lies along the output features alone, in order, and is sliced as the kernel."""
     positions = {axis: position for position, axis in enumerate(output.features)}
     expected = [positions.get(axis) for axis in output.axes]
@@ -50,7 +50,7 @@ def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:
     return views[0] if len(views) == 1 else None
 
 
-def viewed(eqn: JaxprEqn, view: View) -> View | None:
+def view_after(eqn: JaxprEqn, view: View) -> View | None:
     """The view that an equation makes of another; None if it makes none."""
     name, shape, new_shape = eqn.primitive.name, array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape
     if name == "transpose":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import submissions
-from submissions.kfac.adaptive import EigenbasisState, scale_state
+from submissions.kfac.adaptive import EigenbasisState, eigenbasis_state
 from tests.submissions.fake_workload import FakeWorkload, Trial, batches
 from tests.submissions.test_contract import point, searched
 from tuning.submission import load
@@ -33,7 +33,7 @@ def workload() -> FakeWorkload:
 
 
 def state_of(trial: Trial) -> EigenbasisState:
-    return jax.tree.map(np.asarray, scale_state(trial.optimizer_state[0]))
+    return jax.tree.map(np.asarray, eigenbasis_state(trial.optimizer_state[0]))
 
 
 def test_ekfac_trains(submission, workload):

@@ -19,7 +19,7 @@ from submissions.kfac import Geometry, LossKind, Sharing, find_layers
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.fisher import sample_cotangent
 from submissions.kfac.groups import group_by_shape, unstack
-from submissions.kfac.intake import is_informed, values
+from submissions.kfac.intake import averaged_values, is_informed
 from submissions.kfac.transform import KFACState
 from tests.submissions.slow_factors import assert_close, slow_factors
 from workloads.spec import ForwardPassMode
@@ -160,7 +160,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, KFACState))
     state = next(node for node in nodes if isinstance(node, KFACState))
     groups = group_by_shape(find_layers(case.params))
-    factors = unstack(groups, values(state.factors))
+    factors = unstack(groups, averaged_values(state.factors))
     untold = {name for name, is_told in unstack(groups, is_informed(state.factors)).items() if not is_told}
     return {name: pair for name, pair in factors.items() if name not in untold}, untold
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from submissions.kfac import Scaling, eigenbasis_adam, find_layers
-from submissions.kfac.adaptive import scale_state
+from submissions.kfac.adaptive import eigenbasis_state
 from submissions.kfac.eigenbasis import Bases
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def run(factors=FACTORS, refresh=ALWAYS, gradients=GRADIENTS, eigenvalues=None, 
         )
         params = optax.apply_updates(params, updates)
         trajectory.append(params)
-    return trajectory, scale_state(state)
+    return trajectory, eigenbasis_state(state)
 
 
 def stacked(leaves) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_a_refresh_on_unchanged_factors_changes_nothing(full_refreshes, rank):
         updates, state = optimizer.update(gradient, state, params, factors=given(factors), refresh=factors is not None)
         params = optax.apply_updates(params, updates)
     shuffled = jax.tree.map(lambda x: x, state)
-    inner, group = scale_state(state), "6x3"
+    inner, group = eigenbasis_state(state), "6x3"
     orders = [np.roll(RNG.permutation(n), 1) for n in (6, 3)]
     turned = [
         basis[:, :, order] * RNG.choice([-1.0, 1.0], len(order)).astype(np.float32)
