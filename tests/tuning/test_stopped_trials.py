@@ -99,7 +99,7 @@ def test_stopped_beyond_its_lease_it_writes_nothing(server, tmp_path, i):
 def is_locked(database):
     with closing(sqlite3.connect(database, timeout=0)) as connection:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN EXCLUSIVE")  # which one that reads prevents, too
         except sqlite3.OperationalError:
             return True
     return False
