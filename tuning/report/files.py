@@ -22,7 +22,7 @@ TIMES = ("accumulated_submission_time", "accumulated_eval_time", "accumulated_lo
 
 
 @dataclass(frozen=True)
-class Problem:
+class FileProblem:
     """What is wrong with a file; everything else is reported all the same."""
 
     file: str
@@ -48,7 +48,7 @@ class TrialFolder:
 @dataclass
 class Found:
     folders: list[TrialFolder] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FileProblem] = field(default_factory=list)
 
 
 def find(places: Iterable[Path]) -> Found:
@@ -65,17 +65,19 @@ def find(places: Iterable[Path]) -> Found:
                 seen.add(resolved)
                 found.folders.append(folder)
         if not n_own:
-            found.problems.append(Problem(str(place), "holds no trial folder (trial_1, trial_2, …)"))
+            found.problems.append(FileProblem(str(place), "holds no trial folder (trial_1, trial_2, …)"))
         elif len(seen) == n_before:
-            found.problems.append(Problem(str(place), "holds only trial folders that are read already; counted once"))
+            found.problems.append(
+                FileProblem(str(place), "holds only trial folders that are read already; counted once")
+            )
     return found
 
 
-def _on_disk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, TrialFolder]]:
+def _on_disk(root: Path, problems: list[FileProblem]) -> Iterator[tuple[Path, TrialFolder]]:
     entered: set[Path] = set()  # resolved, since links may lead back
 
     def complain(error: OSError) -> None:
-        problems.append(Problem(str(error.filename), f"cannot be read: {error.strerror}"))
+        problems.append(FileProblem(str(error.filename), f"cannot be read: {error.strerror}"))
 
     for path, folders, names in os.walk(root, followlinks=True, onerror=complain):
         place = Path(path)
@@ -93,7 +95,7 @@ def _text(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def _in_archive(archive: Path, problems: list[Problem]) -> Iterator[tuple[Path, TrialFolder]]:
+def _in_archive(archive: Path, problems: list[FileProblem]) -> Iterator[tuple[Path, TrialFolder]]:
     contents: dict[PurePath, dict[str, bytes]] = {}
     try:
         with tarfile.open(archive, "r:*") as packed:
@@ -103,7 +105,7 @@ def _in_archive(archive: Path, problems: list[Problem]) -> Iterator[tuple[Path, 
                 if file is not None:
                     contents.setdefault(path.parent, {})[path.name] = file.read()
     except (OSError, tarfile.TarError, EOFError) as error:
-        problems.append(Problem(str(archive), f"is no archive of trial folders that can be read: {error}"))
+        problems.append(FileProblem(str(archive), f"is no archive of trial folders that can be read: {error}"))
     for place, files in contents.items():
         own = archive.resolve() / place
         yield own, TrialFolder(archive / place, archive, tuple(files), functools.partial(_decoded, files))
@@ -121,7 +123,7 @@ def _natural(name: str) -> list[Any]:
 
 
 def read_json(
-    folder: TrialFolder, name: str, types: Mapping[str, Any], problems: list[Problem], cure: str = ""
+    folder: TrialFolder, name: str, types: Mapping[str, Any], problems: list[FileProblem], cure: str = ""
 ) -> dict:
     """A JSON object, without the entries of a wrong type, each of which is a problem; {} where there is no file.
 
@@ -137,14 +139,16 @@ def read_json(
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(Problem(file, f"cannot be read: {error or 'nested too deeply'}{cure}"))
+        problems.append(FileProblem(file, f"cannot be read: {error or 'nested too deeply'}{cure}"))
         return {}
     kept = {}
     for key, value in content.items():
         if key in types and value is not None and not _is_of(value, types[key]):
-            told = json.dumps(value)
-            told = told if len(told) < 60 else told[:57] + "…"
-            problems.append(Problem(file, f"is left out in part: {key} is {told}, which is no {_named(types[key])}"))
+            text = json.dumps(value)
+            text = text if len(text) < 60 else text[:57] + "…"
+            problems.append(
+                FileProblem(file, f"is left out in part: {key} is {text}, which is no {_named(types[key])}")
+            )
         else:
             kept[key] = value
     return kept
@@ -161,7 +165,7 @@ def _named(kinds: Any) -> str:
     return {str: "text", dict: "object", int: "whole number"}.get(kinds, "number")
 
 
-def read_evaluations(folder: TrialFolder, metric: str, extra: Sequence[str], problems: list[Problem]) -> dict:
+def read_evaluations(folder: TrialFolder, metric: str, extra: Sequence[str], problems: list[FileProblem]) -> dict:
     """Column -> `[evaluations]`, of the rows that are whole.
 
     A metric that is empty or no number is NaN, and never a hit. Columns of `extra` may be absent: all NaN.
@@ -171,7 +175,7 @@ def read_evaluations(folder: TrialFolder, metric: str, extra: Sequence[str], pro
     rows: list[list[float]] = []
 
     def complain(what: str) -> None:
-        problems.append(Problem(file, what))
+        problems.append(FileProblem(file, what))
 
     try:
         lines = folder.text("eval_measurements.csv").splitlines(keepends=True)

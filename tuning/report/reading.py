@@ -14,7 +14,7 @@ import numpy as np
 from tuning import scoring
 from tuning.outcome import Miss
 from tuning.report import files
-from tuning.report.files import Problem, TrialFolder
+from tuning.report.files import FileProblem, TrialFolder
 from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
@@ -110,7 +110,7 @@ class Trial:
 @dataclass
 class Records:
     trials: list[Trial] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FileProblem] = field(default_factory=list)
     hardware_profile: str = budgets.V100X8
 
 
@@ -130,9 +130,9 @@ def read(places: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Reco
     return records
 
 
-def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[Problem]) -> Trial | None:
+def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileProblem]) -> Trial | None:
     def complain(file: str, what: str) -> None:
-        problems.append(Problem(str(folder.place / file), what))
+        problems.append(FileProblem(str(folder.place / file), what))
 
     if not folder.names:
         complain("", "an empty folder")
@@ -261,7 +261,7 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], ha
     return str(Miss.BUDGET) if is_spent or trial.steps[-1] >= (trial.budget or math.inf) else UNFINISHED
 
 
-def _told_apart(trials: list[Trial], problems: list[Problem]) -> list[Trial]:
+def _told_apart(trials: list[Trial], problems: list[FileProblem]) -> list[Trial]:
     """Submissions of one name in several experiments, on one workload, each with its experiment's name.
 
     The trials of the target's own configuration are always a row of their own, and so are those that tuned themselves,
@@ -274,7 +274,7 @@ def _told_apart(trials: list[Trial], problems: list[Problem]) -> list[Trial]:
     clashing = {name for (_, name), places in experiments.items() if len(places) > 1}
     for name in sorted(clashing):
         places = sorted({trial.experiment for trial in trials if trial.submission == name})
-        problems.append(Problem(", ".join(places), f"hold submissions of one name, {name}: shown apart by folder"))
+        problems.append(FileProblem(", ".join(places), f"hold submissions of one name, {name}: shown apart by folder"))
     return [
         replace(trial, submission=f"{trial.submission} ({Path(trial.experiment).name})")
         if trial.submission in clashing

@@ -12,7 +12,7 @@ from typing import Any
 from tuning import scoring
 from tuning.report import protocols, provenance
 from tuning.report.protocols import Cost
-from tuning.report.reading import STATES, Phase, Problem, Records, Trial
+from tuning.report.reading import STATES, FileProblem, Phase, Records, Trial
 from tuning.scoring import Spread
 
 
@@ -110,7 +110,7 @@ class Summary:
     provenance: Mapping[str, Sequence[str]]
     hardware_profile: str
     warnings: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[FileProblem, ...]
 
     @property
     def score_by(self) -> Cost:
