@@ -123,9 +123,7 @@ class Workload(abc.ABC):
     budget: Budget
     split_sizes: SplitSizes
     training_batch_size: int | None = None  # for submissions that have none for this workload's name
-    fills_up_batches: bool = (
-        False  # with padding, to rows that the devices divide; else they must divide the batch size
-    )
+    fills_up_batches: bool = False  # with padding; where not, the devices must divide the batch size
     hardware_profile: str | None = None  # whose budget this is, where the user chose one
     prepared_data: tuple[PreparedData, ...] = ()  # what `scripts/prepare_data.py` is to make
 
