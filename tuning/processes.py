@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tuning.errors import MachineFault, UserError, one_line
 
@@ -80,6 +82,18 @@ class Processes:
         for index in range(self.count):
             if said := self._client.blocking_key_value_get(f"{phase}/{index}", int(1000 * _ANSWER_S)):
                 raise UserError(f"process {index} of {self.count}: {said}")
+
+    def connect_devices(self) -> None:
+        """Has the devices compute together, while all processes are at the same place.
+
+        On CPUs the first collective waits 30 s for the other processes, however long these compile.
+        """
+        self._client.wait_at_barrier("connect", int(1000 * _ANSWER_S))
+        mesh = Mesh(np.array(jax.devices()), ("all",))
+        split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+        ones = jax.make_array_from_process_local_data(split, np.ones(jax.local_device_count()))
+        jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=whole)(ones))
+        multihost_utils.sync_global_devices("connected")
 
     def refuse_other(self, own: Any, what: str) -> None:
         """
@@ -171,4 +185,6 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
         raise UserError(f"the processes of this trial do not meet: {one_line(error)[:300]}") from error
     from orbax.checkpoint import multihost
 
-    return Processes(jax.process_index(), jax.process_count(), multihost.get_jax_distributed_client())
+    own = Processes(jax.process_index(), jax.process_count(), multihost.get_jax_distributed_client())
+    own.connect_devices()
+    return own
