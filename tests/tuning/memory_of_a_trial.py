@@ -1,0 +1,53 @@
+"""A trial of 2,000 steps and 50 evaluations of a small model; prints the memory after every evaluation.
+
+    python tests/tuning/memory_of_a_trial.py FOLDER
+
+A line: the bytes of this process on the host, and of all living arrays on the device. `test_memory.py` runs this.
+"""
+
+import gc
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before an installed one
+
+from tests.tuning.on_several_devices import Images
+from tuning import submission
+from tuning.claim import Claim
+from tuning.description import describe
+from tuning.trial import Checkpointing, run_trial
+from workloads.spec import Budget, Target
+
+N_STEPS, N_EVALUATIONS = 2000, 50
+
+
+class Endless(Images):
+    validation_target = test_target = Target("accuracy", float("inf"))
+    budget = Budget(N_STEPS, 10_000, 10_000, eval_period_steps=N_STEPS // N_EVALUATIONS)
+
+
+def main() -> None:
+    chosen = submission.load("submissions/kfac_reduce").with_batch_sizes(16, 8)
+    point = namedtuple("Hyperparameters", ["learning_rate", "damping"])(1e-3, 1e-2)
+    described = dict(rng_seed=0, trial_index=1, data_dir=sys.argv[1])
+    seen = [0]
+
+    def report(progress) -> None:
+        if progress.n_evaluations > seen[0]:
+            seen[0] = progress.n_evaluations
+            gc.collect()
+            on_device = sum(array.nbytes for array in jax.live_arrays())
+            print(psutil.Process().memory_info().rss, on_device, flush=True)
+
+    workload = Endless()
+    description = describe("mnist_vit", workload, chosen, point, **described)
+    with Claim.take(Path(sys.argv[1]) / "trial") as claim:
+        run_trial(description, workload, chosen, claim, report=report, checkpointing=Checkpointing(keep=2))
+
+
+if __name__ == "__main__":
+    main()
