@@ -14,6 +14,7 @@ from benchmarks import (
     memory,
     operations,
     orthogonalisation,
+    scaling,
     workload_steps,
 )
 from benchmarks.timing import Deadline
@@ -62,7 +63,9 @@ def write(name: str, options: Options) -> str:
     if name not in _TABLES:
         raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
     title, table = _TABLES[name]
-    text = "\n".join([*_head(title, options, has_rounds=name not in ("memory", "operations")), "", table(options), ""])
+    text = "\n".join(
+        [*_head(title, options, has_rounds=name not in ("memory", "operations", "scaling")), "", table(options), ""]
+    )
     records.write_text(options.out / f"{name}.md", text)
     return text
 
@@ -211,6 +214,19 @@ def _memory(options: Options) -> str:
     )
 
 
+def _scaling(options: Options) -> str:
+    parts = [
+        "Counted in the programs that the compiler makes for simulated devices; nothing is run. The batch grows with",
+        "the devices. Collectives are the bytes of their results on a device, of which a data-parallel step needs at",
+        "least the gradient's. A refresh's work is Σ n³ over the matrices that a device factorises.",
+    ]
+    for name in options.workloads:
+        batch_size = options.batch_size or load(f"submissions/{options.submissions[0]}").get_batch_size(name)
+        counted = scaling.table(name, batch_size, options.submissions, options.seed)
+        parts += ["", f"## {name}, {batch_size} examples on each device", "", counted]
+    return "\n".join(parts)
+
+
 def _inputs(options: Options) -> str:
     graphs = input_pipelines.graphs_table(50_000, n_rounds=options.n_rounds, seed=options.seed)
     images = input_pipelines.images_table(n_rounds=options.n_rounds, seed=options.seed)
@@ -224,6 +240,7 @@ _TABLES = {
     "growth": ("How cost grows", _growth),
     "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),
     "memory": ("Memory of a step", _memory),
+    "scaling": ("Weak scaling", _scaling),
     "inputs": ("Input pipelines", _inputs),
     "kfac_jax": ("Beside kfac-jax", _kfac_jax),
 }
