@@ -51,6 +51,10 @@ def test_every_workflow_calls_make():
         assert any(step.get("run", "").startswith("make ") for step in steps), file.name
 
 
+# The flags that the image's entry point takes from its volumes.
+_IN_IMAGE = {"data_dir": "/data", "experiment_dir": "/experiments", "experiment_name": "experiment"}
+
+
 def _blocks():
     return [(page.stem, block) for page in PAGES for block in _SHELL.findall(page.read_text(encoding="utf-8"))]
 
@@ -65,7 +69,7 @@ def _program(words: list[str]) -> list[str] | None:
     """What a documented command runs of this project: a script and its arguments, or None."""
     image = next((i for i, word in enumerate(words) if re.fullmatch(r"kfac(:cuda|\.sif)?", word)), None)
     if image is not None and "run" in words[:image]:
-        return entrypoint.command(words[image + 1 :], {})[1:]
+        return entrypoint.command(words[image + 1 :], _IN_IMAGE)[1:]
     script = next((i for i, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py")), None)
     return None if script is None else words[script:]
 
