@@ -198,9 +198,13 @@ def test_the_gradient_is_clipped(submission, workload):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), clipped, before)
     unbounded = one_step(submission, workload, with_options(submission, dropout_rate=DROPOUT_RATE))[1]
     assert differ(unbounded, before)
+    # A bound above the gradient's norm does nothing: another such bound gives the same to the last bit.
+    wider = one_step(submission, workload, with_options(submission, dropout_rate=DROPOUT_RATE, grad_clip=1e9))[1]
+    assert_same(unbounded, wider)
+    # Without a bound it is another program. Adam's first step is nearly the gradient's sign, so that rounding shows where
+    # the gradient is small; most in SOAP, whose first basis is one gradient's and beyond its rank made of rounding.
     without = one_step(submission, workload, point(**(searched(submission) | {"weight_decay": 0.0})))[1]
-    # Of the step, as Adam's first one is nearly the gradient's sign, and so its rounding shows where that is small.
-    assert distance(unbounded, without) < 0.02 * distance(without, before)
+    assert distance(unbounded, without) < 0.05 * distance(without, before)
 
 
 def test_the_model_state_is_updated(submission, workload):
