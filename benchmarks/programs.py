@@ -141,5 +141,7 @@ def _without_refresh(
     key, model_key, step_key = jax.random.split(key, 3)
     problem, layers = _problem(workload, batch, model_state, model_key), find_layers(params)
     estimated, curvature = algorithm.estimate(problem, state, params, layers, h, step_key)
-    updates, state = algorithm.optimizer(layers, h).update(estimated.gradients, state, params, **curvature)
+    updates, state = algorithm.optimizer(layers, h).update(
+        estimated.gradients, state, params, refresh=False, **curvature
+    )
     return state, optax.apply_updates(params, updates), model_state, key

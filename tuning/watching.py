@@ -96,7 +96,9 @@ class Scalars:
         if watching.tensorboard:
             from tensorboardX import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+            # The library names files by the second: one of its own for a trial that goes on within the same second.
+            own = f".from_step_{first_step:012d}"
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=own)
 
             def write(values: dict[str, float], step: int) -> None:
                 for name, value in values.items():
