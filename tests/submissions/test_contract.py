@@ -202,7 +202,7 @@ def test_the_gradient_is_clipped(submission, workload):
     wider = one_step(submission, workload, with_options(submission, dropout_rate=DROPOUT_RATE, grad_clip=1e9))[1]
     assert_same(unbounded, wider)
     # Without a bound it is another program. Adam's first step is nearly the gradient's sign, so that rounding shows
-    # where the gradient is small; most in SOAP, whose first basis is one gradient's and beyond its rank made of rounding.
+    # where the gradient is small; most in SOAP, whose first basis is of one gradient and otherwise of rounding.
     without = one_step(submission, workload, point(**(searched(submission) | {"weight_decay": 0.0})))[1]
     assert distance(unbounded, without) < 0.05 * distance(without, before)
 
