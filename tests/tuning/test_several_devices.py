@@ -12,7 +12,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("on_several_devices.py")
-SUBMISSIONS = ["nadamw", "kfac_reduce", "ekfac_adam_expand", "kfac_muon_reduce"]
+# Not ekfac_adam: where eigenvalues coincide, as in the graph model's factors, rounding chooses the axes of its steps.
+SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "kfac_muon_reduce"]
 PRECISIONS = {"float64": "1", "float32": "0"}
 
 
