@@ -12,8 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("on_several_devices.py")
-# Not ekfac_adam: where eigenvalues coincide, as in the graph model's factors, rounding chooses the axes of its steps.
-SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "kfac_muon_reduce"]
+SUBMISSIONS = ["nadamw", "kfac_reduce", "ekfac_adam_expand", "kfac_muon_reduce"]
 PRECISIONS = {"float64": "1", "float32": "0"}
 
 
