@@ -60,9 +60,10 @@ def _blocks():
 
 
 def _words(block: str) -> list[list[str]]:
-    """The words of each command of a block, variables replaced by 1."""
+    """The words of each command of a block, variables replaced by 1, without the `&` of one in the background."""
     lines = block.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(re.sub(r"\$\w+", "1", line), comments=True))]
+    commands = [re.sub(r"\$\w+", "1", line.removesuffix(" &")) for line in lines]
+    return [words for command in commands if (words := shlex.split(command, comments=True))]
 
 
 def _program(words: list[str]) -> list[str] | None:
