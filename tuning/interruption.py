@@ -77,11 +77,18 @@ class Interruption:
                 number = getattr(signal, name)
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._earlier[number] = signal.signal(number, self._note)
+        self._earlier_hook, sys.unraisablehook = sys.unraisablehook, self._report
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, earlier in self._earlier.items():
             signal.signal(number, earlier)
+        sys.unraisablehook = self._earlier_hook
+
+    def _report(self, problem: Any) -> None:
+        """Python drops what is raised in a destructor or a weak reference's callback. The signal stays noted."""
+        if not isinstance(problem.exc_value, Interrupted):
+            self._earlier_hook(problem)
 
     @contextmanager
     def ends_at_once(self) -> Iterator[None]:

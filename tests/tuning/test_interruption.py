@@ -3,6 +3,7 @@
 import csv
 import functools
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -182,3 +183,19 @@ def test_checkpoints_at_a_period_are_off_the_clock_and_resumed_bit_for_bit(tmp_p
 
 def _on_time(make, now):
     return lambda self, *arguments, **named: make(self, *arguments, **named | {"time": now})
+
+
+def test_a_signal_in_a_destructor_is_noted_without_a_traceback(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.ends_at_once():
+            last = Last()
+            del last
+            interruption.raise_if_signalled()
+    assert interruption.signal_name == "SIGTERM" and not reported
