@@ -66,20 +66,17 @@ def assert_as_on_one(got, expected, precision):
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize(("n_devices", "precision"), [(2, "float64"), (4, "float64"), (8, "float64"), (4, "float32")])
+@pytest.mark.parametrize(("n_devices", "precision"), [(2, "float64"), (4, "float64"), (8, "float64")])
 def test_devices_of_one_process(one, n_devices, precision, tmp_path):
     got = run(tmp_path / "got.npz", precision, n_devices)
     assert got["n_devices"] == n_devices
     assert_as_on_one(got, one(precision), precision)
 
 
-@pytest.mark.parametrize(
-    ("n_processes", "n_devices", "precision"), [(2, 1, "float64"), (4, 1, "float64"), (2, 2, "float32")]
-)
-def test_processes(one, n_processes, n_devices, precision, tmp_path):
-    # Every process compiles every program, so four of them train two submissions.
-    submissions = SUBMISSIONS[:2] if n_processes == 4 else SUBMISSIONS
-    got = run(tmp_path / "got.npz", precision, n_devices, n_processes, submissions)
-    assert (got["n_processes"], got["n_devices"]) == (n_processes, n_processes * n_devices)
-    expected = {key: value for key, value in one(precision).items() if key in got or key.split(",")[0] in submissions}
-    assert_as_on_one(got, expected, precision)
+def test_two_processes(one, tmp_path):
+    # Every process compiles every program, so these train two submissions.
+    submissions = SUBMISSIONS[:2]
+    got = run(tmp_path / "got.npz", "float64", n_processes=2, submissions=submissions)
+    assert (got["n_processes"], got["n_devices"]) == (2, 2)
+    expected = {key: value for key, value in one("float64").items() if key in got or key.split(",")[0] in submissions}
+    assert_as_on_one(got, expected, "float64")
