@@ -90,7 +90,7 @@ def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
 def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
     head = [f"# {title}", "", machine.provenance([machine.environment()])]
     if has_rounds:
-        rounds = f"Medians of at most {options.n_rounds} rounds, each of which times every row once, in one process"
+        rounds = f"Medians of at most {options.n_rounds} rounds in one process; each round times every row once"
         head.append(f"{rounds}; seed {options.seed}.")
     return head
 
@@ -217,7 +217,7 @@ def _memory(options: Options) -> str:
 def _scaling(options: Options) -> str:
     parts = [
         "Counted in the programs that the compiler makes for simulated devices; nothing is run. The batch grows with",
-        "the devices. Collectives are the bytes of their results on a device, of which a data-parallel step needs at",
+        "the devices. Collectives are the bytes of their results on a device; a data-parallel step needs at",
         "least the gradient's. A refresh's work is Σ n³ over the matrices that a device factorises.",
     ]
     for name in options.workloads:

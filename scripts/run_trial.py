@@ -48,7 +48,7 @@ flags.DEFINE_integer(
     0,
 )
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
-flags.DEFINE_string("profile", None, "FIRST:LAST, steps of which to write a trace of JAX's profiler; it costs time.")
+flags.DEFINE_string("profile", None, "FIRST:LAST, the steps that JAX's profiler traces; it costs time.")
 flags.DEFINE_boolean("tensorboard", False, "Write the measurements as TensorBoard's scalars, too.")
 flags.DEFINE_string("wandb_project", None, "Show the measurements in this project of Weights & Biases, too.")
 _REQUEST = (*flags.FLAGS.get_key_flags_for_module(__name__),)

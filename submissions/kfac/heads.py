@@ -1,4 +1,4 @@
-"""The logits of a model's losses: one array or several heads, of which pseudo-targets are drawn."""
+"""The logits of a model's losses: one array or several heads; pseudo-targets are drawn from them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
