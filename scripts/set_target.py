@@ -17,10 +17,26 @@ flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are 
 flags.DEFINE_list("references", ["submissions/nesterov", "submissions/nadamw"], "First-order submissions.")
 flags.DEFINE_integer("num_tuning_trials", 40, "Random points of each reference.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 20, "Repetitions of the best point.", lower_bound=1)
+flags.DEFINE_list(
+    "rungs",
+    [],
+    "Shares of the step budget at which the search stops the worse half (as in 0.1,0.25,0.5).",
+)
 flags.DEFINE_integer("workers", 1, "Parallel processes, each on one core.", lower_bound=1)
 flags.DEFINE_string("experiment_dir", None, "Folder of the trials; finished ones are used again.", required=True)
 flags.DEFINE_string("out", "results/targets", "Where the results go.")
 flags.DEFINE_string("presets", "presets", "Where the reference runs' points go, as search spaces.")
+
+
+def _are_shares(texts: list[str]) -> bool:
+    try:
+        shares = [float(text) for text in texts]
+    except ValueError:
+        return False
+    return shares == sorted(set(shares)) and all(0 < share < 1 for share in shares)
+
+
+flags.register_validator("rungs", _are_shares, "give ascending shares between 0 and 1")
 
 
 def main(chosen: dict[str, Any]) -> None:
@@ -36,6 +52,7 @@ def main(chosen: dict[str, Any]) -> None:
             search_seed=chosen["rng_seed"],
             folder=Path(chosen["experiment_dir"]),
             data_dir=chosen["data_dir"],
+            rungs=tuple(map(float, chosen["rungs"])),
         )
         for workload in chosen["workloads"]
     ]

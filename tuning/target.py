@@ -4,9 +4,9 @@ The procedure is AlgoPerf's (Dahl et al. 2023, section 4.3): random points of ea
 the whole budget; the best point again on fresh seeds; the target is the median of the best validation metric. The
 test target is the median of the test metric at that same evaluation. That point is the workload's reference run, too.
 
-The search stops points early by asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): at each of `RUNGS`,
-a point stops if its best metric so far is in the worse half of the points of the same reference that came as far. A
-point that starts slowly can be missed, and the target is then easier than that of a search without halving.
+The search can stop points early by asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): at each rung, a
+point stops if its best metric so far is in the worse half of the points of the same reference that came as far. A point
+that starts slowly can be missed, and the target is then easier than that of a search without halving.
 """
 
 import csv
@@ -30,9 +30,7 @@ from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
-# Of asynchronous successive halving (Li et al., 2020); both numbers are choices.
-RUNGS = (0.1, 0.25, 0.5)  # of the step budget
-_LEAST_COMPARED = 4  # points at a rung, the one in question included
+_LEAST_COMPARED = 4  # points at a rung of successive halving, the one in question included; a choice
 _SPACE_FILE = "target_search_space.json"
 
 
@@ -46,6 +44,7 @@ class Protocol:
         n_seeds: repetitions of the best point, on the seeds after `search_seed`.
         search_seed: draws the points and seeds the trials of the search.
         folder: trial folders go to `folder/{workload}/{submission}/…`; finished trials there are used again.
+        rungs: shares of the step budget, ascending, at which the search stops the worse half; none for whole trials.
     """
 
     workload: str
@@ -55,6 +54,7 @@ class Protocol:
     search_seed: int
     folder: Path
     data_dir: str
+    rungs: tuple[float, ...] = ()
 
     @property
     def seeds(self) -> range:
@@ -106,7 +106,7 @@ def find_targets(
             repeats.append((searched, submit(Job(protocol, best.reference, best.index, n) for n in protocol.seeds)))
         for protocol, (searched, futures) in zip(protocols, repeats, strict=True):
             repeated = {job: future.result() for job, future in futures.items()}
-            yield _result(registry.load(protocol.workload), searched, repeated)
+            yield _result(protocol, searched, repeated)
 
 
 def _tell(say: Callable[[str], None], job: Job, future: Future) -> None:
@@ -119,7 +119,8 @@ def _tell(say: Callable[[str], None], job: Job, future: Future) -> None:
     say(f"{job.folder}: best {best}, {ended}, {outcome.training_seconds:.1f} s [{point}]")
 
 
-def _result(workload: Workload, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
+def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
+    workload = registry.load(protocol.workload)
     curves, outcomes = [_curve(job, workload) for job in repeated], list(repeated.values())
     found = _targets(outcomes, curves, workload)
     steps = [_first_hit(curve, found["validation_target"], workload) for curve in curves]
@@ -132,7 +133,7 @@ def _result(workload: Workload, searched: Mapping[Job, Outcome], repeated: Mappi
         "hyperparameters": outcomes[0].hyperparameters,
         **found,
         "step_budget": outcomes[0].step_budget,
-        "rungs": RUNGS,
+        "rungs": protocol.rungs,
         "median_steps_to_target": statistics.median(math.inf if step is None else step for step in steps),
         "repetitions": [_summary(o) | {"steps_to_target": s} for o, s in zip(outcomes, steps, strict=True)],
         "searches": summaries,
@@ -142,7 +143,7 @@ def _result(workload: Workload, searched: Mapping[Job, Outcome], repeated: Mappi
 
 def run(job: Job) -> Outcome:
     """Runs the trial, unless its folder has its outcome."""
-    protocol = job.protocol
+    protocol, prunes = job.protocol, job.seed is None and bool(job.protocol.rungs)
     workload, chosen = _loaded(protocol.workload, job.reference)
     space = search_space.read(chosen.file.parent / _SPACE_FILE)
     description = describe(
@@ -154,22 +155,22 @@ def run(job: Job) -> Outcome:
         trial_index=1,
         data_dir=protocol.data_dir,
         stop_at_target=False,
-        pruning="halving" if job.seed is None else "none",
+        pruning="halving" if prunes else "none",
     )
     with Claim.take(job.folder) as claim:
         outcome = finished_outcome(description, job.folder)
         if outcome is None:
-            rule = halving(claim, workload) if job.seed is None else lambda progress: False
+            rule = halving(claim, workload, protocol.rungs) if prunes else lambda progress: False
             outcome = run_trial(description, workload, chosen, claim, cannot_win=rule)
     return outcome
 
 
-def halving(claim: Claim, workload: Workload) -> Callable[[Progress], bool]:
+def halving(claim: Claim, workload: Workload, rungs: Sequence[float]) -> Callable[[Progress], bool]:
     """Whether a trial of the search is to be stopped, to be asked after every evaluation.
 
     Each trial leaves its best metric at each rung in its folder, for those beside it to be compared with.
     """
-    steps = [math.ceil(part * workload.step_hint) for part in RUNGS]
+    steps = [math.ceil(part * workload.step_hint) for part in rungs]
     own: dict[str, float] = {}
     best = -math.inf
 

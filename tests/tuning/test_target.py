@@ -66,9 +66,18 @@ def test_the_target_is_the_median_of_the_best_points_seeds(world, direction):
     assert found["median_steps_to_target"] == 40
 
 
+def test_every_point_runs_to_the_end_without_rungs(world):
+    protocol, _, _ = world()
+    found = find(protocol)
+    assert found["rungs"] == ()
+    assert {trial["reason"] for trials in found["searches"].values() for trial in trials} == {Miss.BUDGET}
+
+
 def test_points_in_the_worse_half_at_a_rung_stop_there(world):
     protocol, _, _ = world()
-    search = find(protocol)["searches"]["one"]
+    found = find(dataclasses.replace(protocol, rungs=(0.25, 0.5)))
+    search = found["searches"]["one"]
+    assert found["rungs"] == (0.25, 0.5)
     assert [(trial["reason"], trial["global_step"]) for trial in search[:4]] == [(Miss.BUDGET, 40)] * 4
     assert (search[4]["reason"], search[4]["global_step"]) == (Miss.PRUNED, 10)
 
