@@ -7,13 +7,13 @@ import ast
 import functools
 import hashlib
 import importlib.util
-import site
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 _LENGTH = 16  # hexadecimal digits
+_LIBRARY_FOLDERS = {"site-packages", "dist-packages"}  # whosever: an environment's, a user's, or one on PYTHONPATH
 
 
 @functools.cache
@@ -91,12 +91,11 @@ def _top_folder(name: str, extra_root: Path | None) -> Path | None:
         return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     place = Path(places[0]) if places else Path(spec.origin) if spec and spec.origin else None
-    if place is None or any(place.is_relative_to(folder) for folder in _library_folders()):
+    if place is None or _LIBRARY_FOLDERS & set(place.parts) or place.is_relative_to(_standard_library()):
         return None
     return place.parent
 
 
 @functools.cache
-def _library_folders() -> tuple[Path, ...]:
-    paths = sysconfig.get_paths()
-    return tuple(Path(p) for p in {paths["purelib"], paths["platlib"], paths["stdlib"], *site.getsitepackages()})
+def _standard_library() -> str:
+    return sysconfig.get_path("stdlib")

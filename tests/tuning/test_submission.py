@@ -116,6 +116,24 @@ def test_the_version_is_of_the_folder_and_of_what_it_imports_and_of_nothing_else
         seen.append(version(one))
 
 
+def test_libraries_are_no_part_of_the_version_wherever_they_are_installed(tmp_path, monkeypatch):
+    """As those of `pip install --user`, or of another environment on PYTHONPATH."""
+    library = tmp_path / "elsewhere" / "site-packages"
+    library.mkdir(parents=True)
+    (library / "some_library.py").write_text("x = 1\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "submission.py").write_text("import some_library\n")
+    monkeypatch.syspath_prepend(library)
+
+    def version():
+        submission_version.of.cache_clear()
+        return submission_version.of(tmp_path / "own" / "submission.py")
+
+    first = version()
+    (library / "some_library.py").write_text("x = 2\n")
+    assert version() == first
+
+
 def test_the_version_of_a_file_outside_any_package_is_of_what_it_imports_too(tmp_path):
     lone = package(tmp_path / "lone_v", submission="import helper_v" + CONTRACT, helper_v="")
     first = submission_version.of(lone / "submission.py")
