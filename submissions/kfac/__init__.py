@@ -8,7 +8,7 @@ from .fisher import Fisher, Geometry, LossKind, probe
 from .layers import Layer, find_layers
 from .muon import kfac_muon
 from .sharing import Layout, Sharing, batch_layout, graph_layout, row_layout
-from .transform import Momentum, WeightDecay, kfac
+from .transform import Length, Momentum, WeightDecay, kfac
 
 __all__ = [
     "CurvatureWarning",
@@ -17,6 +17,7 @@ __all__ = [
     "Geometry",
     "Layer",
     "Layout",
+    "Length",
     "LossKind",
     "Momentum",
     "Scaling",

@@ -72,9 +72,14 @@ def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
     return kept, count_false(jax.tree.leaves(flags))
 
 
-def clip_finite(layers: Sequence[Layer], max_norm: Scalar) -> optax.GradientTransformation:
-    """Clip by the global norm of the gradients that `finite_gradients` keeps: one that is lost would lose them all."""
-    groups, clip = group_by_shape(layers), optax.clip_by_global_norm(max_norm)
+def clip_finite(layers: Sequence[Layer], max_norm: Scalar | None) -> optax.GradientTransformation:
+    """Clip by the global norm of the gradients that `finite_gradients` keeps: one that is lost would lose them all.
+
+    Args:
+        max_norm: None drops what is not finite, and clips nothing.
+    """
+    groups = group_by_shape(layers)
+    clip = optax.identity() if max_norm is None else optax.clip_by_global_norm(max_norm)
 
     def init(params: PyTree) -> FiniteState:
         del params

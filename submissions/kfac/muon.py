@@ -43,12 +43,9 @@ from .roots import damped_inverse_roots, polar_factor
 from .routing import routed
 from .schedules import Scalar, schedulable
 from .stacks import map_stack
+from .trust_region import at_root_mean_square
 
 PyTree = Any
-
-# Root mean square of a layer's update before the learning rate: about that of Adam's, so that one rate serves both.
-# Source: Liu et al., "Muon is Scalable for LLM Training", 2025.
-_RMS = 0.2
 
 
 class MuonState(NamedTuple):
@@ -196,13 +193,10 @@ def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
 
 
 def _steepest(gradients: Array, roots: Array) -> Array:
-    """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, scaled to a root mean square of `_RMS`; zero for zero."""
+    """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, at the length of all steps; zero for zero."""
     largest = jnp.abs(gradients).max((1, 2), keepdims=True)
     scaled = gradients / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    steps = _apply(roots, polar_factor(_apply(roots, scaled)))
-    size = jnp.sqrt(jnp.square(steps).mean((1, 2), keepdims=True))
-    is_usable = jnp.isfinite(size) & (size > 0)
-    return jnp.where(is_usable, _RMS * steps / jnp.where(is_usable, size, 1), 0)
+    return at_root_mean_square(_apply(roots, polar_factor(_apply(roots, scaled))))
 
 
 def _apply(roots: Array, matrices: Array) -> Array:

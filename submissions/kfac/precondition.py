@@ -84,6 +84,16 @@ def damped_inverses(
     return result, n_failed
 
 
+def at_unit_mean(factors: Mapping[str, tuple[Array, Array]]) -> dict[str, tuple[Array, Array]]:
+    """The factors divided by their mean eigenvalues; zeros stay zeros."""
+
+    def scaled(factor: Array) -> Array:
+        mean = per_layer(_trace(factor) / factor.shape[-2])
+        return factor / jnp.maximum(mean, jnp.finfo(factor.dtype).tiny)
+
+    return {name: (scaled(a), scaled(b)) for name, (a, b) in factors.items()}
+
+
 def precondition(gradient: Array, inverses: Inverses) -> Array:
     """A⁻¹ G B⁻¹ for gradients `[..., n_rows, d_out]`."""
     a, b = inverses
@@ -92,7 +102,11 @@ def precondition(gradient: Array, inverses: Inverses) -> Array:
 
 
 def bounded_or_fallback(
-    steps: Mapping[str, Array], gradients: Parts, has_curvature: Mapping[str, Array], fallback: Parts, kl_clip: Array
+    steps: Mapping[str, Array],
+    gradients: Parts,
+    has_curvature: Mapping[str, Array],
+    fallback: Parts,
+    kl_clip: Array | None,
 ) -> Parts:
     """The preconditioned steps, bounded together; the fallback for all other parameters and layers.
 
@@ -101,18 +115,18 @@ def bounded_or_fallback(
             the fallback.
         gradients: what they were made of.
         has_curvature: group name -> whether a layer was preconditioned `[n_layers]`.
-        kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`.
+        kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`; None scales each step to one root mean square instead.
     """
-    inner_product, is_ready = jnp.zeros([]), {}
-    for name, step in steps.items():
-        is_ready[name] = per_layer(has_curvature[name] & jnp.isfinite(step).all((1, 2)))
-        inner_product += jnp.vdot(jnp.where(is_ready[name], step, 0), gradients.matrices[name])
-    clip = trust_region.kl_clip(inner_product, kl_clip)
+    is_ready = {name: per_layer(has_curvature[name] & jnp.isfinite(step).all((1, 2))) for name, step in steps.items()}
+    steps = {name: jnp.where(is_ready[name], step, 0) for name, step in steps.items()}
+    if kl_clip is None:
+        steps = {name: trust_region.at_root_mean_square(step) for name, step in steps.items()}
+    else:
+        inner_product = sum((jnp.vdot(step, gradients.matrices[n]) for n, step in steps.items()), jnp.zeros([]))
+        clip = trust_region.kl_clip(inner_product, kl_clip)
+        steps = {name: clip * step for name, step in steps.items()}
     return fallback._replace(
-        matrices={
-            name: jnp.where(is_ready[name], clip * jnp.where(is_ready[name], step, 0), fallback.matrices[name])
-            for name, step in steps.items()
-        }
+        matrices={name: jnp.where(is_ready[name], step, fallback.matrices[name]) for name, step in steps.items()}
     )
 
 

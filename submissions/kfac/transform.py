@@ -32,7 +32,15 @@ from .intake import (
     no_fallbacks,
 )
 from .layers import Layer, at_least_float32
-from .precondition import Inverses, bounded_or_fallback, damped_inverses, has_inverse, no_inverses, precondition
+from .precondition import (
+    Inverses,
+    at_unit_mean,
+    bounded_or_fallback,
+    damped_inverses,
+    has_inverse,
+    no_inverses,
+    precondition,
+)
 from .routing import routed
 from .schedules import Scalar, schedulable
 
@@ -55,6 +63,20 @@ class Momentum(enum.Enum):
     NESTEROV = "nesterov"
 
 
+class Length(enum.Enum):
+    """How long a layer's step is, before the learning rate.
+
+    KL_CLIP: that of A⁻¹ G B⁻¹, all layers together bounded by `kl_clip`. Momentum adds up such steps. The damping is
+        absolute. Source: Ba, Grosse and Martens, 2017.
+    LAYERWISE: root mean square 0.2 in every layer, about that of AdamW's step, so that one learning rate serves all
+        layers. Momentum adds up gradients G, of whose sum A⁻¹ G B⁻¹ is made. The damping is in units of the mean
+        eigenvalue of A ⊗ B, so that it keeps its meaning while B shrinks with the loss.
+    """
+
+    KL_CLIP = "kl_clip"
+    LAYERWISE = "layerwise"
+
+
 class KFACState(NamedTuple):
     """Curvature and its inverses; complete at init, of constant shapes.
 
@@ -73,7 +95,7 @@ class KFACState(NamedTuple):
     second_moment: Parts
 
 
-@schedulable("layers", "momentum_kind", "weight_decay_kind", "mesh")
+@schedulable("layers", "momentum_kind", "weight_decay_kind", "length", "mesh")
 def kfac(
     layers: Sequence[Layer],
     *,
@@ -85,6 +107,7 @@ def kfac(
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED,
     grad_clip: Scalar | None = None,
     factor_decay: Scalar = 0.95,
+    length: Length = Length.KL_CLIP,
     kl_clip: Scalar = 1.0,
     fallback_rate: Scalar = 0.1,
     mesh: Mesh | None = None,
@@ -96,27 +119,30 @@ def kfac(
     Args:
         layers: the layers to precondition, from `find_layers`.
         learning_rate: multiplies the whole update.
-        damping: λ added to the curvature.
-        momentum: decay of the update's momentum.
+        damping: λ added to the curvature, in units that `length` decides.
+        momentum: decay of the momentum, of the updates or of the gradients as `length` decides.
         weight_decay: added to the update before the learning rate (DECOUPLED) or to the gradient (COUPLED).
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average; 0.95 as in Martens and Grosse, 2015.
-        kl_clip: bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum. It bounds the
-            Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up directions, to at most
-            1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
+        length: of a layer's step.
+        kl_clip: for `Length.KL_CLIP`, the bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum.
+            It bounds the Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up
+            directions, to at most 1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
         fallback_rate: see `scale_by_kfac`.
         mesh: devices, on one axis, to spread the inversions over.
     """
-    coupled = weight_decay_kind is WeightDecay.COUPLED
+    is_layerwise = length is Length.LAYERWISE
+    is_filtered = is_layerwise or grad_clip is not None  # momentum would not forget a gradient that is not finite
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
-        decay = optax.add_decayed_weights(weight_decay)
+        decay, smoothing = optax.add_decayed_weights(weight_decay), _momentum(momentum, momentum_kind)
+        preconditioning = scale_by_kfac(
+            layers, damping, factor_decay, None if is_layerwise else kl_clip, fallback_rate, mesh
+        )
+        direction = [smoothing, preconditioning] if is_layerwise else [preconditioning, smoothing]
         return optax.chain(
-            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
-            decay if coupled else optax.identity(),
-            scale_by_kfac(layers, damping, factor_decay, kl_clip, fallback_rate, mesh),
-            _momentum(momentum, momentum_kind),
-            optax.identity() if coupled else decay,
+            *([clip_finite(layers, grad_clip)] if is_filtered else []),
+            *([decay, *direction] if weight_decay_kind is WeightDecay.COUPLED else [*direction, decay]),
             optax.scale_by_learning_rate(learning_rate),
         )
 
@@ -138,11 +164,13 @@ def scale_by_kfac(
     layers: Sequence[Layer],
     damping: Scalar,
     factor_decay: Scalar,
-    kl_clip: Scalar,
+    kl_clip: Scalar | None,
     fallback_rate: Scalar,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
+
+    `kl_clip` None is `Length.LAYERWISE`.
 
     The fallback, for every parameter outside `layers` and for a layer without inverses yet, is the gradient divided by
     the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
@@ -175,18 +203,24 @@ def scale_by_kfac(
         parts, n_lost = finite_gradients(split(gradients, groups))
         state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
-            averages, unused = accumulate(state.factors, groups, factors, factor_decay)
-            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
+            factor_averages, unused = accumulate(state.factors, groups, factors, factor_decay)
+            state = state._replace(factors=factor_averages, fallbacks=state.fallbacks.plus(*unused))
         if refresh:
+            averages = averaged_values(state.factors)
             inverses, n_failed = damped_inverses(
-                averaged_values(state.factors), jnp.asarray(damping), state.inverses, is_informed(state.factors), mesh
+                at_unit_mean(averages) if kl_clip is None else averages,
+                jnp.asarray(damping),
+                state.inverses,
+                is_informed(state.factors),
+                mesh,
             )
             state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
         state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
         is_ready = {name: has_inverse(inverses) for name, inverses in state.inverses.items()}
-        updates = bounded_or_fallback(steps, parts, is_ready, updates, jnp.asarray(kl_clip))
+        bound = None if kl_clip is None else jnp.asarray(kl_clip)
+        updates = bounded_or_fallback(steps, parts, is_ready, updates, bound)
         return join(gradients, groups, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

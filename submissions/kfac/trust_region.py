@@ -1,7 +1,20 @@
-"""Bounds on the length of a direction."""
+"""The length of a direction: a bound for all layers together, or one length for each layer."""
 
 import jax.numpy as jnp
 from jax import Array
+
+# Root mean square of a layer's step before the learning rate: about that of Adam's, so that one rate serves both.
+# Source: Liu et al., "Muon is Scalable for LLM Training", 2025.
+ROOT_MEAN_SQUARE = 0.2
+
+
+def at_root_mean_square(directions: Array) -> Array:
+    """Each direction `[k, n_rows, d_out]` at the length `ROOT_MEAN_SQUARE`; zero where it is zero or not finite."""
+    largest = jnp.abs(directions).max((1, 2), keepdims=True)
+    scaled = directions / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
+    size = jnp.sqrt(jnp.square(scaled).mean((1, 2), keepdims=True))
+    is_usable = jnp.isfinite(size) & (size > 0)
+    return jnp.where(is_usable, ROOT_MEAN_SQUARE * scaled / jnp.where(is_usable, size, 1), 0)
 
 
 def kl_clip(inner_product: Array, bound: Array) -> Array:

@@ -25,6 +25,8 @@ _CONSISTENT_RMS = 0.2
 class MuonHyperparameters(Hyperparameters):
     """Weight decay is decoupled; `beta2` is AdamW's."""
 
+    weight_decay: float = 0.2
+    schedule_fraction: float = 0.6
     one_minus_beta1: float = 0.05
     beta2: float = 0.999
 

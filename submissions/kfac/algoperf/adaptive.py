@@ -13,12 +13,12 @@ from ..adaptive import Scaling, bases_by_layer, eigenbasis_adam
 from ..estimate import Estimate
 from ..factors import gradient_covariances
 from ..layers import Layer
-from ..sharing import Sharing
 from .curvature import (
     CurvatureAlgorithm,
     CurvatureHyperparameters,
     FactorOptions,
     FisherOptions,
+    KroneckerAlgorithm,
     estimate_batch,
     factor_decay,
     plain_batch,
@@ -50,6 +50,7 @@ class EKFACAdamHyperparameters(AdamOptions, FactorOptions, FisherOptions, Curvat
         scaling: adam, or ekfac, which `damping`, `kl_clip` and `fallback_rate` are for.
     """
 
+    weight_decay: float = 0.2
     schedule_fraction: float = 0.6
     scaling: str = "adam"
     damping: float = 1e-3
@@ -76,6 +77,8 @@ class SOAPHyperparameters(AdamOptions, CurvatureHyperparameters):
             head have no gradient in the first two steps, so the default is three.
     """
 
+    weight_decay: float = 0.3
+    schedule_fraction: float = 0.6
     factor_decay: float = 0.95
     refresh_period: int = 10
     full_steps: int = 3
@@ -104,13 +107,10 @@ def _optimizer(
     )
 
 
-class EKFACAdam(CurvatureAlgorithm):
+class EKFACAdam(KroneckerAlgorithm):
     """Adam in the eigenbasis of the K-FAC factors, with the given treatment of shared weights; or EK-FAC."""
 
     hyperparameters = EKFACAdamHyperparameters
-
-    def __init__(self, sharing: Sharing):
-        self._sharing = sharing
 
     def estimate(
         self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array

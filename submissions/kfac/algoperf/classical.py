@@ -4,24 +4,17 @@ import dataclasses
 from typing import Any
 
 import optax
-from jax import Array
 from jax.sharding import Mesh
 
-from ...algoperf.problem import Problem
-from ..estimate import Estimate
 from ..layers import Layer
-from ..sharing import Sharing
-from ..transform import Momentum, WeightDecay, kfac
+from ..transform import Length, Momentum, WeightDecay, kfac
 from .curvature import (
-    CurvatureAlgorithm,
     CurvatureHyperparameters,
     FactorOptions,
     FisherOptions,
-    estimate_batch,
+    KroneckerAlgorithm,
     factor_decay,
 )
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +22,9 @@ class KFACHyperparameters(FactorOptions, FisherOptions, CurvatureHyperparameters
     """See `transform.kfac`."""
 
     damping: float
+    weight_decay: float = 0.1
+    schedule_fraction: float = 0.6
+    length: str = "layerwise"
     momentum: str = "nesterov"
     weight_decay_kind: str = "decoupled"
 
@@ -38,23 +34,13 @@ class KFACHyperparameters(FactorOptions, FisherOptions, CurvatureHyperparameters
         | FisherOptions.bounds
         | {"damping": (1e-30, float("inf"))}
     )
-    choices = FisherOptions.choices | {"momentum": Momentum, "weight_decay_kind": WeightDecay}
+    choices = FisherOptions.choices | {"length": Length, "momentum": Momentum, "weight_decay_kind": WeightDecay}
 
 
-class KFAC(CurvatureAlgorithm):
+class KFAC(KroneckerAlgorithm):
     """K-FAC with the given treatment of shared weights."""
 
     hyperparameters = KFACHyperparameters
-
-    def __init__(self, sharing: Sharing):
-        self._sharing = sharing
-
-    def estimate(
-        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
-    ) -> tuple[Estimate, dict[str, Any]]:
-        del state
-        batch = estimate_batch(problem, params, layers, self._sharing, h, key)
-        return batch, {"factors": batch.factors}
 
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
@@ -69,6 +55,7 @@ class KFAC(CurvatureAlgorithm):
             weight_decay_kind=WeightDecay(h.weight_decay_kind),
             grad_clip=h.grad_clip,
             factor_decay=factor_decay(h),
+            length=Length(h.length),
             kl_clip=h.kl_clip,
             fallback_rate=h.fallback_rate,
             mesh=mesh,

@@ -168,6 +168,27 @@ class CurvatureAlgorithm(Algorithm):
         return {"n_curvature_fallbacks": n_zero + n_faulty, "n_curvature_faults": n_faulty}
 
 
+class KroneckerAlgorithm(CurvatureAlgorithm):
+    """One whose curvature is Kronecker factors, with the given treatment of shared weights.
+
+    Attributes:
+        needs_output_factors: False estimates input factors alone, without a second backward pass.
+    """
+
+    needs_output_factors = True
+
+    def __init__(self, sharing: Sharing):
+        self._sharing = sharing
+
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
+        del state
+        needed = self.needs_output_factors
+        batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=needed)
+        return batch, {"factors": batch.factors}
+
+
 def is_due(global_step: int, share: float) -> bool:
     """Whether something is due that recurs, after step n, 1 + share·n steps later: about log(n) / share times."""
     due = 0

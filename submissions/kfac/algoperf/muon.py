@@ -4,17 +4,11 @@ import dataclasses
 from typing import Any
 
 import optax
-from jax import Array
 from jax.sharding import Mesh
 
-from ...algoperf.problem import Problem
-from ..estimate import Estimate
 from ..layers import Layer
 from ..muon import kfac_muon
-from ..sharing import Sharing
-from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, FactorOptions, estimate_batch, factor_decay
-
-PyTree = Any
+from .curvature import CurvatureHyperparameters, FactorOptions, KroneckerAlgorithm, factor_decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +16,7 @@ class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
     """See `muon.kfac_muon`."""
 
     weight_decay: float = 0.1
-    schedule_fraction: float = 0.6
+    schedule_fraction: float = 0.35
     damping: float = 1e-2
     beta2: float = 0.99
 
@@ -33,20 +27,11 @@ class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
     )
 
 
-class KFACMuon(CurvatureAlgorithm):
+class KFACMuon(KroneckerAlgorithm):
     """Muon in the metric of the input factors, with the given treatment of shared weights."""
 
     hyperparameters = KFACMuonHyperparameters
-
-    def __init__(self, sharing: Sharing):
-        self._sharing = sharing
-
-    def estimate(
-        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
-    ) -> tuple[Estimate, dict[str, Any]]:
-        del state
-        batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=False)
-        return batch, {"factors": batch.factors}
+    needs_output_factors = False
 
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
