@@ -16,7 +16,7 @@ class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
     """See `muon.kfac_muon`."""
 
     weight_decay: float = 0.1
-    schedule_fraction: float = 0.35
+    schedule_fraction: float = 0.6
     damping: float = 1e-2
     beta2: float = 0.99
 
