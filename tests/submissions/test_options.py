@@ -105,7 +105,8 @@ def dead_layer(params: Any) -> Any:
 def test_a_zero_is_counted_and_no_fault(name, alter, altered):
     """Of output factors; one that needs the inputs' alone has nothing to count."""
     altered.alter, trained = alter, load(Path(submissions.__path__[0]) / name)
-    trial = Trial(trained, altered, point(**searched(trained))).run(0, 51, BATCHES)
+    options = searched(trained) | {"schedule_fraction": 1.0}
+    trial = Trial(trained, altered, point(**options)).run(0, 51, BATCHES)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trial.trees))
     first, last = (trial.recorder.logged[step] for step in (0, 50))
     n_first, n_last = (logged["n_curvature_fallbacks"] for logged in (first, last))
