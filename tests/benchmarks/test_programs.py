@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.growth import TokenWorkload
 from benchmarks.programs import STEPS, step_programs
@@ -13,6 +14,7 @@ def _programs(sharing):
     return step_programs(workload, KFAC(sharing), batch, seed=0)
 
 
+@pytest.mark.slow
 def test_each_program_adds_operations_to_the_one_before():
     expand, reduce = (_programs(sharing) for sharing in (Sharing.EXPAND, Sharing.REDUCE))
     flops = [expand[name].flops for name in STEPS]

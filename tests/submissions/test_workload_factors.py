@@ -165,7 +165,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     return {name: pair for name, pair in factors.items() if name not in untold}, untold
 
 
-@pytest.mark.parametrize("sharing", Sharing)
+@pytest.mark.parametrize("sharing", [pytest.param(Sharing.EXPAND, marks=pytest.mark.slow), Sharing.REDUCE])
 @pytest.mark.parametrize("name", ["images", "molecules"])
 def test_factors_of_the_first_step_are_those_of_the_loop(request, name, sharing):
     case = request.getfixturevalue(name)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # In a process of its own, as the number of (simulated) devices is.
 _ON_TWO_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
@@ -53,6 +55,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_each_device_works_on_its_share():
     """Rounded up, and with the results of one device."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
