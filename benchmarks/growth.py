@@ -11,15 +11,15 @@ from flax import linen as nn
 from benchmarks.programs import STEPS, milliseconds, step_programs
 from benchmarks.synthetic import SyntheticImages
 from benchmarks.timing import markdown
-from submissions.kfac.algoperf import KFAC, EKFACAdam
+from submissions.kfac.algoperf import KFAC, KFACMuon
 from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
 from submissions.kfac.sharing import Sharing
 
 ALGORITHMS: dict[str, CurvatureAlgorithm] = {
     "kfac_expand": KFAC(Sharing.EXPAND),
     "kfac_reduce": KFAC(Sharing.REDUCE),
-    "ekfac_adam_expand": EKFACAdam(Sharing.EXPAND),
-    "ekfac_adam_reduce": EKFACAdam(Sharing.REDUCE),
+    "kfac_muon_expand": KFACMuon(Sharing.EXPAND),
+    "kfac_muon_reduce": KFACMuon(Sharing.REDUCE),
 }
 _BATCH_SIZE = 32
 _SIZES = {"width": 256, "depth": 2, "positions": 64}

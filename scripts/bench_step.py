@@ -12,8 +12,7 @@ from absl import flags
 
 from benchmarks import tables
 
-_SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "ekfac_adam_reduce"]
-_SUBMISSIONS += ["ekfac_adam_expand", "soap", "muon"]
+_SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "soap", "muon"]
 
 flags.DEFINE_list(
     "tables", ["steps", "flavours", "growth", "orthogonalisation"], f"Tables, of {', '.join(tables.NAMES)}."

@@ -16,14 +16,7 @@ from tuning import evidence, supervised_command
 from tuning.report import archive, files
 
 _REFERENCES = ["nesterov", "nadamw"]
-_CURVATURE = [
-    "kfac_expand",
-    "kfac_reduce",
-    "kfac_muon_expand",
-    "kfac_muon_reduce",
-    "ekfac_adam_expand",
-    "ekfac_adam_reduce",
-]
+_CURVATURE = ["kfac_expand", "kfac_reduce", "kfac_muon_expand", "kfac_muon_reduce"]
 
 flags.DEFINE_list("workloads", ["b3db", "mnist_vit", "pydoc_lm"], "Names of the workloads.")
 flags.DEFINE_list(

@@ -79,7 +79,7 @@ def test_kfac_reaches_the_target_of_the_demo(shared, tmp_path):
     assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce", "ekfac_adam_expand"])
+@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce", "kfac_muon_expand"])
 def test_any_number_of_devices_sees_the_numbers_of_one(submission, shared, tmp_path, monkeypatch):
     """Simulated devices, which do not divide the packed rows, share batch and refresh; sums round differently.
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_some_submissions_tune_themselves():
-    assert {"kfac_reduce", "ekfac_adam_reduce"} <= set(SELF_TUNING)
+    assert {"kfac_reduce", "kfac_muon_reduce"} <= set(SELF_TUNING)
 
 
 @pytest.mark.parametrize("name", SELF_TUNING)

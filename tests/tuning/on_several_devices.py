@@ -92,10 +92,10 @@ def evaluation(workload, params, step):
 def trajectory(name: str, workload) -> dict[str, np.ndarray]:
     module = importlib.import_module(f"submissions.{name}.submission")
     values = {"learning_rate": 1e-3, "warmup_factor": 0.0}
-    values |= {"damping": 1e-2} if name.startswith("kfac") else {}
     # Nothing is drawn at random: other devices pack graphs otherwise, and so draw for others.
-    values |= {"refresh_share": 0.25, "rows_per_width": 0} if "kfac" in name else {}
-    values |= {"fisher": "exact"} if "kfac" in name and "muon" not in name else {}
+    if name.startswith("kfac"):
+        values |= {"damping": 1e-2, "refresh_share": 0.25, "rows_per_width": 0}
+        values |= {} if "muon" in name else {"fisher": "exact"}
     trial = Trial(module, workload, namedtuple("Hyperparameters", values)(**values))
     found = evaluation(workload, trial.params, 0)
     trial.optimizer_state = real(trial.optimizer_state[0]), trial.optimizer_state[1]

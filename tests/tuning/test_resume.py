@@ -109,7 +109,7 @@ def test_a_killed_process_is_resumed_by_the_script(tmp_path):
 
     def start(name, *flags):
         command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=100"]
-        command += ["--submission_path=submissions/ekfac_adam_reduce", f"--experiment_dir={tmp_path}"]
+        command += ["--submission_path=submissions/kfac_muon_reduce", f"--experiment_dir={tmp_path}"]
         command += [f"--experiment_name={name}", f"--data_dir={tmp_path}", *flags]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

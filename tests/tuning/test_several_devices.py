@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("on_several_devices.py")
-SUBMISSIONS = ["nadamw", "kfac_reduce", "ekfac_adam_expand", "kfac_muon_reduce"]
+SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "kfac_muon_reduce"]
 PRECISIONS = {"float64": "1", "float32": "0"}
 
 

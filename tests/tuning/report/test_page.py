@@ -104,7 +104,7 @@ def damaged(folder, file, **changes):
         for trial in (1, 2):
             place = folder / name / "digits_jax" / f"trial_{trial}"
             values = [0.1] * (hit - 1) + [0.9]
-            point = {"scaling": [False, "ekfac"][trial - 1]}
+            point = {"scaling": [False, "half"][trial - 1]}
             write_trial(place, values, point=point, outcome={"submission": name}, steps=0 if name == "bad" else 10)
     broken = folder / "bad" / "digits_jax" / "trial_1" / file
     content = json.loads(broken.read_text()) | changes

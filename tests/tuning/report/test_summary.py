@@ -130,11 +130,11 @@ def test_a_trial_without_a_target_does_not_take_it_from_the_others(tmp_path):
 
 
 def test_dimensions_of_mixed_types_are_categories(tmp_path):
-    for trial, value in enumerate((False, "ekfac", None, [1, 2], 0.5), start=1):
+    for trial, value in enumerate((False, "half", None, [1, 2], 0.5), start=1):
         place = tmp_path / f"kfac/digits_jax/trial_{trial}"
         write_trial(place, [0.9], point={"scaling": value}, outcome={"submission": "kfac"})
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.searched == {"scaling": ("false", "ekfac", "null", "[1, 2]", "0.5")}
+    assert line.searched == {"scaling": ("false", "half", "null", "[1, 2]", "0.5")}
 
 
 def test_counts_dimensions_and_the_best_metric(digits):

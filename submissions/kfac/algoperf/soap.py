@@ -1,0 +1,87 @@
+"""SOAP: Adam in the eigenbasis of the gradient's covariances, which are Shampoo's factors."""
+
+import dataclasses
+from typing import Any
+
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from ...algoperf.problem import Problem
+from ..adaptive import eigenbasis_adam
+from ..estimate import Estimate
+from ..factors import gradient_covariances
+from ..layers import Layer
+from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, plain_batch
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SOAPHyperparameters(CurvatureHyperparameters):
+    """Of SOAP, which estimates its factors at every step; see `adaptive.eigenbasis_adam` for those not described here.
+
+    Attributes:
+        factor_decay: decay of the factors' moving average; 0.95 in the source.
+        refresh_period: steps between refreshes of the bases; ten in the source.
+        full_steps: each of the first `full_steps` steps refreshes the bases by eigendecomposition; later refreshes
+            are power iterations. With a head and a learning rate that both start from zero, the layers before the
+            head have no gradient in the first two steps, so the default is three.
+    """
+
+    weight_decay: float = 0.3
+    schedule_fraction: float = 0.6
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    relative_epsilon: float = 3e-4
+    factor_decay: float = 0.95
+    refresh_period: int = 10
+    full_steps: int = 3
+
+    bounds = CurvatureHyperparameters.bounds | {
+        "beta2": (0, 1 - 1e-6),
+        "epsilon": (1e-30, float("inf")),
+        "relative_epsilon": (0, float("inf")),
+        "factor_decay": (0, 1),
+        "refresh_period": (1, float("inf")),
+        "full_steps": (1, float("inf")),
+    }
+
+
+class SOAP(CurvatureAlgorithm):
+    """Adam in the eigenbasis of Shampoo's factors.
+
+    Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024.
+    """
+
+    hyperparameters = SOAPHyperparameters
+    estimates_every_step = True
+
+    def variant(self, global_step: int, h: Any) -> bool:
+        """Whether to refresh the bases."""
+        return bool(global_step < h.full_steps or global_step % h.refresh_period == 0)
+
+    def estimate(
+        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> tuple[Estimate, dict[str, Any]]:
+        del state, key
+        batch = plain_batch(problem, params, h)
+        gradients = {layer.name: (layer.read(batch.gradients), layer.are_diagonal) for layer in layers}
+        return batch, {"factors": {name: gradient_covariances(*own) for name, own in gradients.items()}}
+
+    def optimizer(
+        self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        return eigenbasis_adam(
+            layers,
+            learning_rate=h.learning_rate,
+            beta1=1 - h.one_minus_beta1,
+            beta2=h.beta2,
+            epsilon=h.epsilon,
+            relative_epsilon=h.relative_epsilon,
+            weight_decay=h.weight_decay,
+            grad_clip=h.grad_clip,
+            factor_decay=h.factor_decay,
+            full_refreshes=h.full_steps,
+            mesh=mesh,
+        )
