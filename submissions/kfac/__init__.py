@@ -1,6 +1,6 @@
 """K-FAC-expand and K-FAC-reduce as an optax gradient transformation, for models of Flax Linen, NNX and plain JAX."""
 
-from .adaptive import Scaling, bases_by_layer, eigenbasis_adam
+from .adaptive import eigenbasis_adam
 from .coverage import CurvatureWarning, describe
 from .discovery import trace_layers
 from .estimate import Estimate, estimate
@@ -20,10 +20,8 @@ __all__ = [
     "Length",
     "LossKind",
     "Momentum",
-    "Scaling",
     "Sharing",
     "WeightDecay",
-    "bases_by_layer",
     "batch_layout",
     "describe",
     "eigenbasis_adam",

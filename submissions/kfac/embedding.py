@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .factors import Use
-from .layers import at_least_float32
-from .sharing import Rows, Sharing, combine_entries, example_sums, expand, real_entries
+from .sharing import Rows, Sharing, combine_entries, real_entries
 
 Factors = tuple[Array, Array]
 
@@ -33,26 +32,6 @@ def lookup_sums(uses: Sequence[Use], sharing: Sharing, n_indices: int) -> tuple[
         weights = _weights(use.values, use.rows)
         frequencies, count = frequencies.at[use.values.reshape(-1)].add(weights), count + weights.sum()
     return frequencies[:, None], count
-
-
-def lookup_eigenvalues(
-    lookups: Sequence[Use], gradients: Sequence[Use], sharing: Sharing, n_indices: int, output_basis: Array | None
-) -> Array:
-    """M times the Fisher's diagonal `[n_indices, d]` with Q_B for the outputs; see `factors.fisher_diagonal`."""
-
-    def squares(rows: Array) -> Array:
-        return jnp.square(rows if output_basis is None else jnp.matmul(rows, output_basis, precision="highest"))
-
-    if sharing is Sharing.REDUCE:
-        means, _ = _one_hot_means(lookups, n_indices)
-        first, *others = (example_sums(at_least_float32(use.values), use.rows)[0] for use in gradients)
-        rows = sum(others, first)
-        return jnp.einsum("ri,rj->ij", jnp.square(means).astype(rows.dtype), squares(rows), precision="highest")
-    parts = []
-    for own, gradient in zip(lookups, gradients, strict=True):
-        rows = squares(expand(at_least_float32(gradient.values), gradient.rows)[0])
-        parts.append(jnp.zeros((n_indices, rows.shape[1]), rows.dtype).at[own.values.reshape(-1)].add(rows))
-    return sum(parts[1:], parts[0])
 
 
 def nearest_product(first: Factors, second: Factors) -> Factors:

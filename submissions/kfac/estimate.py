@@ -11,7 +11,6 @@ from .arguments import check_geometry, check_layers, check_member, checked_forwa
 from .capture import Captured, Family, Forward, Traced, capture, families, trace
 from .coverage import Reasons, left_out, report, report_positions
 from .devices import AxisNames, own_key, sum_over, vary
-from .eigenbasis import Bases
 from .family import InputSums, Method, OutputSums, combined, input_products, output_products
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .heads import Head, heads_of
@@ -37,7 +36,6 @@ class Estimate(NamedTuple):
         aux: the forward pass's auxiliary values.
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`), diagonals `[n, 1]` in place of sides too
             wide; B is None without output factors; empty where none were asked for.
-        eigenvalues: layer name -> those of the Fisher in the bases given `[n_rows, d_out]`; empty without bases.
         uncaptured: layer name -> why it has no factors. It is static, so that an estimate may leave `jit`.
     """
 
@@ -45,7 +43,6 @@ class Estimate(NamedTuple):
     gradients: PyTree
     aux: PyTree
     factors: dict[str, tuple[Array, Array | None]]
-    eigenvalues: dict[str, Array]
     uncaptured: Reasons
 
 
@@ -74,15 +71,11 @@ class Sums(NamedTuple):
             wide = at_least_float32(sums)
             return (wide / self.n_terms.astype(wide.dtype)).astype(sums.dtype)
 
-        eigenvalues = {
-            name: per_term(sums.eigenvalues) for name, sums in self.outputs.items() if sums.eigenvalues is not None
-        }
         return Estimate(
             self.loss / self.n_terms,
             jax.tree.map(per_term, self.gradients),
             aux,
             {name: combined(sums, self.outputs.get(name), self.n_terms) for name, sums in self.inputs.items()},
-            eigenvalues,
             Reasons(uncaptured),
         )
 
@@ -108,7 +101,6 @@ def estimate_sums(
     logits: Callable[[PyTree], Array | Sequence[Array]] | None = None,
     rows_per_width: int = 0,
     key: Array | None = None,
-    bases: Mapping[str, Bases] | None = None,
     axis_name: AxisNames | None = None,
     strict: bool = False,
 ) -> tuple[Sums, PyTree, dict[str, str]]:
@@ -131,7 +123,6 @@ def estimate_sums(
             where the outputs are the logits.
         rows_per_width: see `factors.input_sums`.
         key: random key for the pseudo-targets, and for which rows are taken.
-        bases: layer name -> the bases in which to estimate the Fisher's eigenvalues too, for EK-FAC.
         axis_name: name of the axis (or names) of `shard_map`, `pmap` or `vmap` along which the batch is split: the sums
             are then those of the whole batch, the auxiliary values each device's own. None gives each device's own.
         strict: whether a layer without factors is an error.
@@ -158,7 +149,6 @@ def estimate_sums(
         geometry=geometry,
         rows_per_width=rows_per_width,
         key=key,
-        bases=bases,
     )
     traced = trace(forward, params)
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
@@ -170,7 +160,7 @@ def estimate_sums(
     outputs: ByLayer = {}
     if output_factors and found:
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
-        outputs = _output_sums(captured, heads, fisher, key, at_outputs, _squares(found, captured, method, bases))
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, _squares(found, method))
     inputs = _input_sums(found, captured, method)
     return sum_over(Sums(summed, n_terms, gradients, inputs, outputs), axis_name), captured.aux, uncaptured
 
@@ -205,16 +195,11 @@ def _input_sums(found: Mapping[Path, Family], captured: Captured, method: Method
     return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
 
 
-def _squares(
-    found: Mapping[Path, Family], captured: Captured, method: Method, bases: Mapping[str, Bases] | None
-) -> Squares:
+def _squares(found: Mapping[Path, Family], method: Method) -> Squares:
     """What makes sums of squares of the output gradients."""
 
     def squares(gradients: Mapping[Path, list[Array]]) -> ByLayer:
-        by_kernel = (
-            output_products(family, captured.inputs[kernel], gradients[kernel], method, bases)
-            for kernel, family in found.items()
-        )
+        by_kernel = (output_products(family, gradients[kernel], method) for kernel, family in found.items())
         return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
 
     return squares
@@ -230,16 +215,11 @@ def _checked(
     geometry: Geometry | Sequence[Geometry] | None,
     rows_per_width: int,
     key: Array | None,
-    bases: Mapping[str, Bases] | None,
 ) -> Layout:
     """The layout, once all arguments fit together."""
     check_member("sharing", sharing, Sharing)
     check_member("fisher", fisher, Fisher)
-    if bases is not None and not output_factors:
-        raise ValueError("eigenvalues in the given bases need the output factors: leave out output_factors=False")
     check_layers(layers)
-    if bases is not None and (lacking := [layer.name for layer in layers if layer.name not in bases]):
-        raise ValueError(f"no bases of {', '.join(lacking)}: give those of `bases_by_layer(state, layers)`")
     needs_geometry = output_factors and fisher is not Fisher.EMPIRICAL
     if layout is None or (geometry is None and needs_geometry):
         raise ValueError("factors need the batch's layout, and the loss's geometry unless the Fisher is empirical")

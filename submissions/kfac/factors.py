@@ -117,39 +117,6 @@ def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array, diagona
     return second_moment(rows, diagonal) / n_terms.astype(rows.dtype)
 
 
-def fisher_diagonal(
-    inputs: Sequence[Use],
-    gradients: Sequence[Use],
-    sharing: Sharing,
-    has_bias: bool,
-    n_terms: Array,
-    input_basis: Array | None,
-    output_basis: Array | None,
-) -> Array:
-    """Λ `[d_in (+1), d_out]` = Σ (Q_Aᵀ a)² ((Q_Bᵀ ĝ)²)ᵀ / M over rows: the Fisher's diagonal in the bases Q_A, Q_B.
-
-    Args:
-        inputs, gradients: inputs and output gradients of the layer's uses, in the same order.
-        n_terms: M `[]`.
-        input_basis, output_basis: Q_A and Q_B; None for the side's own axes.
-
-    Source: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
-    """
-    if sharing is Sharing.EXPAND:
-        a, g = _expanded(inputs)[0], _expanded(gradients)[0]
-    else:
-        sums, counts = _reduced(inputs)
-        a, g = sums / jnp.maximum(counts, 1)[:, None], _reduced(gradients)[0]
-    if has_bias:  # padding needs no mask here: its gradients are zero
-        a = jnp.concatenate([a, jnp.ones((len(a), 1), a.dtype)], axis=1)
-    highest = jax.lax.Precision.HIGHEST
-    if input_basis is not None:
-        a = jnp.matmul(a, input_basis, precision=highest)
-    if output_basis is not None:
-        g = jnp.matmul(g, output_basis, precision=highest)
-    return jnp.einsum("ri,rj->ij", a * a, g * g, precision=highest) / n_terms.astype(g.dtype)
-
-
 def second_moment(rows: Array, diagonal: bool = False) -> Array:
     """Σ x xᵀ over the rows x of `[rows, d]`, or its diagonal, without TF32."""
     if diagonal:

@@ -7,7 +7,7 @@ Axes: captured inputs and output gradients are `[lead, *time, *sites, d]`, and o
 An embedding may be looked up and, transposed, multiplied with; its factors are then those of the sum of both uses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .capture import Family, KernelUse
-from .eigenbasis import Bases
-from .embedding import lookup_eigenvalues, lookup_sums, nearest_product
-from .factors import Use, fisher_diagonal, input_sums, output_factor
+from .embedding import lookup_sums, nearest_product
+from .factors import Use, input_sums, output_factor
 from .layers import Layer
 from .placement import place
 from .products import Kind
@@ -25,7 +24,6 @@ from .sharing import Layout, Sharing
 
 PyTree = Any
 Counted = tuple[Array, Array]  # (a factor times its number of rows, that number [])
-Uses = tuple[list[Use], list[Use]]  # of a layer, its inputs and its output gradients
 
 
 class InputSums(NamedTuple):
@@ -46,12 +44,10 @@ class OutputSums(NamedTuple):
     Attributes:
         direct: M B.
         transposed: the same of the gradients at the outputs `[n_rows, 1]` of transposed uses.
-        eigenvalues: M times the Fisher's in the bases given; None without bases.
     """
 
     direct: Array | None
     transposed: Array | None
-    eigenvalues: Array | None
 
 
 class Method(NamedTuple):
@@ -78,34 +74,18 @@ def input_products(family: Family, inputs: Sequence[Array], method: Method) -> d
     return _by_layer(family, sums, inputs)
 
 
-def output_products(
-    family: Family,
-    inputs: Sequence[Array],
-    gradients: Sequence[Array],
-    method: Method,
-    bases: Mapping[str, Bases] | None,
-) -> dict[str, OutputSums]:
+def output_products(family: Family, gradients: Sequence[Array], method: Method) -> dict[str, OutputSums]:
     """Layer name -> sums of its output gradients."""
     layer, one = family.layers[0], jnp.ones([])
 
-    def sums(values: Sequence[Array], at_outputs: Sequence[Array], own: Bases | None) -> OutputSums:
-        direct, transposed = _placed(family, at_outputs, method.layout, is_input=False)
-        eigenvalues = None
-        if own is not None:
-            inputs = _placed(family, values, method.layout, is_input=True)
-            pairs = (inputs[0], direct), (inputs[1], transposed)
-            eigenvalues = _eigenvalues(family, *pairs, method.sharing, own)
+    def sums(values: Sequence[Array]) -> OutputSums:
+        direct, transposed = _placed(family, values, method.layout, is_input=False)
         return OutputSums(
             output_factor(direct, method.sharing, one, layer.are_diagonal[1]) if direct else None,
             output_factor(transposed, method.sharing, one, layer.are_diagonal[0]) if transposed else None,
-            eigenvalues,
         )
 
-    stacked: PyTree = None
-    if bases is not None:
-        own_bases = [bases[own.name] for own in family.layers]
-        stacked = own_bases[0] if layer.index is None else jax.tree.map(lambda *each: jnp.stack(each), *own_bases)
-    return _by_layer(family, sums, inputs, gradients, stacked)
+    return _by_layer(family, sums, gradients)
 
 
 def combined(inputs: InputSums, outputs: OutputSums | None, n_terms: Array) -> tuple[Array, Array | None]:
@@ -142,23 +122,6 @@ def _direct_inputs(family: Family, layer: Layer, uses: Sequence[Use], method: Me
     return sum(products[1:], products[0]), sum(counts[1:], counts[0])
 
 
-def _eigenvalues(family: Family, direct: Uses, transposed: Uses, sharing: Sharing, bases: Bases) -> Array:
-    layer, one, parts = family.layers[0], jnp.ones([]), []
-    kinds = [use.product.kind is Kind.LOOKUP for use in _direct(family)]
-    for is_lookup in sorted(set(kinds)):
-        inputs, gradients = (
-            [use for use, kind in zip(uses, kinds, strict=True) if kind is is_lookup] for uses in direct
-        )
-        if is_lookup:
-            parts.append(lookup_eigenvalues(inputs, gradients, sharing, layer.d_in, bases.outputs))
-        else:
-            parts.append(fisher_diagonal(inputs, gradients, sharing, layer.has_bias, one, *bases))
-    inputs, gradients = transposed
-    if inputs:
-        parts.append(fisher_diagonal(inputs, gradients, sharing, False, one, bases.outputs, bases.inputs).T)
-    return sum(parts[1:], parts[0])
-
-
 def _direct(family: Family) -> list[KernelUse]:
     return [use for use in family.uses if not use.is_transposed]
 
@@ -171,9 +134,11 @@ def _placed(family: Family, values: Sequence[Array], layout: Layout, is_input: b
     return placed
 
 
-def _by_layer(family: Family, function: Callable[..., PyTree], *arguments: PyTree) -> dict[str, PyTree]:
-    """`function` of each layer's own arguments, which for stacked layers lie along a leading axis."""
+def _by_layer(
+    family: Family, function: Callable[[Sequence[Array]], PyTree], values: Sequence[Array]
+) -> dict[str, PyTree]:
+    """`function` of each layer's own values, which for stacked layers lie along a leading axis."""
     if family.layers[0].index is None:
-        return {family.layers[0].name: function(*arguments)}
-    stacked = jax.vmap(function)(*arguments)
+        return {family.layers[0].name: function(values)}
+    stacked = jax.vmap(function)(values)
     return {layer.name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, layer in enumerate(family.layers)}

@@ -57,8 +57,6 @@ def routed(
         own = layers_in(layers, gradients)
         own_factors = _own_factors(_given(factors, layers), own)
         refresh = bool(own_factors) if refresh is None else refresh
-        if options.get("eigenvalues"):
-            options["eigenvalues"] = _own_eigenvalues(options["eigenvalues"], own)
         updates, state = build(own).update(gradients, state, params, factors=own_factors, refresh=refresh, **options)
         return updates, state
 
@@ -118,8 +116,3 @@ def _own_factors(factors: Mapping[str, PyTree], own: Sequence[Layer]) -> dict[st
                 a = a[:-1] if is_diagonal(a.shape) else a[:-1, :-1]
             found[layer.name] = a, b
     return found
-
-
-def _own_eigenvalues(eigenvalues: Mapping[str, Array], own: Sequence[Layer]) -> dict[str, Array]:
-    """The same of the Fisher's eigenvalues `[n_rows, d_out]`."""
-    return {layer.name: eigenvalues[layer.name][: layer.n_rows] for layer in own if layer.name in eigenvalues}

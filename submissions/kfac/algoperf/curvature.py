@@ -6,7 +6,7 @@ import enum
 import functools
 import logging
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -20,7 +20,6 @@ from ...algoperf.contract import Algorithm, StepResult
 from ...algoperf.hyperparameters import Hyperparameters
 from ...algoperf.problem import Problem
 from ..coverage import describe
-from ..eigenbasis import Bases
 from ..estimate import Estimate, Sums, estimate_sums
 from ..fisher import Fisher, Geometry, probe
 from ..layers import Layer, find_layers
@@ -228,7 +227,6 @@ def estimate_batch(
     key: Array,
     *,
     output_factors: bool = True,
-    bases: Mapping[str, Bases] | None = None,
 ) -> Estimate:
     """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
     fisher, geometry = Fisher(h.fisher) if output_factors else Fisher.SAMPLED, None
@@ -247,7 +245,6 @@ def estimate_batch(
             "weights": part.weights,
             "rows_per_width": h.rows_per_width,
             "key": key if index is None else jax.random.fold_in(key, index),
-            "bases": bases,
         }
 
     if h.statistics_parts == 1:
@@ -256,7 +253,7 @@ def estimate_batch(
         n_micro_batches = -(-h.micro_batches // h.statistics_parts)
         part = _accumulated(problem.part(h.statistics_parts), params, n_micro_batches, options)
         batch = plain_batch(problem, params, h)
-        batch = batch._replace(factors=part.factors, eigenvalues=part.eigenvalues, uncaptured=part.uncaptured)
+        batch = batch._replace(factors=part.factors, uncaptured=part.uncaptured)
     for name, reason in batch.uncaptured.items():
         _warn_once(f"layer {name} has no factors: {reason}")
     return batch

@@ -1,4 +1,4 @@
-"""Adam in the eigenbasis, and EK-FAC, against the same steps written out in float64 numpy."""
+"""Adam in the eigenbasis against the same steps written out in float64 numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from submissions.kfac import Scaling, eigenbasis_adam, find_layers
-from submissions.kfac.adaptive import eigenbasis_state
+from submissions.kfac import eigenbasis_adam, find_layers
+from submissions.kfac.adaptive import EigenbasisState
 from submissions.kfac.eigenbasis import Bases
+from submissions.kfac.routing import states_of
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -27,7 +28,6 @@ def covariance(size: int) -> np.ndarray:
 
 
 FACTORS = [(covariance(6), covariance(3)) for _ in range(N_STEPS)]
-EIGENVALUES = [RNG.uniform(size=(6, 3)) for _ in range(N_STEPS)]
 ALWAYS = (True,) * N_STEPS
 
 
@@ -35,15 +35,16 @@ def given(pair: tuple[np.ndarray, np.ndarray] | None) -> dict:
     return {} if pair is None else {"dense": tuple(jnp.asarray(f, jnp.float32) for f in pair)}
 
 
-def run(factors=FACTORS, refresh=ALWAYS, gradients=GRADIENTS, eigenvalues=None, **settings):
+def eigenbasis_state(optimizer_state) -> EigenbasisState:
+    return states_of(optimizer_state, EigenbasisState)[0]
+
+
+def run(factors=FACTORS, refresh=ALWAYS, gradients=GRADIENTS, **settings):
     """Parameters after every step, and the last state."""
     optimizer = eigenbasis_adam(LAYERS, **{**SETTINGS, **settings})
     params, state, trajectory = PARAMS, optimizer.init(PARAMS), []
-    for step, (gradient, pair, kind) in enumerate(zip(gradients, factors, refresh, strict=True)):
-        values = {} if eigenvalues is None or pair is None else {"dense": jnp.asarray(eigenvalues[step], jnp.float32)}
-        updates, state = optimizer.update(
-            gradient, state, params, factors=given(pair), eigenvalues=values, refresh=kind
-        )
+    for gradient, pair, kind in zip(gradients, factors, refresh, strict=True):
+        updates, state = optimizer.update(gradient, state, params, factors=given(pair), refresh=kind)
         params = optax.apply_updates(params, updates)
         trajectory.append(params)
     return trajectory, eigenbasis_state(state)
@@ -53,30 +54,25 @@ def stacked(leaves) -> np.ndarray:
     return np.concatenate([np.asarray(leaves["kernel"], np.float64), np.asarray(leaves["bias"], np.float64)[None]])
 
 
-def by_hand(scaling: Scaling = Scaling.ADAM, weight_decay: float = 0.0, damping: float = 0.05, kl_clip: float = 1e9):
+def by_hand(weight_decay: float):
     """`dense` after every step of a run with new factors and a full refresh each."""
     lr, b1, b2, decay = (SETTINGS[name] for name in ("learning_rate", "beta1", "beta2", "factor_decay"))
-    weights, m, v, eigenvalues = stacked(PARAMS["dense"]), np.zeros((6, 3)), np.zeros((6, 3)), np.zeros((6, 3))
+    weights, m, v = stacked(PARAMS["dense"]), np.zeros((6, 3)), np.zeros((6, 3))
     averages, bases, trajectory = [np.zeros((6, 6)), np.zeros((3, 3))], [np.eye(6), np.eye(3)], []
     for step, pair in enumerate(FACTORS):
         weight = max(1 - decay, 1 / (step + 1))
         averages = [old + weight * (new - old) for old, new in zip(averages, pair, strict=True)]
-        eigenvalues = eigenvalues + weight * (EIGENVALUES[step] - eigenvalues)
         new = [np.linalg.eigh(average)[1][:, ::-1] for average in averages]
         overlaps = [(old.T @ q) ** 2 for old, q in zip(bases, new, strict=True)]
-        v, eigenvalues = (overlaps[0].T @ x @ overlaps[1] for x in (v, eigenvalues))
+        v = overlaps[0].T @ v @ overlaps[1]
         bases = new
         g = stacked(GRADIENTS[step]["dense"])
         m = b1 * m + (1 - b1) * g
         ahead = b1 * m / (1 - b1 ** (step + 2)) + (1 - b1) * g / (1 - b1 ** (step + 1))
         turned_g, turned_m = (bases[0].T @ x @ bases[1] for x in (g, ahead))
         v = b2 * v + (1 - b2) * turned_g**2
-        if scaling is Scaling.ADAM:
-            root = np.sqrt(v / (1 - b2 ** (step + 1)))
-            u = turned_m / (root + 1e-2 * np.sqrt((root**2).mean()) + 1e-8)
-        else:
-            u = turned_m / (eigenvalues + damping)
-            u *= min(1, np.sqrt(kl_clip / (u * turned_m).sum()))
+        root = np.sqrt(v / (1 - b2 ** (step + 1)))
+        u = turned_m / (root + 1e-2 * np.sqrt((root**2).mean()) + 1e-8)
         weights = weights - lr * (bases[0] @ u @ bases[1].T + weight_decay * weights)
         trajectory.append(weights)
     return trajectory
@@ -85,19 +81,9 @@ def by_hand(scaling: Scaling = Scaling.ADAM, weight_decay: float = 0.0, damping:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_in_the_eigenbasis_equals_numpy(weight_decay):
     got, state = run(weight_decay=weight_decay)
-    for params, matrix in zip(got, by_hand(weight_decay=weight_decay), strict=True):
+    for params, matrix in zip(got, by_hand(weight_decay), strict=True):
         np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-3, atol=1e-4)
     assert int(state.count) == N_STEPS and state.fallbacks == (0, 0)
-
-
-@pytest.mark.parametrize("kl_clip", [0.3, 1e9])
-def test_ekfac_equals_numpy(kl_clip):
-    """With the Fisher's eigenvalues: no root, damped, bounded, and what has none at the fallback's rate."""
-    got, _ = run(eigenvalues=EIGENVALUES, scaling=Scaling.EKFAC, damping=0.05, kl_clip=kl_clip, fallback_rate=0.25)
-    for params, matrix in zip(got, by_hand(Scaling.EKFAC, kl_clip=kl_clip), strict=True):
-        np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-3, atol=1e-4)
-    adam, _ = run(learning_rate=SETTINGS["learning_rate"] / 4)
-    np.testing.assert_allclose(got[-1]["norm"]["scale"], adam[-1]["norm"]["scale"], rtol=1e-5)
 
 
 def test_without_curvature_it_is_nadamw():
@@ -156,29 +142,20 @@ def test_a_refresh_on_unchanged_factors_changes_nothing(full_refreshes, rank):
     assert relative_change(next_params(unmoved, True), expected, params) > 1e-2
 
 
-@pytest.mark.parametrize("scaling", Scaling)
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0])
-def test_what_tells_nothing_is_counted_and_changes_no_average(scaling, broken):
+def test_what_tells_nothing_is_counted_and_changes_no_average(broken):
     bad = (FACTORS[1][0], np.full((3, 3), broken))
-    factors = (FACTORS[0], bad, FACTORS[2], FACTORS[3], FACTORS[4])
-    values = [np.full((6, 3), broken) if step == 1 else v for step, v in enumerate(EIGENVALUES)]
-    trajectory, state = run(factors=factors, eigenvalues=values if scaling is Scaling.EKFAC else None, scaling=scaling)
+    trajectory, state = run(factors=(FACTORS[0], bad, *FACTORS[2:]))
     of_a, of_b = state.factors["6x3"]
     assert state.fallbacks == ((1, 0) if broken == 0 else (0, 1))
     assert of_a.n_estimates.tolist() == [N_STEPS] and of_b.n_estimates.tolist() == [N_STEPS - 1]
-    assert all(average.n_estimates.tolist() == [N_STEPS - 1] for average in state.eigenvalues.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trajectory, state)))
 
 
-@pytest.mark.parametrize("scaling", Scaling)
-def test_a_gradient_that_is_not_finite_is_none_for_its_layer(scaling):
+def test_a_gradient_that_is_not_finite_is_none_for_its_layer():
     lost = {**GRADIENTS[1], "dense": {**GRADIENTS[1]["dense"], "bias": jnp.asarray([1.0, jnp.nan, 2.0])}}
     zeroed = {**GRADIENTS[1], "dense": jax.tree.map(jnp.zeros_like, GRADIENTS[1]["dense"])}
-    values = EIGENVALUES if scaling is Scaling.EKFAC else None
-    trials = [
-        run(gradients=[GRADIENTS[0], second, *GRADIENTS[2:]], scaling=scaling, eigenvalues=values)
-        for second in (lost, zeroed)
-    ]
+    trials = [run(gradients=[GRADIENTS[0], second, *GRADIENTS[2:]]) for second in (lost, zeroed)]
     jax.tree.map(np.testing.assert_array_equal, trials[0][0], trials[1][0])
     assert trials[0][1].fallbacks == (0, 1) and trials[1][1].fallbacks == (0, 0)
 
@@ -192,21 +169,13 @@ def test_a_gradient_whose_squares_overflow_is_lost_for_one_step_only():
 
 
 def test_a_layer_that_lacks_one_factor_turns_with_the_other():
-    """Under a head that starts from zero B is zero, and A alone has a basis; EK-FAC is left to the fallback."""
+    """Under a head that starts from zero B is zero, and A alone has a basis."""
     lacking = [(pair[0], np.zeros((3, 3))) for pair in FACTORS]
     _, state = run(factors=lacking)
     a = np.asarray(state.factors["6x3"][0].value[0])
     turned = np.asarray(state.bases["6x3"].inputs[0]).T @ a @ np.asarray(state.bases["6x3"].inputs[0])
     assert np.abs(turned - np.diag(np.diag(turned))).max() < 0.1 * np.abs(a - np.diag(np.diag(a))).max()
     np.testing.assert_array_equal(np.sort(state.bases["6x3"].outputs[0]), np.sort(np.eye(3)))
-    trajectory, _ = run(factors=lacking, eigenvalues=EIGENVALUES, scaling=Scaling.EKFAC)
-    other, _ = run(factors=lacking, eigenvalues=[10 * v for v in EIGENVALUES], scaling=Scaling.EKFAC)
-    jax.tree.map(np.testing.assert_array_equal, trajectory, other)
-
-
-def test_ekfac_asks_for_eigenvalues():
-    with pytest.raises(ValueError, match="needs the eigenvalues"):
-        run(scaling=Scaling.EKFAC)
 
 
 def test_every_kind_of_step_compiles_once_and_keeps_the_state_s_shape():

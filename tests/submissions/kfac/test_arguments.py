@@ -120,7 +120,6 @@ def test_a_sum_is_no_mean(loss):
         ({"layout": 6}, "give that of `batch_layout`"),
         ({"layers": None}, "give layers, or `layers=\\(\\)`"),
         ({"layers": ["head"]}, "a layer is 'head': give those that"),
-        ({"bases": {}}, "no bases of body, head"),
         ({"geometry": [Geometry(LossKind.SQUARE)] * 2}, "1 heads of logits, 2 geometries"),
         ({"logits": lambda z: z[:, 0], "geometry": Geometry(LossKind.SOFTMAX)}, "must be .examples, ..., classes"),
     ],

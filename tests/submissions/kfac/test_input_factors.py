@@ -80,8 +80,3 @@ def test_sums_of_parts_add_up():
     whole, parts = part(slice(None)), jax.tree.map(jnp.add, part(slice(2)), part(slice(2, None)))
     for name, (a, _) in parts.mean(None, {}).factors.items():
         np.testing.assert_allclose(a, whole.mean(None, {}).factors[name][0], rtol=1e-5, atol=1e-6)
-
-
-def test_eigenvalues_need_the_output_side():
-    with pytest.raises(ValueError, match="need the output factors"):
-        run(bases={})

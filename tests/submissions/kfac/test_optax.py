@@ -16,8 +16,6 @@ from submissions.kfac import (
     Fisher,
     Geometry,
     LossKind,
-    Scaling,
-    bases_by_layer,
     batch_layout,
     eigenbasis_adam,
     estimate,
@@ -141,23 +139,6 @@ def test_a_kernel_elsewhere_leaves_its_bias_to_the_fallback(make):
     with pytest.warns(CurvatureWarning, match="the optimizer has no layers"):
         expected, _ = updated(make(()), bias, gradients=gradient, factors=None)
     assert_equal(updates["head"]["bias"], expected["bias"])
-
-
-def test_ekfac_with_a_bias_elsewhere():
-    """Its eigenvalues, too, are those of the layers without that bias."""
-    make = functools.partial(eigenbasis_adam, learning_rate=0.3, scaling=Scaling.EKFAC)
-    layers = find_layers(without_head_bias(PARAMS))
-    routed = routed_elsewhere(make, "masked", ("head", "bias"))
-    with pytest.raises(ValueError, match="bases are those of other layers"):
-        bases_by_layer(routed.init(PARAMS), LAYERS)
-    own = estimated(PARAMS, layers=layers, bases=bases_by_layer(routed.init(PARAMS), layers))
-    whole = estimated(PARAMS, bases=bases_by_layer(make(LAYERS).init(PARAMS), LAYERS))
-    params, gradients = map(without_head_bias, (PARAMS, own.gradients))
-    curvature = {"factors": own.factors, "eigenvalues": own.eigenvalues}
-    expected, _ = updated(make(layers), params, gradients=gradients, **curvature)
-    for found in (own, whole):
-        got, _ = updated(routed, factors=found.factors, eigenvalues=found.eigenvalues)
-        assert_equal(without_head_bias(got), expected)
 
 
 def test_layers_of_other_parameters_are_refused():
