@@ -140,7 +140,7 @@ def _without_refresh(
     state, params, model_state, key = carry
     key, model_key, step_key = jax.random.split(key, 3)
     problem, layers = _problem(workload, batch, model_state, model_key), find_layers(params)
-    estimated, curvature = algorithm.estimate(problem, state, params, layers, h, step_key)
+    estimated, curvature = algorithm.estimate(problem, params, layers, h, step_key)
     updates, state = algorithm.optimizer(layers, h).update(
         estimated.gradients, state, params, refresh=False, **curvature
     )

@@ -125,7 +125,7 @@ class CurvatureAlgorithm(Algorithm):
 
     @abc.abstractmethod
     def estimate(
-        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
     ) -> tuple[Estimate, dict[str, Any]]:
         """Loss and gradient of the batch, and the curvature as keyword arguments of the optimiser's update."""
 
@@ -138,7 +138,7 @@ class CurvatureAlgorithm(Algorithm):
     ) -> StepResult:
         layers = find_layers(params)
         if variant or self.estimates_every_step:
-            batch, curvature = self.estimate(problem, state, params, layers, h, key)
+            batch, curvature = self.estimate(problem, params, layers, h, key)
         else:
             batch, curvature = plain_batch(problem, params, h), {"factors": None}
         optimizer = self.optimizer(layers, h, problem.mesh)
@@ -180,9 +180,8 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
         self._sharing = sharing
 
     def estimate(
-        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
     ) -> tuple[Estimate, dict[str, Any]]:
-        del state
         needed = self.needs_output_factors
         batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=needed)
         return batch, {"factors": batch.factors}

@@ -62,9 +62,9 @@ class SOAP(CurvatureAlgorithm):
         return bool(global_step < h.full_steps or global_step % h.refresh_period == 0)
 
     def estimate(
-        self, problem: Problem, state: PyTree, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
     ) -> tuple[Estimate, dict[str, Any]]:
-        del state, key
+        del key
         batch = plain_batch(problem, params, h)
         gradients = {layer.name: (layer.read(batch.gradients), layer.are_diagonal) for layer in layers}
         return batch, {"factors": {name: gradient_covariances(*own) for name, own in gradients.items()}}
