@@ -25,14 +25,15 @@ class KFACHyperparameters(FactorOptions, FisherOptions, CurvatureHyperparameters
     weight_decay: float = 0.1
     schedule_fraction: float = 0.6
     length: str = "layerwise"
+    kl_clip: float = 1.0
+    fallback_rate: float = 0.1
     momentum: str = "nesterov"
     weight_decay_kind: str = "decoupled"
 
     bounds = (
         CurvatureHyperparameters.bounds
         | FactorOptions.bounds
-        | FisherOptions.bounds
-        | {"damping": (1e-30, float("inf"))}
+        | {"damping": (1e-30, float("inf")), "kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
     )
     choices = FisherOptions.choices | {"length": Length, "momentum": Momentum, "weight_decay_kind": WeightDecay}
 

@@ -88,20 +88,14 @@ class FactorOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FisherOptions:
-    """Of the algorithms that also need the output factors; see `kfac` for those not described here.
+    """Of the algorithms that also need the output factors.
 
     Attributes:
         fisher: sampled, exact or empirical.
     """
 
     fisher: str = "sampled"
-    kl_clip: float = 1.0
-    fallback_rate: float = 0.1
 
-    bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
-        "kl_clip": (0, float("inf")),
-        "fallback_rate": (0, float("inf")),
-    }
     choices: typing.ClassVar[dict[str, type[enum.Enum]]] = {"fisher": Fisher}
 
 
