@@ -81,7 +81,7 @@ def main(chosen: dict[str, Any]) -> None:
     names = {flag.name for flag in _REQUEST} | {"data_dir", "rng_seed"}
     request = sweep.Request(**{name: chosen[name] for name in names})
     if chosen["show"]:
-        stored = point_status.stored(request.place, request.folder.name)
+        stored = point_status.stored(request.place, request.experiment_folder.name)
         return sweep_view.show(stored, as_json=chosen["json"], rank_by=Cost(chosen["rank_by"]))
     for name in ("workload", "submission_path"):
         if not chosen[name]:

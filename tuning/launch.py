@@ -83,7 +83,7 @@ class _Supervisor:
         period_s: float,
     ):
         self._command, self._sweep, self._show, self._period_s = command, sweep, show, period_s
-        self._logs = sweep.request.folder / "logs"
+        self._logs = sweep.request.experiment_folder / "logs"
         disk.refuse_unwritable(self._logs)
         self._slots = [
             _Slot(devices, _own_cores(i, len(shares)) if devices is None else None, self._log(i))
@@ -129,7 +129,7 @@ class _Supervisor:
 
     def _look_into_death(self, slot: _Slot, returncode: int) -> None:
         """Raises UserError where another worker would die of the same."""
-        disk.refuse_unwritable(self._sweep.request.folder)
+        disk.refuse_unwritable(self._sweep.request.experiment_folder)
         if returncode == UserError.exit_code:
             raise UserError(f"a worker refused: {last_line(slot.log)}")
         if returncode == MachineFault.exit_code:

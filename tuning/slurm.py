@@ -83,7 +83,7 @@ def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str])
         import submitit
     except ImportError as error:
         raise UserError("--launcher=slurm needs submitit: run `pip install submitit`") from error
-    executor = submitit.SlurmExecutor(folder=sweep.request.folder / "logs" / "%j")
+    executor = submitit.SlurmExecutor(folder=sweep.request.experiment_folder / "logs" / "%j")
     gpus = {"gpus_per_node": devices_per_worker} if devices_per_worker and _has_gpus(options) else {}
     executor.update_parameters(
         job_name="sweep",

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, machine, search_space, study_storage, submission
-from tuning.description import TrialDescription, describe
-from tuning.errors import setup_phase
-from tuning.experiment import experiment_folder
+from tuning import disk, machine, search_space, study_storage
+from tuning.description import TrialDescription
 from tuning.point_queue import PointQueue
 from tuning.point_status import PointStatus, study_name
-from tuning.ruleset import TuningRuleset, space_and_points
-from workloads import registry
+from tuning.trials_request import TrialsRequest
 
 # Of a trial's description, what may differ from one worker to another, or does from one trial to another.
 _OF_THE_WORKER = ("data_dir", "submission_path")
@@ -27,7 +24,7 @@ _OF_THE_TRIAL = ("hyperparameters", "trial_index")
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(TrialsRequest):
     """What to sweep, under the names of the script's flags.
 
     Attributes:
@@ -37,42 +34,25 @@ class Request:
         max_retries: how many deaths of workers and faults of machines a point survives before it counts as crashed.
     """
 
-    workload: str
-    submission_path: str
-    experiment_dir: str
-    experiment_name: str
-    tuning_ruleset: str = TuningRuleset.EXTERNAL
-    tuning_search_space: str | None = None
     num_tuning_trials: int = 5
     num_studies: int = 1
-    rng_seed: int = 0
     sampling: str = "random"
     storage: str | None = None
-    data_dir: str = "~/data"
-    max_global_steps: int | None = None
-    hardware_profile: str | None = None  # whose budget of an official workload; None is the workload's own
-    batch_size: int | None = None
-    eval_batch_size: int | None = None
-    checkpoints_to_keep: int = 2
-    checkpoint_period_s: int = 600  # between two evaluations; 0 makes none there
+    checkpoint_period_s: int = 600
     max_retries: int = 3
     heartbeat_s: int = 20
     prune: str = "none"
 
     @property
-    def folder(self) -> Path:
-        return experiment_folder(self.experiment_dir, self.experiment_name)
-
-    @property
     def place(self) -> study_storage.Place:
         """Where the points are kept."""
         if self.storage is None:
-            return self.folder.absolute() / "study.db"
+            return self.experiment_folder.absolute() / "study.db"
         return study_storage.place_of(self.storage)
 
     def trial_dir(self, study: int, index: int) -> Path:
         """AlgoPerf's place for a trial, with a folder for its study where there are several."""
-        place = self.folder / f"study_{study}" if self.num_studies > 1 else self.folder
+        place = self.experiment_folder / f"study_{study}" if self.num_studies > 1 else self.experiment_folder
         return place / f"{self.workload}_jax" / f"trial_{index}"
 
 
@@ -89,14 +69,17 @@ class Sweep:
     def __init__(self, request: Request):
         self.request = request
         place = request.place
-        with setup_phase():
-            self.workload = registry.load(request.workload, request.hardware_profile)
-        own = submission.load(request.submission_path)
-        self.submission = own.with_batch_sizes(request.batch_size, request.eval_batch_size)
+        self.workload, self.submission = request.load()
         numbers = range(1, request.num_studies + 1)
-        studies = [self._study(request.rng_seed + number - 1) for number in numbers]
+        sampling = search_space.Sampling(request.sampling)
+        studies = [
+            request.study(
+                self.workload, self.submission, request.rng_seed + number - 1, sampling, pruning=request.prune
+            )
+            for number in numbers
+        ]
         self.descriptions = [trials for _, trials in studies]
-        disk.refuse_unwritable(request.folder)
+        disk.refuse_unwritable(request.experiment_folder)
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         options: dict[str, Any] = {
             "heartbeat_s": request.heartbeat_s,
@@ -106,7 +89,7 @@ class Sweep:
         self.queues = [
             PointQueue(
                 place,
-                study_name(request.folder.name, number),
+                study_name(request.experiment_folder.name, number),
                 self._identity(trials, space),
                 [trial.hyperparameters for trial in trials],
                 **options,
@@ -134,32 +117,6 @@ class Sweep:
     def retry_crashed(self) -> int:
         """Lets every crashed point be carried out again; how many there were."""
         return sum(queue.retry_crashed() for queue in self.queues)
-
-    def _study(self, seed: int) -> tuple[dict | list | None, list[TrialDescription]]:
-        """The search space and the trials of one study."""
-        request = self.request
-        space, points = space_and_points(
-            TuningRuleset(request.tuning_ruleset),
-            request.tuning_search_space,
-            self.submission.search_space_file,
-            request.num_tuning_trials,
-            seed,
-            search_space.Sampling(request.sampling),
-        )
-        return space, [
-            describe(
-                request.workload,
-                self.workload,
-                self.submission,
-                point,
-                rng_seed=seed,
-                trial_index=index,
-                data_dir=request.data_dir,
-                max_global_steps=request.max_global_steps,
-                pruning=request.prune,
-            )
-            for index, point in enumerate(points, start=1)
-        ]
 
     def _identity(self, trials: list[TrialDescription], space: dict | list | None) -> dict[str, Any]:
         """What all workers must agree on."""

@@ -18,7 +18,7 @@ from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Miss, Outcome, Progress
 from tuning.point_queue import Lease
 from tuning.sweep import Sweep
-from tuning.trial import Checkpointing, finished_outcome, run_trial
+from tuning.trial import finished_outcome, run_trial
 from workloads.spec import Direction
 
 _IDLE_S = 1.0  # between looks at a queue from which nothing is to be had
@@ -66,7 +66,7 @@ class Worker:
     def _probe(self) -> None:
         if time.monotonic() - self._probed_at > _PROBE_PERIOD_S:
             with self._interruption.ends_at_once():
-                disk.refuse_unwritable(self._request.folder)
+                disk.refuse_unwritable(self._request.experiment_folder)
                 faults.probe_devices()
             self._probed_at = time.monotonic()
 
@@ -155,9 +155,7 @@ class Worker:
                 claim,
                 report=refuse_if_lost,
                 cannot_win=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
-                checkpointing=Checkpointing(
-                    self._request.checkpoints_to_keep, self._request.checkpoint_period_s or None
-                ),
+                checkpointing=self._request.checkpointing,
                 resume=True,
                 interruption=self._interruption,
             )
@@ -176,7 +174,7 @@ class Worker:
             UserError: the experiment's folder cannot be written, which all workers need.
         """
         try:
-            disk.refuse_unwritable(self._request.folder)
+            disk.refuse_unwritable(self._request.experiment_folder)
         except MachineFault as problem:
             return one_line(problem)
         if faults.is_full_disk(error) or isinstance(error, FolderClaimed):

@@ -15,7 +15,7 @@ from unittest import mock
 
 from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
-from tuning import sweep, worker
+from tuning import sweep, trials_request, worker
 from tuning.claim import ClaimLost, FolderClaimed
 from tuning.trial import Checkpointing
 
@@ -45,8 +45,8 @@ def run_worker(folder: Path) -> None:
         max_retries=9,
     )
     with (
-        mock.patch.object(sweep.registry, "load", lambda *_: FakeWorkload()),
-        mock.patch.object(sweep.submission, "load", lambda _: fake_submission(log_loss)),
+        mock.patch.object(trials_request.registry, "load", lambda *_: FakeWorkload()),
+        mock.patch.object(trials_request.submission, "load", lambda _: fake_submission(log_loss)),
         mock.patch.object(worker, "_IDLE_S", 0.05),
     ):
         worker.Worker(sweep.Sweep(request), lambda line: None).work()

@@ -9,7 +9,7 @@ import pytest
 from fake_trial import FakeWorkload, fake_submission
 from rich.console import Console
 
-from tuning import compilation_cache, experiment, progress
+from tuning import compilation_cache, experiment, progress, trials_request
 from tuning.claim import Claim, FolderClaimed
 from tuning.errors import UserError
 from tuning.experiment import Request, run_experiment
@@ -24,8 +24,8 @@ def request_for(tmp_path, monkeypatch):
         loss = math.nan if call.hyperparameters.learning_rate == 9 else 1.0
         call.workload.metrics_logger.append_scalar_metrics({"loss": loss}, call.global_step)
 
-    monkeypatch.setattr(experiment.registry, "load", lambda name, profile: FakeWorkload(target=0.1))
-    monkeypatch.setattr(experiment.submission, "load", lambda path: fake_submission(log))
+    monkeypatch.setattr(trials_request.registry, "load", lambda name, profile: FakeWorkload(target=0.1))
+    monkeypatch.setattr(trials_request.submission, "load", lambda path: fake_submission(log))
     space = tmp_path / "space.json"
     space.write_text(json.dumps([{"learning_rate": rate} for rate in (1, 9, 2)]))
 

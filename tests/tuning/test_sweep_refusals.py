@@ -117,7 +117,7 @@ def test_a_name_is_one_folder_one_database_and_one_study(tmp_path, name):
     sweep.queues[0].claim()
     for same in (name, name.rstrip("/")):
         again = request(tmp_path, experiment_name=same)
-        for found in (Sweep(again).status(), stored(again.place, again.folder.name)):
+        for found in (Sweep(again).status(), stored(again.place, again.experiment_folder.name)):
             assert [point.state for _, point in found] == ["running", "waiting", "waiting"]
     assert [path.name for path in tmp_path.iterdir()] == [name.rstrip("/")]
 

@@ -1,0 +1,99 @@
+"""Which trials to run: what a single process (`experiment`) and a sweep (`sweep`) are both asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuning import disk, submission
+from tuning.description import TrialDescription, describe
+from tuning.errors import UserError, setup_phase
+from tuning.ruleset import TuningRuleset, space_and_points
+from tuning.search_space import Sampling
+from tuning.submission import Submission
+from tuning.trial import Checkpointing
+from workloads import registry
+from workloads.spec import Workload
+
+
+@dataclass(frozen=True)
+class TrialsRequest:
+    """Trials of one submission on one workload, under the names of AlgoPerf's flags."""
+
+    workload: str
+    submission_path: str
+    experiment_dir: str
+    experiment_name: str
+    tuning_ruleset: str = TuningRuleset.EXTERNAL
+    tuning_search_space: str | None = None  # a file; None is the submission's own
+    num_tuning_trials: int = 1  # a list of fewer points is run to its end
+    rng_seed: int = 0
+    max_global_steps: int | None = None
+    hardware_profile: str | None = None  # whose budget of an official workload; None is the workload's own
+    batch_size: int | None = None  # None is the submission's own
+    eval_batch_size: int | None = None  # None is the submission's or the workload's own
+    data_dir: str = "~/data"
+    checkpoints_to_keep: int = 2  # of each trial
+    checkpoint_period_s: int = 0  # between two evaluations; 0 makes none there
+
+    @property
+    def experiment_folder(self) -> Path:
+        """The folder of this experiment: directly in the folder of all experiments, and of exactly its name.
+
+        Raises:
+            UserError: the name is no name of one folder.
+        """
+        name = self.experiment_name.rstrip("/")
+        if not name or "/" in name or name in (".", "..") or not name.isprintable():
+            raise UserError(f"--experiment_name={self.experiment_name!r} is no name of a folder; give one without '/'")
+        return disk.expanded(self.experiment_dir, "experiment_dir") / name
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        return Checkpointing(self.checkpoints_to_keep, self.checkpoint_period_s or None)
+
+    def load(self) -> tuple[Workload, Submission]:
+        """The workload and the submission, with the batch sizes that were asked for. May raise UserError."""
+        with setup_phase():
+            workload = registry.load(self.workload, self.hardware_profile)
+        loaded = submission.load(self.submission_path)
+        return workload, loaded.with_batch_sizes(self.batch_size, self.eval_batch_size)
+
+    def study(
+        self,
+        workload: Workload,
+        submission: Submission,
+        seed: int,
+        sampling: Sampling = Sampling.RANDOM,
+        **options: Any,
+    ) -> tuple[dict | list | None, list[TrialDescription]]:
+        """The search space of one study, None under the self-tuning ruleset, and its trials.
+
+        Args:
+            seed: of the points, and of all trials.
+            options: further arguments of `describe`.
+
+        Raises:
+            UserError: the search space, the seed or the batch size cannot be used.
+        """
+        space, points = space_and_points(
+            TuningRuleset(self.tuning_ruleset),
+            self.tuning_search_space,
+            submission.search_space_file,
+            self.num_tuning_trials,
+            seed,
+            sampling,
+        )
+        return space, [
+            describe(
+                self.workload,
+                workload,
+                submission,
+                point,
+                rng_seed=seed,
+                trial_index=trial_index,
+                data_dir=self.data_dir,
+                max_global_steps=self.max_global_steps,
+                **options,
+            )
+            for trial_index, point in enumerate(points, start=1)
+        ]
