@@ -18,10 +18,10 @@ flags.DEFINE_integer("workers", 8, "Worker processes.", lower_bound=1)
 flags.DEFINE_string("out", "results/bench/queue.md", "Where the table goes.")
 
 
-def main(chosen: dict[str, Any]) -> None:
-    table = queue_overhead.table(chosen["storages"], chosen["points"], chosen["workers"])
+def main(values: dict[str, Any]) -> None:
+    table = queue_overhead.table(values["storages"], values["points"], values["workers"])
     text = "\n".join(["# Overhead of a sweep's queue", "", machine.provenance([machine.environment()]), "", table, ""])
-    records.write_text(Path(chosen["out"]), text)
+    records.write_text(Path(values["out"]), text)
     print(text)
 
 

@@ -31,24 +31,24 @@ flags.DEFINE_float(
 flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot.")
 
 
-def main(chosen: dict[str, Any]) -> None:
+def main(values: dict[str, Any]) -> None:
     options = tables.Options(
-        workloads=chosen["workloads"],
-        submissions=chosen["submissions"],
-        batch_size=chosen["batch_size"],
-        synthetic=chosen["synthetic"],
-        batch_sizes=[int(size) for size in chosen["batch_sizes"]],
-        widths=[int(width) for width in chosen["widths"]],
-        n_rounds=chosen["num_rounds"],
-        minutes=chosen["minutes"],
-        seed=chosen["rng_seed"],
-        data_dir=chosen["data_dir"],
-        out=Path(chosen["out"]),
+        workloads=values["workloads"],
+        submissions=values["submissions"],
+        batch_size=values["batch_size"],
+        synthetic=values["synthetic"],
+        batch_sizes=[int(size) for size in values["batch_sizes"]],
+        widths=[int(width) for width in values["widths"]],
+        n_rounds=values["num_rounds"],
+        minutes=values["minutes"],
+        seed=values["rng_seed"],
+        data_dir=values["data_dir"],
+        out=Path(values["out"]),
     )
-    if chosen["suite"] == "gpu":
+    if values["suite"] == "gpu":
         tables.write_gpu_suite(options, print)
         return
-    for name in chosen["tables"]:
+    for name in values["tables"]:
         print(tables.write(name, options))
 
 

@@ -1,4 +1,7 @@
-"""How a script starts and ends: flags parsed; errors and interruptions as one line, with an exit code for each kind."""
+"""How a script starts and ends: it parses the flags, and prints an error or an interruption as one line.
+
+Each kind of error has an exit code of its own.
+"""
 
 import os
 import signal
@@ -15,8 +18,8 @@ if _HANDLERS := default_handlers():  # importing the libraries takes seconds
     for _number in _HANDLERS:
         signal.signal(_number, stop_while_importing)
 
-# XLA's CPU backend calls OpenBLAS for factorisations; OpenBLAS's own threads then spin on the cores that XLA's need. It
-# is read when NumPy is loaded, hence here.
+# XLA's CPU backend calls OpenBLAS for factorisations, whose threads would spin on the cores that XLA's threads need.
+# NumPy reads the variable when it is imported, so it is set before.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import app, flags, logging
@@ -32,16 +35,17 @@ flags.DEFINE_string(
 
 
 def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False) -> None:
-    """Call `main` with the values of the flags that `script` (its `__name__`) and this module define, by name.
+    """Calls `main` with the values of the flags, by name: those of `script` (its `__name__`) and of this module.
 
-    With `takes_arguments` also with the positional arguments, which are an error without it.
+    Args:
+        takes_arguments: also pass the positional arguments, which are an error otherwise.
     """
 
     def start(argv: list[str]) -> None:
-        own = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
-        chosen: dict[str, Any] = {flag.name: flag.value for flag in own}
-        compilation_cache.use(chosen.pop("compilation_cache_dir"))
-        main(chosen, argv[1:]) if takes_arguments else main(chosen)
+        defined = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
+        values: dict[str, Any] = {flag.name: flag.value for flag in defined}
+        compilation_cache.use(values.pop("compilation_cache_dir"))
+        main(values, argv[1:]) if takes_arguments else main(values)
 
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
-# Verb -> script, and the flags that it takes from the image's folders unless they are given.
+# Verb -> script, and its flags whose defaults are the image's folders.
 VERBS = {
     "trial": ("run_trial.py", ("data_dir", "experiment_dir", "experiment_name")),
     "sweep": ("run_sweep.py", ("data_dir", "experiment_dir", "experiment_name")),
@@ -39,12 +39,12 @@ def command(words: list[str], folders: dict[str, str]) -> list[str]:
 
 
 def _folders() -> dict[str, str]:
-    places = {
+    folders = {
         "data_dir": os.environ.get("ALGOPERF_KFAC_DATA"),
         "experiment_dir": os.environ.get("ALGOPERF_KFAC_EXPERIMENTS"),
     }
-    found = {name: place for name, place in places.items() if place}
-    return found | ({"experiment_name": "experiment"} if "experiment_dir" in found else {})
+    defaults = {name: folder for name, folder in folders.items() if folder}
+    return defaults | ({"experiment_name": "experiment"} if "experiment_dir" in defaults else {})
 
 
 if __name__ == "__main__":

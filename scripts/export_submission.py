@@ -20,12 +20,12 @@ flags.DEFINE_string("affiliations", "", "Affiliations, separated by commas.")
 flags.DEFINE_string("version", "1.0", "Version of the submission.")
 
 
-def main(chosen: dict[str, Any]) -> None:
-    name = chosen["submission"]
+def main(values: dict[str, Any]) -> None:
+    name = values["submission"]
     beside = Path(__file__).resolve().parents[1] / "submissions" / name
-    info = export.Info(*(chosen[field] for field in ("submission_name", "authors", "affiliations", "version")))
+    info = export.Info(*(values[field] for field in ("submission_name", "authors", "affiliations", "version")))
     path = beside if beside.is_dir() else Path(name)
-    print(f"written to {export.export(path, export.Ruleset(chosen['ruleset']), chosen['out'], info)}")
+    print(f"written to {export.export(path, export.Ruleset(values['ruleset']), values['out'], info)}")
 
 
 command.run(__name__, main)

@@ -17,15 +17,15 @@ flags.DEFINE_bool("overwrite", False, "Remove a prepared data set, and prepare i
 flags.DEFINE_bool("allow_other_archives", False, "Accept archives other than the published ones, to try something.")
 
 
-def main(chosen: dict[str, Any]) -> None:
+def main(values: dict[str, Any]) -> None:
     with setup_phase():
-        for name in chosen["dataset"]:
+        for name in values["dataset"]:
             preparation.prepare(
                 name,
-                chosen["data_dir"],
-                chosen["manual_dir"] or f"{chosen['data_dir']}/downloads/manual",
-                overwrite=chosen["overwrite"],
-                allow_other_archives=chosen["allow_other_archives"],
+                values["data_dir"],
+                values["manual_dir"] or f"{values['data_dir']}/downloads/manual",
+                overwrite=values["overwrite"],
+                allow_other_archives=values["allow_other_archives"],
             )
 
 

@@ -27,29 +27,29 @@ flags.DEFINE_bool("watch", False, "Write the report again and again, while a swe
 flags.DEFINE_integer("watch_period_s", 30, "Seconds between two reports.", lower_bound=1)
 
 
-def main(chosen: dict[str, Any], folders: list[str]) -> None:
+def main(values: dict[str, Any], folders: list[str]) -> None:
     if not folders:
         raise UserError("name the folders to report on: scripts/report.py EXPERIMENT_DIR … --out=report")
-    places = [Path(folder).expanduser() for folder in folders]
-    for place in places:
-        if not place.is_dir() and not (place.is_file() and place.name.endswith(files.ARCHIVE_ENDING)):
+    paths = [Path(folder).expanduser() for folder in folders]
+    for path in paths:
+        if not path.is_dir() and not (path.is_file() and path.name.endswith(files.ARCHIVE_ENDING)):
             raise UserError(
-                f"{str(place)!r} is no folder or {files.ARCHIVE_ENDING} archive; give one with trial folders"
+                f"{str(path)!r} is no folder or {files.ARCHIVE_ENDING} archive; give one with trial folders"
             )
     try:
-        _write(places, chosen)
-        while chosen["watch"]:
-            time.sleep(chosen["watch_period_s"])
-            _write(places, chosen)
+        _write(paths, values)
+        while values["watch"]:
+            time.sleep(values["watch_period_s"])
+            _write(paths, values)
     except KeyboardInterrupt:
         return
 
 
-def _write(places: list[Path], chosen: dict[str, Any]) -> None:
-    out, period_s = Path(chosen["out"]).expanduser(), chosen["watch_period_s"] if chosen["watch"] else 0
-    rank_by = Cost(chosen["rank_by"])
+def _write(paths: list[Path], values: dict[str, Any]) -> None:
+    out, period_s = Path(values["out"]).expanduser(), values["watch_period_s"] if values["watch"] else 0
+    rank_by = Cost(values["rank_by"])
     try:
-        summary = page.write(places, out, chosen["references"], period_s, rank_by, chosen["hardware_profile"])
+        summary = page.write(paths, out, values["references"], period_s, rank_by, values["hardware_profile"])
     except OSError as error:
         raise UserError(f"cannot write into {str(out)!r} ({error.strerror}): give another --out") from error
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -35,29 +35,29 @@ flags.DEFINE_string("experiment_dir", "experiments/evidence", "Where the trials 
 flags.DEFINE_string("out", "results/evidence", "Where the archives of the trials go, and the report made from them.")
 
 
-def main(chosen: dict[str, Any]) -> None:
-    folder, out = Path(chosen["experiment_dir"]).expanduser(), Path(chosen["out"]).expanduser()
-    passed = [f"--data_dir={chosen['data_dir']}"]
-    passed += [f"--max_global_steps={chosen['max_global_steps']}"] if chosen["max_global_steps"] else []
+def main(values: dict[str, Any]) -> None:
+    folder, out = Path(values["experiment_dir"]).expanduser(), Path(values["out"]).expanduser()
+    trial_flags = [f"--data_dir={values['data_dir']}"]
+    trial_flags += [f"--max_global_steps={values['max_global_steps']}"] if values["max_global_steps"] else []
     archives = []
-    for workload in chosen["workloads"]:
+    for workload in values["workloads"]:
         protocol = evidence.Protocol(
             workload=workload,
-            submissions=tuple(map(evidence.submission_path, chosen["submissions"])),
+            submissions=tuple(map(evidence.submission_path, values["submissions"])),
             folder=folder,
-            n_points=chosen["num_tuning_trials"],
-            n_confirmed=chosen["num_confirmed"],
-            n_seeds=chosen["num_seeds"],
-            seed=chosen["rng_seed"],
-            workers=chosen["workers"],
-            targets=Path(chosen["targets"]) if chosen["targets"] else None,
-            flags=tuple(passed),
+            n_points=values["num_tuning_trials"],
+            n_confirmed=values["num_confirmed"],
+            n_seeds=values["num_seeds"],
+            seed=values["rng_seed"],
+            workers=values["workers"],
+            targets=Path(values["targets"]) if values["targets"] else None,
+            flags=tuple(trial_flags),
         )
         evidence.carry_out(protocol, supervised_command.run)
         archives.append(out / f"{workload}{files.ARCHIVE_ENDING}")
         archive.pack([folder / workload], archives[-1])
     report = Path(__file__).with_name("report.py")
-    references = f"--references={','.join(chosen['references'])}"
+    references = f"--references={','.join(values['references'])}"
     supervised_command.run([sys.executable, str(report), *map(str, archives), f"--out={out}", references])
 
 

@@ -1,0 +1,28 @@
+"""Flags that run_trial.py and run_sweep.py define alike, fields of `tuning.trials_request.TrialsRequest`."""
+
+from absl import flags
+
+from tuning.ruleset import TuningRuleset
+from workloads import budgets
+
+flags.DEFINE_string("workload", None, "Name of the workload.")
+flags.DEFINE_string("submission_path", None, "Folder with submission.py, or the file.")
+flags.DEFINE_string("experiment_dir", None, "Folder of all experiments.", required=True)
+flags.DEFINE_string("experiment_name", None, "This experiment's folder in it.", required=True)
+flags.DEFINE_enum(
+    "tuning_ruleset",
+    str(TuningRuleset.EXTERNAL),
+    [str(ruleset) for ruleset in TuningRuleset],
+    "AlgoPerf's: points of a search space, or the submission's own setting and 1.5 times the budget.",
+)
+flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
+flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of an official workload, on this machine.")
+flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
+flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
+flags.DEFINE_integer(
+    "checkpoint_period_s",
+    600,
+    "Wall seconds after which a checkpoint is made between two evaluations, too; 0 for never.",
+    0,
+)
