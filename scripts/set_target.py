@@ -1,10 +1,11 @@
-"""Sets workloads' targets with their first-order references; writes them and every trial behind them.
+"""Sets workloads' targets with their first-order references, and writes the targets and every trial behind them.
 
-A run that was cut short continues.
+Run again, it continues.
 
 python scripts/set_target.py --workloads=b3db,mnist_vit,pydoc_lm --experiment_dir=experiments/targets --workers=2
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,26 @@ def _are_shares(texts: list[str]) -> bool:
 flags.register_validator("rungs", _are_shares, "give ascending shares between 0 and 1")
 
 
-def main(chosen: dict[str, Any]) -> None:
-    out, presets = Path(chosen["out"]), Path(chosen["presets"])
-    for workload in chosen["workloads"]:
+def main(values: dict[str, Any]) -> None:
+    out, presets = Path(values["out"]), Path(values["presets"])
+    for workload in values["workloads"]:
         target.result_file(out, workload)
     protocols = [
         target.Protocol(
             workload=workload,
-            references=tuple(chosen["references"]),
-            n_points=chosen["num_tuning_trials"],
-            n_seeds=chosen["num_seeds"],
-            search_seed=chosen["rng_seed"],
-            folder=Path(chosen["experiment_dir"]),
-            data_dir=chosen["data_dir"],
-            rungs=tuple(map(float, chosen["rungs"])),
+            references=tuple(values["references"]),
+            n_points=values["num_tuning_trials"],
+            n_seeds=values["num_seeds"],
+            search_seed=values["rng_seed"],
+            folder=Path(values["experiment_dir"]),
+            data_dir=values["data_dir"],
+            rungs=tuple(map(float, values["rungs"])),
         )
-        for workload in chosen["workloads"]
+        for workload in values["workloads"]
     ]
-    for found in target.find_targets(protocols, chosen["workers"], say=lambda line: print(line, flush=True)):
-        files = target.write(found, out, presets)
-        print(f"{found['workload']}: validation target {found['validation_target']}, test {found['test_target']}")
+    for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):
+        files = target.write(result, out, presets)
+        print(f"{result['workload']}: validation target {result['validation_target']}, test {result['test_target']}")
         print(f"written to {' and '.join(map(str, files))}; now set the targets in the workload", flush=True)
 
 

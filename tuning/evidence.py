@@ -1,12 +1,14 @@
-"""Which submission reaches a workload's target first: the protocol of docs/evidence.md, as commands that resume.
+"""Which submission reaches a workload's target first: the protocol of docs/evidence.md, as commands that can resume.
 
-Each submission's space is searched on one seed; its best points run again on one more seed; the best of these is
-repeated on fresh seeds, and so are the configurations that the target was set with. Every step is a call of
-scripts/run_sweep.py or scripts/run_trial.py, whose folders scripts/report.py reads:
+1. Each submission's space is searched on one seed.
+2. Its best points run again on a second seed.
+3. The best of these is repeated on fresh seeds. The configurations that the target was set with are repeated, too.
 
-    FOLDER/{workload}/{submission}/search/…                          points, which share the machine
+Every step is a call of scripts/run_sweep.py or scripts/run_trial.py. scripts/report.py reads their folders:
+
+    FOLDER/{workload}/{submission}/search/…                          points, several at a time
     FOLDER/{workload}/{submission}/confirm/…                         the best of them on one more seed
-    FOLDER/{workload}/{submission}/repeat/study_N/…                  the best one, timed, alone on the machine
+    FOLDER/{workload}/{submission}/repeat/study_N/…                  the best one, timed, one at a time
     FOLDER/{workload}/{submission}_for_target/target_reference/…     the target's own configurations, timed with these
 """
 
@@ -36,9 +38,9 @@ class Protocol:
     Attributes:
         submissions: paths of their folders.
         n_points, n_confirmed, n_seeds: of each submission's search, confirmation and timed repetition.
-        seed: of the search; confirmation and repetitions use those after it.
-        workers: processes of a search; repetitions run one at a time.
-        targets: folder of {workload}.json, whose first-order configurations are the references; None for no such rows.
+        seed: of the search. Confirmation and repetitions use the seeds after it.
+        workers: processes of a search. Repetitions run one at a time.
+        targets: folder of {workload}.json, whose first-order configurations are the references; None for no references.
         flags: passed to every trial.
     """
 
@@ -53,16 +55,16 @@ class Protocol:
     targets: Path | None = None
     flags: tuple[str, ...] = ()
 
-    def place(self, submission: str) -> Path:
+    def submission_folder(self, submission: str) -> Path:
         return self.folder / self.workload / Path(submission).name
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One configuration to time: a point of a submission, in `place/study_N/…`."""
+    """One configuration to time: a point of a submission. Its trials go to `folder/study_N/…`."""
 
     submission: str
-    place: Path
+    folder: Path
     point: Mapping[str, Any]
 
 
@@ -71,36 +73,37 @@ def submission_path(name: str) -> str:
     return str(_PROJECT / "submissions" / name)
 
 
-def carry_out(protocol: Protocol, run: Run, say: Callable[[str], None] = print) -> None:
-    """Every trial of the protocol that is not there yet.
+def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) -> None:
+    """Runs every trial of the protocol that has not run yet.
 
     Args:
-        run: carries out one command; what it raises ends the protocol, and a later call continues.
+        run: carries out one command. An error that it raises ends the protocol; a later call continues.
+        log: called with a line about the progress.
 
     Raises:
         UserError: a submission has no ended trial, or the target's file cannot be used.
     """
     contenders = references(protocol)
     for path in protocol.submissions:
-        run(_search(protocol, path))
+        run(_sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points))
         _confirm(protocol, path, run)
-        contenders.append(Contender(path, protocol.place(path) / Phase.REPEAT, _best(protocol, path)))
-        say(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(contenders[-1].point)}")
+        contenders.append(Contender(path, protocol.submission_folder(path) / Phase.REPEAT, _best(protocol, path)))
+        log(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(contenders[-1].point)}")
     for study in range(1, protocol.n_seeds + 1):
-        # In turns, so that a machine whose speed drifts slows all alike.
+        # All contenders take turns, so that a drift of the machine's speed affects all alike.
         for contender in contenders:
             _repeat(protocol, contender, study, run)
-        say(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
+        log(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
 
 
 def references(protocol: Protocol) -> list[Contender]:
-    """The configurations of the target's file: its own, and the best of every other first-order search in it."""
+    """The configurations in the target's file: the target's own, and the best of every other first-order search."""
     if protocol.targets is None:
         return []
     file = protocol.targets / f"{protocol.workload}.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        points = dict(_target_points(found, registry.load(protocol.workload).validation_target.direction))
+        result = json.loads(file.read_text(encoding="utf-8"))
+        points = dict(_target_points(result, registry.load(protocol.workload).validation_target.direction))
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"cannot take the references' configurations from {file} ({error})"
         raise UserError(f"{problem}; run scripts/set_target.py, or give --targets= for none") from error
@@ -114,23 +117,19 @@ def references(protocol: Protocol) -> list[Contender]:
     ]
 
 
-def _target_points(found: Mapping[str, Any], direction: Direction) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _target_points(result: Mapping[str, Any], direction: Direction) -> Iterator[tuple[str, Mapping[str, Any]]]:
     sign = 1 if direction is Direction.HIGHER_IS_BETTER else -1
-    for name, trials in found["searches"].items():
+    for name, trials in result["searches"].items():
         known = [trial for trial in trials if trial["best_validation_metric"] is not None]
         best = max(known, key=lambda trial: sign * trial["best_validation_metric"], default=None)
-        if name == found["reference"]:
-            yield name, found["hyperparameters"]
+        if name == result["reference"]:
+            yield name, result["hyperparameters"]
         elif best is not None:
             yield name, best["hyperparameters"]
 
 
-def _search(protocol: Protocol, path: str) -> list[str]:
-    return _sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points)
-
-
 def _confirm(protocol: Protocol, path: str, run: Run) -> None:
-    file = protocol.place(path) / "confirmed_points.json"
+    file = protocol.submission_folder(path) / "confirmed_points.json"
     if not file.exists():
         trials = _ended(protocol, path, Phase.SEARCH)
         ranked = sorted(trials, key=lambda trial: protocols.merit([trial]))
@@ -140,20 +139,22 @@ def _confirm(protocol: Protocol, path: str, run: Run) -> None:
 
 
 def _best(protocol: Protocol, path: str) -> Mapping[str, Any]:
-    """The point with the fewest mean steps on both seeds; chosen once, and kept."""
-    file = protocol.place(path) / "best_point.json"
+    """The point with the fewest mean steps over both seeds. It is chosen once, and read from its file afterwards."""
+    file = protocol.submission_folder(path) / "best_point.json"
     if not file.exists():
-        chosen, _ = protocols.best_point(_ended(protocol, path, Phase.SEARCH, Phase.CONFIRM))
-        _write_points(file, [chosen[0].point])
+        trials, _ = protocols.best_point(_ended(protocol, path, Phase.SEARCH, Phase.CONFIRM))
+        _write_points(file, [trials[0].point])
     return json.loads(file.read_text(encoding="utf-8"))[0]
 
 
 def _ended(protocol: Protocol, path: str, *phases: Phase) -> list[reading.Trial]:
-    found = reading.read([protocol.place(path)])
-    trials = [t for t in found.trials if t.phase in phases and t.state not in protocols.NO_RESULT]
+    read = reading.read([protocol.submission_folder(path)])
+    trials = [t for t in read.trials if t.phase in phases and t.state not in protocols.NO_RESULT]
     if not trials:
-        told = "; ".join(f"{problem.file} {problem.what}" for problem in found.problems[:1])
-        raise UserError(f"no trial under {protocol.place(path)} has ended, so there is no best point; {told}")
+        problem = "; ".join(f"{problem.file} {problem.what}" for problem in read.problems[:1])
+        raise UserError(
+            f"no trial under {protocol.submission_folder(path)} has ended, so there is no best point; {problem}"
+        )
     return trials
 
 
@@ -163,7 +164,7 @@ def _write_points(file: Path, points: list[Mapping[str, Any]]) -> None:
 
 def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int) -> list[str]:
     return [
-        *_command(protocol, "run_sweep.py", path, protocol.place(path), phase, seed),
+        *_command(protocol, "run_sweep.py", path, protocol.submission_folder(path), phase, seed),
         f"--num_tuning_trials={n_points}",
         f"--workers={min(protocol.workers, n_points)}",
     ]
@@ -171,18 +172,18 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
 
 def _repeat(protocol: Protocol, contender: Contender, study: int, run: Run) -> None:
     name, seed = f"study_{study}", protocol.seed + 1 + study
-    outcome = contender.place / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
+    outcome = contender.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
     if _is_done(outcome, contender.point):
         return
-    file = contender.place.parent / "repeated_point.json"
+    file = contender.folder.parent / "repeated_point.json"
     _write_points(file, [contender.point])
-    command = _command(protocol, "run_trial.py", contender.submission, contender.place, name, seed)
-    # Without the cache, compilation takes what it takes, and AlgoPerf's clock is that of a first run.
+    command = _command(protocol, "run_trial.py", contender.submission, contender.folder, name, seed)
+    # Without the compilation cache, so that AlgoPerf's clock counts the compilation of a first run.
     run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
 
 
 def _is_done(file: Path, point: Mapping[str, Any]) -> bool:
-    """Whether the trial came to its end with this point; one process less to start."""
+    """Whether the trial with this point has ended, so that no process needs to start for it."""
     try:
         outcome = json.loads(file.read_text(encoding="utf-8"))
         return outcome["hyperparameters"] == point and outcome["reason"] != Miss.CRASHED

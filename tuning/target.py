@@ -1,11 +1,12 @@
 """A workload's target, set by its first-order references before any other training algorithm has run.
 
-The procedure is AlgoPerf's (Dahl et al. 2023, section 4.3): random points of each reference in a wide space, over
-the whole budget; the best point again on fresh seeds; the target is the median of the best validation metric. The
-test target is the median of the test metric at that same evaluation. That point is the workload's reference run, too.
+The procedure is AlgoPerf's (Dahl et al. 2023, section 4.3). Random points of each reference, from a wide space, train
+over the whole budget. The best point is repeated on fresh seeds. The target is the median of the best validation
+metric; the test target is the median of the test metric at the same evaluations. The best point is also the workload's
+reference run.
 
-The search can stop points early by asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): at each rung, a
-point stops if its best metric so far is in the worse half of the points of the same reference that came as far. A point
+The search can stop points early by asynchronous successive halving (Li et al. 2020, arXiv 1810.05934). At each rung a
+point stops if its best metric so far is in the worse half of the same reference's points that reached the rung. A point
 that starts slowly can be missed, and the target is then easier than that of a search without halving.
 """
 
@@ -30,7 +31,7 @@ from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
-_LEAST_COMPARED = 4  # points at a rung of successive halving, the one in question included; a choice
+_MIN_COMPARED = 4  # points at a rung of successive halving, with the one to be stopped; a choice
 _SPACE_FILE = "target_search_space.json"
 
 
@@ -77,23 +78,26 @@ class Job:
     @property
     def folder(self) -> Path:
         trial = f"trial_{self.index + 1}"
-        place = f"search/{trial}" if self.seed is None else f"repeat/{trial}_seed_{self.seed}"
-        return self.protocol.folder / self.protocol.workload / Path(self.reference).name / place
+        subfolder = f"search/{trial}" if self.seed is None else f"repeat/{trial}_seed_{self.seed}"
+        return self.protocol.folder / self.protocol.workload / Path(self.reference).name / subfolder
 
 
 def find_targets(
-    protocols: Sequence[Protocol], workers: int = 1, say: Callable[[str], None] = print
+    protocols: Sequence[Protocol], workers: int = 1, log: Callable[[str], None] = print
 ) -> Iterator[dict[str, Any]]:
-    """Of each workload the procedure's result: the targets, the point that they come from, and every trial.
+    """Yields each workload's result: the targets, the point that they come from, and every trial.
 
-    The searches take turns, point by point.
+    The workloads' searches alternate, point by point.
+
+    Args:
+        log: called with a line about each trial that ended.
     """
     with target_workers.pool(workers) as pool:
 
         def submit(jobs: Iterable[Job]) -> dict[Job, Future]:
             futures = {job: pool.submit(run, job) for job in jobs}
             for job, future in futures.items():
-                future.add_done_callback(functools.partial(_tell, say, job))
+                future.add_done_callback(functools.partial(_log_outcome, log, job))
             return futures
 
         indices = range(max(protocol.n_points for protocol in protocols))
@@ -109,21 +113,21 @@ def find_targets(
             yield _result(protocol, searched, repeated)
 
 
-def _tell(say: Callable[[str], None], job: Job, future: Future) -> None:
+def _log_outcome(log: Callable[[str], None], job: Job, future: Future) -> None:
     if future.cancelled() or future.exception() is not None:
         return
     outcome = future.result()
     point = " ".join(f"{name}={value:.3g}" for name, value in outcome.hyperparameters.items())
     best = "none" if outcome.best_validation_metric is None else f"{outcome.best_validation_metric:.4f}"
-    ended = f"{outcome.reason or 'done'} at step {outcome.global_step}"
-    say(f"{job.folder}: best {best}, {ended}, {outcome.training_seconds:.1f} s [{point}]")
+    ending = f"{outcome.reason or 'done'} at step {outcome.global_step}"
+    log(f"{job.folder}: best {best}, {ending}, {outcome.training_seconds:.1f} s [{point}]")
 
 
 def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
     workload = registry.load(protocol.workload)
     curves, outcomes = [_curve(job, workload) for job in repeated], list(repeated.values())
-    found = _targets(outcomes, curves, workload)
-    steps = [_first_hit(curve, found["validation_target"], workload) for curve in curves]
+    targets = _targets(outcomes, curves, workload)
+    steps = [_first_hit(curve, targets["validation_target"], workload) for curve in curves]
     summaries: dict[str, list[dict[str, Any]]] = {}
     for job, outcome in searched.items():
         summaries.setdefault(Path(job.reference).name, []).append(_summary(outcome))
@@ -131,7 +135,7 @@ def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mappi
         "workload": outcomes[0].workload,
         "reference": outcomes[0].submission,
         "hyperparameters": outcomes[0].hyperparameters,
-        **found,
+        **targets,
         "step_budget": outcomes[0].step_budget,
         "rungs": protocol.rungs,
         "median_steps_to_target": statistics.median(math.inf if step is None else step for step in steps),
@@ -144,12 +148,12 @@ def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mappi
 def run(job: Job) -> Outcome:
     """Runs the trial, unless its folder has its outcome."""
     protocol, prunes = job.protocol, job.seed is None and bool(job.protocol.rungs)
-    workload, chosen = _loaded(protocol.workload, job.reference)
-    space = search_space.read(chosen.file.parent / _SPACE_FILE)
+    workload, reference = _loaded(protocol.workload, job.reference)
+    space = search_space.read(reference.file.parent / _SPACE_FILE)
     description = describe(
         protocol.workload,
         workload,
-        chosen,
+        reference,
         search_space.points(space, job.index + 1, protocol.search_seed)[job.index],
         rng_seed=protocol.search_seed if job.seed is None else job.seed,
         trial_index=1,
@@ -161,38 +165,38 @@ def run(job: Job) -> Outcome:
         outcome = finished_outcome(description, job.folder)
         if outcome is None:
             rule = halving(claim, workload, protocol.rungs) if prunes else lambda progress: False
-            outcome = run_trial(description, workload, chosen, claim, cannot_win=rule)
+            outcome = run_trial(description, workload, reference, claim, cannot_win=rule)
     return outcome
 
 
 def halving(claim: Claim, workload: Workload, rungs: Sequence[float]) -> Callable[[Progress], bool]:
-    """Whether a trial of the search is to be stopped, to be asked after every evaluation.
+    """The rule that stops trials of the search; it is asked after every evaluation.
 
-    Each trial leaves its best metric at each rung in its folder, for those beside it to be compared with.
+    Each trial writes its best metric at each rung into its folder, where the other trials read it.
     """
     steps = [math.ceil(part * workload.step_hint) for part in rungs]
-    own: dict[str, float] = {}
+    best_at_rungs: dict[str, float] = {}
     best = -math.inf
 
     def is_behind(progress: Progress) -> bool:
         nonlocal best
         best = max(best, _signed(progress.metric, workload))
-        if len(own) == len(steps) or progress.global_step < steps[len(own)]:
+        if len(best_at_rungs) == len(steps) or progress.global_step < steps[len(best_at_rungs)]:
             return False
-        rung = str(steps[len(own)])
-        own[rung] = best
-        records.write_json(claim.folder / "rungs.json", own, claim.write)
+        rung = str(steps[len(best_at_rungs)])
+        best_at_rungs[rung] = best
+        records.write_json(claim.folder / "rungs.json", best_at_rungs, claim.write)
         files = [json.loads(file.read_bytes()) for file in claim.folder.parent.glob("*/rungs.json")]
         at_rung = [values[rung] for values in files if values.get(rung) is not None]
         n_better = sum(value > best for value in at_rung)
-        return len(at_rung) >= _LEAST_COMPARED and n_better >= len(at_rung) / 2
+        return len(at_rung) >= _MIN_COMPARED and n_better >= len(at_rung) / 2
 
     return is_behind
 
 
 @functools.cache
 def _loaded(workload_name: str, reference: str) -> tuple[Workload, Submission]:
-    """Once per process, so that its trials share compiled steps."""
+    """Cached, so that the trials of a process share compiled steps."""
     return registry.load(workload_name), submission.load(reference)
 
 
@@ -204,7 +208,7 @@ def _signed(metric: float | None, workload: Workload) -> float:
 
 
 def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
-    """Step -> validation and test metric."""
+    """Step -> (validation metric, test metric)."""
     with (job.folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     validation, test = (f"{split}/{workload.target_metric_name}" for split in ("validation", "test"))
@@ -212,7 +216,7 @@ def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
 
 
 def _targets(outcomes: Sequence[Outcome], curves: Sequence[dict], workload: Workload) -> dict[str, float]:
-    """The medians; of an even number of seeds the easier of the middle two, which more than half of them reach."""
+    """The medians. For an even number of seeds it is the easier of the middle two, which more than half reach."""
     is_higher = workload.validation_target.direction is Direction.HIGHER_IS_BETTER
     median = statistics.median_low if is_higher else statistics.median_high
     at_best = [curve[outcome.best_validation_step] for curve, outcome in zip(curves, outcomes, strict=True)]
@@ -233,10 +237,10 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def result_file(folder: Path, workload: str) -> Path:
-    """Where a workload's result goes.
+    """The file of a workload's result.
 
     Raises:
-        UserError: it is there: a target is set once.
+        UserError: the file exists; a target is set once.
     """
     file = folder / f"{workload}.json"
     if file.exists():
@@ -244,12 +248,12 @@ def result_file(folder: Path, workload: str) -> Path:
     return file
 
 
-def write(found: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
-    """The result, a trial to a line, and its point as a search space of one point."""
-    file = result_file(folder, found["workload"])
-    preset = presets / f"{found['workload']}_{found['reference']}.json"
-    records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(found[key])}" for key in found) + "\n}\n")
-    records.write_text(preset, json.dumps([found["hyperparameters"]], indent=2) + "\n")
+def write(result: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
+    """Writes the result, one line per trial, and its point as a search space of one point; returns both files."""
+    file = result_file(folder, result["workload"])
+    preset = presets / f"{result['workload']}_{result['reference']}.json"
+    records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(k)}: {_lines(v)}" for k, v in result.items()) + "\n}\n")
+    records.write_text(preset, json.dumps([result["hyperparameters"]], indent=2) + "\n")
     return file, preset
 
 

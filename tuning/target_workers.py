@@ -1,4 +1,4 @@
-"""Processes of one core each, for trials beside each other."""
+"""A pool of processes for parallel trials, each process on one core."""
 
 import contextlib
 import multiprocessing
@@ -14,12 +14,13 @@ from tuning import compilation_cache
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """So many processes, each kept on a core; 1 runs everything in this process, at once and on all cores.
+    """An executor of `workers` processes, each bound to one core.
 
-    What has not begun is left out when the block ends early.
+    With one worker every job runs in this process when it is submitted, on all cores. Jobs that have not begun are
+    cancelled when the block ends by an error.
     """
     if workers == 1:
-        yield _Here()
+        yield _ThisProcess()
         return
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
@@ -34,7 +35,7 @@ def pool(workers: int) -> Iterator[Executor]:
         processes.shutdown(cancel_futures=True)
 
 
-class _Here(Executor):
+class _ThisProcess(Executor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         future: Future = Future()
         future.set_result(function(*args, **kwargs))

@@ -1,7 +1,8 @@
-"""A worker of a sweep: one process that carries out points, one after another, so that they share what is compiled.
+"""A worker of a sweep: one process that carries out points, one after another, so that they share compiled programs.
 
-Each point needs two rights. The lease, in the storage, says that the point is this worker's; the claim, in the trial's
-folder, lets it write there. A worker that stood still for too long loses both, and stops without having written since.
+A worker needs two rights for each point. The lease, in the storage, reserves the point for this worker. The claim, in
+the trial's folder, lets it write there. A worker that is suspended for too long loses both; it then stops and writes
+nothing more.
 """
 
 import faulthandler
@@ -21,9 +22,9 @@ from tuning.sweep import Sweep
 from tuning.trial import finished_outcome, run_trial
 from workloads.spec import Direction
 
-_IDLE_S = 1.0  # between looks at a queue from which nothing is to be had
+_IDLE_S = 1.0  # between two looks at a queue that has no free point
 _PROBE_PERIOD_S = 60.0  # of an idle worker
-_MOST_REFUSALS = 5  # of one folder, a heartbeat apart, before it is taken to be somebody else's
+_MAX_REFUSALS = 5  # of one folder, a heartbeat apart, before the refusal counts as final
 
 
 class FaultInTrial(MachineFault):
@@ -33,28 +34,32 @@ class FaultInTrial(MachineFault):
 
 
 class Worker:
-    """Of a sweep; for the main thread of a process, which signals end."""
+    """A worker of a sweep, for the main thread of a process. Signals end it.
 
-    def __init__(self, sweep: Sweep, say: Callable[[str], None] = print):
-        self._sweep, self._request, self._say = sweep, sweep.request, say
+    Args:
+        log: called with a line about each point.
+    """
+
+    def __init__(self, sweep: Sweep, log: Callable[[str], None] = print):
+        self._sweep, self._request, self._log = sweep, sweep.request, log
         self._interruption = Interruption(RUN_AGAIN)
         self._probed_at = float("-inf")
         self._refusals: dict[tuple[int, int], int] = {}
 
     def work(self) -> None:
-        """Carries out points until all are done, others' included, should those workers die.
+        """Carries out points until all are done. It also takes over the points of workers that die.
 
         Raises:
-            UserError: what the next point would meet as well, so that the user must cure it.
-            MachineFault: another process, or another machine, may do better.
-            Interrupted: a signal came; the point at work was saved and given back.
+            UserError: a problem that the next point would meet as well, and that the user can cure.
+            MachineFault: a problem that another process, or another machine, may not have.
+            Interrupted: a signal came; the running trial was saved and its point given back.
         """
-        faulthandler.enable()  # a death in native code shows in the worker's log
+        faulthandler.enable()  # a crash in native code leaves a traceback in the worker's log
         with self._interruption:
             while True:
                 self._probe()
                 claims = ((study, queue.claim()) for study, queue in enumerate(self._sweep.queues, start=1))
-                study, lease = next(((s, found) for s, found in claims if found is not None), (0, None))
+                study, lease = next((pair for pair in claims if pair[1] is not None), (0, None))
                 if lease is not None:
                     self._carry_out(study, lease)
                 elif self._sweep.is_done():
@@ -76,13 +81,13 @@ class Worker:
 
     def _carry_out(self, study: int, lease: Lease) -> None:
         queue = self._sweep.queues[study - 1]
-        self._probed_at = float("-inf")  # the next point is not taken before the machine was looked at
+        self._probed_at = float("-inf")  # probe the machine before the next point
         try:
             with queue.alive(lease):
                 summary = self._summary(study, lease)
         except ClaimLost:
-            self._say(f"trial {lease.index}: taken over, since this worker seemed dead")
-            queue.release(lease)  # without effect, unless only the folder was taken over
+            self._log(f"trial {lease.index}: taken over, since this worker seemed dead")
+            queue.release(lease)  # only has an effect if the folder alone was taken over
             return
         except FolderClaimed as error:
             queue.release(lease)
@@ -104,21 +109,21 @@ class Worker:
         self._refusals.clear()
         steps = summary.get("steps_to_target")
         if not queue.finish(lease, summary, summary.get("step_budget") if steps is None else steps):
-            self._say(f"trial {lease.index}: done, but taken over meanwhile, since this worker seemed dead")
+            self._log(f"trial {lease.index}: done, but taken over meanwhile, since this worker seemed dead")
             return
-        self._say(f"trial {lease.index}: {summary['reason'] or f'target at step {steps}'}")
+        self._log(f"trial {lease.index}: {summary['reason'] or f'target at step {steps}'}")
 
     def _put_off(self, study: int, lease: Lease, error: FolderClaimed) -> None:
-        """Leaves a trial for later whose folder another process holds, as one does that stood still and came back."""
+        """Leaves a trial for later whose folder another process holds, such as a worker that was suspended."""
         key = study, lease.index
         self._refusals[key] = self._refusals.get(key, 0) + 1
-        if self._refusals[key] > _MOST_REFUSALS:
+        if self._refusals[key] > _MAX_REFUSALS:
             raise error
-        self._say(f"trial {lease.index}: put off, {one_line(error)}")
+        self._log(f"trial {lease.index}: put off, {one_line(error)}")
         self._wait(self._request.heartbeat_s)
 
     def _summary(self, study: int, lease: Lease) -> dict[str, Any]:
-        """What the storage keeps of the outcome; the trial's folder has all of it."""
+        """The part of the outcome that the storage keeps; the trial's folder has the whole outcome."""
         description = self._sweep.descriptions[study - 1][lease.index - 1]
         trial_dir = self._request.trial_dir(study, lease.index)
         with self._interruption.ends_at_once():
@@ -126,19 +131,18 @@ class Worker:
         with claim:
             if lease.n_deaths + len(lease.faults) > self._request.max_retries:
                 return _given_up(lease, description, claim)
-            outcome = finished_outcome(description, trial_dir)
-            found = outcome if outcome is not None else self._run(study, lease, description, claim)
+            outcome = finished_outcome(description, trial_dir) or self._run(study, lease, description, claim)
             claim.check()
         direction = self._sweep.workload.validation_target.direction
-        return _plain(found) | {"higher_is_better": direction is Direction.HIGHER_IS_BETTER}
+        return _plain(outcome) | {"higher_is_better": direction is Direction.HIGHER_IS_BETTER}
 
     def _run(
         self, study: int, lease: Lease, description: TrialDescription, claim: Claim
     ) -> Outcome | Mapping[str, Any]:
-        """The trial's outcome; what it raises in training is its own failure, unless the machine is at fault.
+        """The trial's outcome. An error during training is a crash of the trial, unless the machine is at fault.
 
         Raises:
-            UserError: the set-up failed, as the next one's would: no data set, say. Or the disk is full.
+            UserError: the disk is full, or the set-up failed, as it would for the next point (for example no data set).
             Exception: the machine is at fault.
         """
         queue = self._sweep.queues[study - 1]
@@ -168,10 +172,10 @@ class Worker:
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
     def _fault_behind(self, error: BaseException) -> str | None:
-        """The machine's fault that a trial met, for which another worker may do better; None if there is none.
+        """The machine's fault that made a trial fail, which another worker may not have; None if there is none.
 
         Raises:
-            UserError: the experiment's folder cannot be written, which all workers need.
+            UserError: the experiment's folder, which all workers need, cannot be written.
         """
         try:
             disk.refuse_unwritable(self._request.experiment_folder)
@@ -189,23 +193,23 @@ class Worker:
 
 
 def _given_up(lease: Lease, description: TrialDescription, claim: Claim) -> dict[str, Any]:
-    """The outcome of a point that came back too often."""
-    said = []
+    """The outcome of a point that was given back too often."""
+    reasons = []
     if lease.n_deaths:
-        said.append(f"its worker died {lease.n_deaths} times; {lease.log or 'the logs folder'} says how")
+        reasons.append(f"its worker died {lease.n_deaths} times; {lease.log or 'the logs folder'} says how")
     if lease.faults:
         last = lease.faults[-1]
-        said.append(
+        reasons.append(
             f"machines failed {len(lease.faults)} times, at last {last['machine']} ({last['error']}); "
             f"{last['log'] or 'the logs folder'} says more"
         )
-    ending = {"reason": str(Miss.CRASHED), "error": "; ".join(said)}
-    records.write_json(claim.folder / "outcome.json", description.to_json() | ending, claim.write)
-    return ending | ({"is_machine_fault": True} if lease.faults else {})
+    crash = {"reason": str(Miss.CRASHED), "error": "; ".join(reasons)}
+    records.write_json(claim.folder / "outcome.json", description.to_json() | crash, claim.write)
+    return crash | ({"is_machine_fault": True} if lease.faults else {})
 
 
 def _plain(outcome: Outcome | Mapping[str, Any]) -> dict[str, Any]:
-    found = outcome.to_json() if isinstance(outcome, Outcome) else outcome
+    content = outcome.to_json() if isinstance(outcome, Outcome) else outcome
     names = ["steps_to_target", "seconds_to_target", "training_seconds_to_target", "compile_seconds_to_target"]
     names += ["reason", "error", "global_step", "step_budget", "best_validation_metric", "submission_seconds"]
-    return {name: found.get(name) for name in names}
+    return {name: content.get(name) for name in names}

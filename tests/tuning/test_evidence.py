@@ -57,7 +57,7 @@ def machine(tmp_path, monkeypatch):
 
 def test_the_best_of_two_seeds_is_repeated_in_turns(machine, tmp_path):
     protocol, commands, run = machine
-    evidence.carry_out(protocol, run, say=lambda line: None)
+    evidence.carry_out(protocol, run, log=lambda line: None)
     told = [
         (
             Path(c["experiment_dir"]).relative_to(tmp_path / "out" / "digits").as_posix(),
@@ -82,7 +82,7 @@ def test_the_best_of_two_seeds_is_repeated_in_turns(machine, tmp_path):
 def test_the_report_reads_it(machine):
     """Repetitions: 0.3 at 90 steps, 0.4 at 10 (the better reference), 0.2 at 30."""
     protocol, _, run = machine
-    evidence.carry_out(protocol, run, say=lambda line: None)
+    evidence.carry_out(protocol, run, log=lambda line: None)
     records = reading.read([protocol.folder])
     (comparison,) = summarise(records, ["sgd", "adam"]).comparisons
     assert not records.problems
@@ -107,8 +107,8 @@ def test_it_continues_wherever_it_was_stopped(machine):
 
     for _ in range(8):
         with pytest.raises(Stopped):
-            evidence.carry_out(protocol, stopping, say=lambda line: None)
-    evidence.carry_out(protocol, stopping, say=lambda line: None)
+            evidence.carry_out(protocol, stopping, log=lambda line: None)
+    evidence.carry_out(protocol, stopping, log=lambda line: None)
     timed = [(c["experiment_dir"], c["experiment_name"]) for c in commands if c["script"] == "run_trial.py"]
     assert len(timed) == len(set(timed)) == 8
 
@@ -116,10 +116,10 @@ def test_it_continues_wherever_it_was_stopped(machine):
 def test_what_cannot_be_compared_is_refused(machine, tmp_path):
     protocol, _, run = machine
     with pytest.raises(UserError, match="no trial under .*sgd has ended, so there is no best point"):
-        evidence.carry_out(protocol, lambda command: None, say=lambda line: None)
+        evidence.carry_out(protocol, lambda command: None, log=lambda line: None)
     (tmp_path / "targets" / "digits.json").write_text("{}")
     with pytest.raises(UserError, match=r"cannot take the references' .*digits.json .*; run scripts/set_target.py"):
-        evidence.carry_out(protocol, run, say=lambda line: None)
+        evidence.carry_out(protocol, run, log=lambda line: None)
 
 
 def test_a_failed_command_is_named_with_its_code():

@@ -48,7 +48,7 @@ def world(tmp_path, monkeypatch):
 
 
 def find(protocol):
-    (found,) = target.find_targets([protocol], say=lambda line: None)
+    (found,) = target.find_targets([protocol], log=lambda line: None)
     return found
 
 
