@@ -1,4 +1,4 @@
-"""What claiming and finishing a point costs, with several workers whose trials take no time."""
+"""The cost of claiming and finishing a point, with several workers whose trials take no time."""
 
 import multiprocessing
 import time
@@ -21,7 +21,10 @@ def table(urls: Sequence[str], n_points: int, n_workers: int) -> str:
             began = time.perf_counter()
             done = pool.starmap(_drain, [(url, points)] * n_workers, chunksize=1)
         seconds = time.perf_counter() - began
-        if sorted(index for own in done for index in own) != list(range(1, n_points + 1)) or not queue.is_done():
+        if (
+            sorted(index for indices in done for index in indices) != list(range(1, n_points + 1))
+            or not queue.is_done()
+        ):
             raise AssertionError(f"{url.split(':')[0]}: a point was lost, or done twice")
         rows.append([url.split(":")[0], n_points, n_workers, enqueued - started, seconds, 1e3 * seconds / n_points])
     return markdown(["storage", "points", "workers", "enqueuing (s)", "carrying out (s)", "ms a trial"], rows)
@@ -32,14 +35,14 @@ def _queue(url: str, points: list[dict]) -> PointQueue:
 
 
 def _warm(_: int) -> None:
-    """Importing this module is the work: a worker process then has all libraries."""
+    """Does nothing, but the worker process imports this module, and all libraries, to call it."""
 
 
 def _drain(url: str, points: list[dict]) -> list[int]:
     queue, done = _queue(url, points), []
-    while (claim := queue.claim()) is not None:
-        with queue.alive(claim):
+    while (lease := queue.claim()) is not None:
+        with queue.alive(lease):
             pass
-        queue.finish(claim, {"steps_to_target": claim.index}, float(claim.index))
-        done.append(claim.index)
+        queue.finish(lease, {"steps_to_target": lease.index}, float(lease.index))
+        done.append(lease.index)
     return done

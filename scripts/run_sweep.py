@@ -59,8 +59,8 @@ flags.DEFINE_bool("worker", False, "Be one worker without supervision, for a lau
 def main(values: dict[str, Any]) -> None:
     request = sweep.Request(**{field.name: values[field.name] for field in fields(sweep.Request)})
     if values["show"]:
-        stored = point_status.stored(request.place, request.experiment_folder.name)
-        return sweep_view.show(stored, as_json=values["json"], rank_by=Cost(values["rank_by"]))
+        status = point_status.stored(request.storage_location, request.experiment_folder.name)
+        return sweep_view.show(status, as_json=values["json"], rank_by=Cost(values["rank_by"]))
     for name in ("workload", "submission_path"):
         if not values[name]:
             raise UserError(f"flag --{name} must have a value, except with --show (--help lists the flags)")

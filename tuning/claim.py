@@ -64,7 +64,7 @@ class Claim:
             UserError: the folder cannot be made or written.
         """
         token = uuid.uuid4().hex[:12]
-        with disk.failure_told(folder):
+        with disk.errors_explained(folder):
             made = _make(folder)
             prepared = folder / f"{_CLAIM}-{token}"
             try:

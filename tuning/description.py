@@ -1,7 +1,7 @@
 """The description of one trial: everything that decides its result, made once and passed on.
 
-Its checkpoints, outcome.json and flags_N.json all hold it, so that a later process can tell whether they belong to the
-trial that it was asked for. Each field states what happens when a resumed trial's value differs.
+The trial's checkpoints, outcome.json and flags_N.json all hold it, so that a later process can check whether they
+belong to the trial that it was asked for. Each field states what happens when a resumed trial's value differs.
 """
 
 import functools
@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from tuning import disk, submission_version
-from tuning.errors import UserError, setup_phase
+from tuning.errors import UserError, setup_phase, short_json
 from tuning.ruleset import TuningRuleset, ruleset_of
 from tuning.submission import Submission
 
@@ -24,7 +24,7 @@ _LARGEST_SEED = 2**64 - 1
 
 
 class OnResume(StrEnum):
-    """What happens to a resumed trial whose value of a field differs from the earlier one."""
+    """What happens to a resumed trial if its value of a field differs from the earlier one."""
 
     MUST_MATCH = "must match"  # refused, and both values named
     MAY_CHANGE = "may change"  # goes on; the change is recorded
@@ -32,7 +32,7 @@ class OnResume(StrEnum):
 
 
 class MatmulPrecision(StrEnum):
-    """How matrix products of float32 arrays are computed where nothing else is asked for."""
+    """How matrix products of float32 arrays are computed, unless an operation asks for another precision."""
 
     DEFAULT = "default"  # the device's: TF32 on NVIDIA GPUs since Ampere, float32 on older ones and on CPUs
     TENSORFLOAT32 = "tensorfloat32"
@@ -76,33 +76,35 @@ class TrialDescription:
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}
 
-    def changes_from(self, earlier: Mapping[str, Any], place: str) -> dict[str, list[Any]]:
-        """{field: [earlier value, own value]} of what differs; warns of what its field says to warn of.
+    def changes_from(self, earlier: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
+        """{field: [earlier value, new value]} of the fields that differ; warns of `OnResume.WARN` fields.
 
         Args:
             earlier: another description's JSON.
-            place: what holds it, for the message.
+            source: what holds it, for the messages.
 
         Raises:
-            UserError: a field that must match differs, or is not there.
+            UserError: a field that must match differs, or is missing.
         """
-        own, changes = json.loads(json.dumps(self.to_json())), {}
+        new, changes = json.loads(json.dumps(self.to_json())), {}
         for name, on_resume in FIELDS.items():
             if name not in earlier:
                 raise UserError(
-                    f"{place} was written by another version of this project (it has no {name}); "
+                    f"{source} was written by another version of this project (it has no {name}); "
                     "give another --experiment_name, or remove that trial's folder"
                 )
-            if earlier[name] == own[name]:
+            if earlier[name] == new[name]:
                 continue
             if on_resume is OnResume.MUST_MATCH:
                 raise UserError(
-                    f"{place} has {name} {_short(earlier[name])}, not {_short(own[name])}: "
+                    f"{source} has {name} {short_json(earlier[name])}, not {short_json(new[name])}: "
                     "resume what it belongs to, or give another --experiment_name, or remove that trial's folder"
                 )
             if on_resume is OnResume.WARN:
-                _LOG.warning("%s has %s %s, now it is %s", place, name, _short(earlier[name]), _short(own[name]))
-            changes[name] = [earlier[name], own[name]]
+                _LOG.warning(
+                    "%s has %s %s, now it is %s", source, name, short_json(earlier[name]), short_json(new[name])
+                )
+            changes[name] = [earlier[name], new[name]]
         return changes
 
 
@@ -123,12 +125,12 @@ def describe(
     pruning: str = "none",
     matmul_precision: str = MatmulPrecision.DEFAULT,
 ) -> TrialDescription:
-    """The description of a trial of `submission` at `point`, a namedtuple of the search space; an empty one is a trial
-    under the self-tuning ruleset, whose budget is longer.
+    """The description of a trial of `submission` at `point`.
 
     Args:
-        max_global_steps: lowers the budget, the ruleset's factor times `workload.step_hint` steps; it never raises it.
-        stop_at_target: False trains on to the budget after the target is reached.
+        point: a namedtuple of the search space; an empty one is a trial under the self-tuning ruleset.
+        max_global_steps: lowers the budget, which is the ruleset's factor times `workload.step_hint` steps.
+        stop_at_target: False trains to the end of the budget after the target is reached.
 
     Raises:
         UserError: the seed is out of range, or the submission has no batch size for this workload.
@@ -136,11 +138,11 @@ def describe(
     if not 0 <= rng_seed <= _LARGEST_SEED:
         raise UserError(f"seed {rng_seed} is out of range; give one from 0 to {_LARGEST_SEED}")
     ruleset = ruleset_of(point)
-    most_steps = int(ruleset.budget_factor * workload.step_hint)
+    max_steps = int(ruleset.budget_factor * workload.step_hint)
     with setup_phase():
         batch_size = submission.training_batch_size(workload_name, workload)
-        own_eval_size = submission.get_eval_batch_size
-        eval_batch_size = own_eval_size(workload_name) if own_eval_size else workload.eval_batch_size
+        get_eval_batch_size = submission.get_eval_batch_size
+        eval_batch_size = get_eval_batch_size(workload_name) if get_eval_batch_size else workload.eval_batch_size
         version = submission_version.of(submission.file)
     return TrialDescription(
         workload=workload_name,
@@ -156,7 +158,7 @@ def describe(
         target_metric=workload.target_metric_name,
         target_value=_finite(workload.validation_target_value),
         matmul_precision=str(matmul_precision),
-        step_budget=min(most_steps, max_global_steps or most_steps),
+        step_budget=min(max_steps, max_global_steps or max_steps),
         time_budget_s=_finite(ruleset.budget_factor * workload.max_allowed_runtime_sec),
         stop_at_target=stop_at_target,
         pruning=pruning,
@@ -170,10 +172,5 @@ def _finite(value: float) -> float | None:
 
 @functools.cache
 def _point_class(names: tuple[str, ...]) -> type:
-    """One class for all points of a space: another one would compile a submission's steps again."""
+    """The class of all points of a space, cached: with another class a submission's steps would compile again."""
     return namedtuple("Hyperparameters", names)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else f"{text[:77]}…"

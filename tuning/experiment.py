@@ -124,7 +124,7 @@ def _clear(request: Request, claim: Claim) -> None:
     if not request.overwrite:
         taken = f"experiment {str(claim.folder)!r} exists"
         raise UserError(f"{taken}; give --resume, --overwrite or another --experiment_name")
-    with ExitStack() as claims, disk.failure_told(claim.folder):
+    with ExitStack() as claims, disk.errors_explained(claim.folder):
         for trial_dir in sorted(claim.folder.glob("trial_*")):
             if trial_dir.is_dir():
                 claims.enter_context(Claim.take(trial_dir))

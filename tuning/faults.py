@@ -1,15 +1,14 @@
 """Whether the machine works, and whether an error was the machine's fault rather than the trial's.
 
-A fault of the machine is one that the same trial need not meet elsewhere or later. Three kinds of error count:
+A fault of the machine may not occur elsewhere or later. Three kinds of error count:
 
-- an OSError, unless its number says that the program asked for something senseless (a file that is not there, a bad
-  argument): it ran out of something, was not permitted, or a device or a connection failed;
+- an OSError (a resource ran out, a permission was missing, a device or a connection failed), unless its number means
+  that the program asked for something impossible (a missing file, a bad argument);
 - a MemoryError;
 - an error of JAX's runtime whose status blames the runtime or the device.
 """
 
 import errno
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -18,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuning.errors import MachineFault, causes, one_line
+from tuning.errors import MachineFault, causes, one_line, system_error
 
-_ANSWER_S = 120.0  # a device that needs longer for a small sum is taken to hang
-# What a program asked for could not be done anywhere.
+_ANSWER_S = 120.0  # a device that needs longer for a small sum counts as hanging
+# The program asked for what no machine could do.
 _OF_THE_PROGRAM = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EBADF, errno.EFAULT,
     errno.ENAMETOOLONG, errno.ELOOP, errno.ESPIPE, errno.E2BIG, errno.ENOEXEC, errno.ECHILD, errno.EXDEV, errno.EDOM,
     errno.ERANGE, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP,
 }  # fmt: skip
-# Libraries in other languages raise errors with the system's words but without its number.
-_TOLD_IN_WORDS = (
+# Faults that are recognised by the system's message, too.
+_OF_THE_MACHINE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.EACCES,
 )  # fmt: skip
@@ -38,7 +37,7 @@ _STATUS_OF_THE_MACHINE = re.compile(
 
 
 def fault_in(error: BaseException) -> str | None:
-    """The machine's fault behind `error`, in a line; None if `error` is the program's own."""
+    """The machine's fault that caused `error`, as one line; None if the program caused it."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
             is_fault = cause.errno not in _OF_THE_PROGRAM
@@ -46,22 +45,19 @@ def fault_in(error: BaseException) -> str | None:
             is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
         else:
             is_fault = isinstance(cause, (MachineFault, MemoryError))
-        if is_fault or any(os.strerror(number) in str(cause) for number in _TOLD_IN_WORDS):
+        if is_fault or system_error(cause, _OF_THE_MACHINE) is not None:
             return f"{type(cause).__name__}: {one_line(cause)[:300]}"
     return None
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a disk had no space left, which no other worker on the same folder has either."""
+    """Whether a disk had no space left; other workers on the same folder would meet the same."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return any(
-        getattr(cause, "errno", None) in numbers or any(os.strerror(number) in str(cause) for number in numbers)
-        for cause in causes(error)
-    )
+    return any(system_error(cause, numbers) is not None for cause in causes(error))
 
 
 def probe_devices() -> None:
-    """Lets every device of this process add a few numbers.
+    """Has every device of this process add a few numbers.
 
     Raises:
         MachineFault: there is no device, or one fails, gives a wrong sum or does not answer.

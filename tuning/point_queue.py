@@ -1,9 +1,9 @@
-"""The points of a sweep in an Optuna storage: enqueued once, each carried out once, whoever dies meanwhile.
+"""The points of a sweep in an Optuna storage: each is carried out once, even if workers die.
 
-A point that was not carried out to its end is enqueued again, as another trial of the study. A trial is taken by one
-conditional update and ended by another, so that the storage decides who holds a point, and a worker whose trial was
-ended by others can put down no result. A worker raises a counter (`beat`) while it lives; it counts as dead if its
-process is gone from this machine, or if the counter stood still for three beats. No clocks are compared (`silence`).
+A point that was not carried out to its end is enqueued again, as another trial of the study. One conditional update
+takes a trial, and another one ends it. So the storage decides who holds a point, and a worker whose trial was ended by
+others cannot write a result. A worker raises a counter (`beat`) while it lives. It counts as dead if its process is
+gone from this machine, or if the counter did not change for three heartbeats. No clocks are compared (`silence`).
 """
 
 import functools
@@ -28,48 +28,50 @@ from tuning.silence import Silence
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to carry out a point, until `finish` or `release` of the queue, or the worker's death."""
+    """The right to carry out a point, until the queue's `finish` or `release`, or until the worker dies."""
 
     index: int  # N of trial_N, from 1
     trial_id: int
-    n_deaths: int = 0  # of workers that had it before
-    faults: tuple[dict[str, Any], ...] = ()  # of the machines that gave it back
-    log: str | None = None  # of the last worker that died with it
-    lost: threading.Event = field(default_factory=threading.Event, compare=False)  # another holds the point now
+    n_deaths: int = 0  # of workers that had the point before
+    faults: tuple[dict[str, Any], ...] = ()  # of the machines whose workers gave the point back
+    log: str | None = None  # of the last worker that died while it had the point
+    lost: threading.Event = field(
+        default_factory=threading.Event, compare=False
+    )  # set when another worker has the point
 
 
 def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Repeats the method while the storage is away, and tells its failure in one line."""
+    """Repeats the method while the storage is unavailable, and reports a failure in one line."""
 
     @functools.wraps(method)
     def repeated(self: "PointQueue", *args: Any, **options: Any) -> Any:
-        with study_storage.failure_told(self._place):
-            return study_storage.patiently(self._place, lambda: method(self, *args, **options))
+        with study_storage.failures_explained(self._location):
+            return study_storage.patiently(self._location, lambda: method(self, *args, **options))
 
     return repeated
 
 
 class PointQueue:
-    """One study.
+    """The queue of one study's points.
 
     Args:
-        place: a storage that `study_storage.place_of` gave, or its URL.
+        location: of the storage, as `study_storage.location_of` returns it, or its URL.
         name: of the study.
         identity: what must be equal for a later worker to join: workload, submission, search space, seed, code.
-        points: all of them, in order.
-        heartbeat_s: seconds between signs of life; three without one mean death.
-        log: where this worker's output goes, for whoever has to say how it died.
-        machine: what a point that a machine's fault gave back should avoid, as host and devices.
-        clock: seconds that only grow.
+        points: all points of the study, in order.
+        heartbeat_s: seconds between two heartbeats; a worker that misses three counts as dead.
+        log: the file of this worker's output, which is named if the worker dies.
+        machine: this worker's host and devices. A point that it gives back for a fault should run on another machine.
+        clock: monotonic seconds.
 
     Raises:
         UserError: the storage cannot be reached or written, or holds a study of this name with another identity.
-            Any method: the storage failed meanwhile, and waiting did not help.
+            Every method raises it if the storage fails and waiting does not help.
     """
 
     def __init__(
         self,
-        place: study_storage.Place,
+        location: study_storage.Location,
         name: str,
         identity: Mapping[str, Any],
         points: Sequence[Mapping[str, Any]],
@@ -78,36 +80,36 @@ class PointQueue:
         machine: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._place = study_storage.place_of(place) if isinstance(place, str) else place
+        self._location = study_storage.location_of(location) if isinstance(location, str) else location
         self._owner = process_identity.own() | {"token": uuid.uuid4().hex, "log": log, "machine": machine}
         self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
         self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
-        self._holding: set[int] = set()  # trials that this worker took and knows of
+        self._held_trials: set[int] = set()  # that this worker took and knows of
         self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
-        self._study = SharedStudy(self._place, name, identity, points, self._grace_s)
+        self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
         self._rows = self._study.rows
 
     @_patiently
     def claim(self) -> Lease | None:
-        """A point to carry out; None if there is none to be had now, though others may be at work on some."""
+        """A point to carry out; None if none is free now. Other workers may still be carrying out points."""
         while self._next < self._n_points:
             trial_id = self._study.storage.get_trial_id_from_study_id_trial_number(self._study.id, self._next)
             index = self._rows.take(trial_id, self._owner)
             self._next += 1
-            if index == self._next:  # not so where two processes enqueued the points at once
+            if index == self._next:  # not the case if two processes enqueued the points at the same time
                 return self._held(Lease(index, trial_id))
             if index is not None and (lease := self._leased(trial_id)) is not None:
                 return lease
-        for trial_id in self._to_be_had(self.recover()):
+        for trial_id in self._available(self.recover()):
             if self._rows.take(trial_id, self._owner) is not None and (lease := self._leased(trial_id)) is not None:
                 return lease
         return None
 
     @contextmanager
     def alive(self, lease: Lease) -> Iterator[None]:
-        """`with queue.alive(lease):` gives signs of life from a thread of its own, and sets `lease.lost`."""
+        """`with queue.alive(lease):` sends heartbeats from a thread, which sets `lease.lost` if the point is lost."""
         is_over = threading.Event()
-        thread = threading.Thread(target=self._give_signs, args=(lease, is_over), daemon=True)
+        thread = threading.Thread(target=self._send_heartbeats, args=(lease, is_over), daemon=True)
         thread.start()
         try:
             yield
@@ -117,24 +119,24 @@ class PointQueue:
 
     @_patiently
     def finish(self, lease: Lease, result: Mapping[str, Any], value: float | None = None) -> bool:
-        """The point is done. False if another took it, as this worker seemed dead.
+        """Stores the point's result; returns False if another worker took the point, as this one seemed dead.
 
         Args:
-            result: `reason` in it tells a pruned or crashed trial, whose state in the storage is then that.
-            value: what Optuna's own tools rank by, of one that is neither.
+            result: its `reason` decides whether the trial's state in the storage is pruned, failed or complete.
+            value: by which Optuna's own tools rank complete trials.
         """
         states: dict[Any, TrialState] = {Miss.PRUNED: TrialState.PRUNED, Miss.CRASHED: TrialState.FAIL}
         state = states.get(result.get("reason"), TrialState.COMPLETE)
         name = "crash" if state is TrialState.FAIL else "result"
         value = (value or 0.0) if state is TrialState.COMPLETE else None
-        # Asked again, it may have been done already; nobody but the holder puts down a result.
+        # A repeated call finds the trial ended. Nobody but the holder of the lease stores a result.
         return self._rows.end(lease.trial_id, state, name, dict(result), value) or self._rows.has(lease.trial_id, name)
 
     def release(self, lease: Lease, fault: str | None = None) -> None:
-        """Gives the point back undone, with no death counted; if the storage fails too, it is as after a death.
+        """Gives the point back, without counting a death. If the storage fails, this has the effect of a death.
 
         Args:
-            fault: of this machine, for which another one is to carry the point out.
+            fault: of this machine, so that another machine should carry out the point.
         """
         reason = fault and {"error": fault, "machine": self._owner["machine"], "log": self._owner["log"]}
         try:
@@ -144,7 +146,7 @@ class PointQueue:
             pass
 
     def report(self, lease: Lease, step: int, value: float) -> bool:
-        """Keeps an intermediate value, for pruners; False if another took the point, as this worker seemed dead."""
+        """Stores an intermediate value, for pruners; returns False if another worker took the point."""
         try:
             self._report(lease, step, value)
             return True
@@ -157,12 +159,12 @@ class PointQueue:
 
     @_patiently
     def should_prune(self, lease: Lease, pruner: optuna.pruners.BasePruner) -> bool:
-        """What the pruner says of the values that `report` kept."""
+        """Whether the pruner stops the trial, by the values that `report` stored."""
         return pruner.prune(self._study.study, self._study.storage.get_trial(lease.trial_id))
 
     @_patiently
     def status(self) -> list[PointStatus]:
-        """Every point, in order."""
+        """The status of every point, in order."""
         return point_statuses(self._study.trials())
 
     def is_done(self) -> bool:
@@ -170,13 +172,13 @@ class PointQueue:
 
     @_patiently
     def recover(self) -> list[FrozenTrial]:
-        """Ends the trials of the dead, and enqueues every point that has no open or finished trial; all trials then.
+        """Ends the trials of dead workers, and enqueues every point without an open or finished trial.
 
-        To be called again and again: whether others live shows by what changed between the calls.
+        It must be called repeatedly, since it compares the heartbeats of two calls. Returns all trials.
         """
         trials = self._study.trials()
         running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
-        silent_s = self._silent.look({trial_id: found.get("beat") for trial_id, found in running.items()})
+        silent_s = self._silent.look({trial_id: attributes.get("beat") for trial_id, attributes in running.items()})
         ended = [trial_id for trial_id in running if self._end_if_dead(trial_id, running[trial_id], silent_s[trial_id])]
         trials = self._study.trials() if ended else trials
         points = histories(trials)
@@ -185,43 +187,44 @@ class PointQueue:
             self._study.enqueue([index], points[index].trials[-1].intermediate_values)
         return self._study.trials() if lost else trials
 
-    def _end_if_dead(self, trial_id: int, found: Mapping[str, Any], silent_s: float) -> bool:
-        if process_identity.has_ended(found.get("owner") or {}):
+    def _end_if_dead(self, trial_id: int, attributes: Mapping[str, Any], silent_s: float) -> bool:
+        if process_identity.has_ended(attributes.get("owner") or {}):
             return self._rows.end(trial_id, TrialState.FAIL)
         if silent_s > self._grace_s:
-            return self._rows.end(trial_id, TrialState.FAIL, unless_beat_changed_from=found.get("beat"))
+            return self._rows.end(trial_id, TrialState.FAIL, unless_beat_changed_from=attributes.get("beat"))
         return False
 
     def give_back(self, process_ids: Collection[int]) -> None:
-        """As `release`, for processes of this machine that were ended on purpose."""
+        """As `release`, for processes on this machine that were ended on purpose."""
         try:
             for trial in self._study.trials():
                 owner = trial.user_attrs.get("owner") or {}
-                is_theirs = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
-                if is_theirs and trial.state is TrialState.RUNNING:
+                is_of_ended = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
+                if is_of_ended and trial.state is TrialState.RUNNING:
                     self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
         except study_storage.FAILURES:
             pass
 
     @_patiently
     def retry_crashed(self) -> int:
-        """Enqueues every crashed point again, whose earlier faults and deaths count no more; how many."""
+        """Enqueues every crashed point again, with its faults and deaths reset; returns the number of these points."""
         crashed = [trial for trial in self._study.trials() if "crash" in trial.user_attrs]
         marked = [trial for trial in crashed if self._rows.add(trial._trial_id, "retried", True)]
         self.recover()
         return len(marked)
 
-    def _to_be_had(self, trials: Sequence[FrozenTrial]) -> list[int]:
-        """Waiting trials by number; those that this machine's own fault gave back only after others had their time.
+    def _available(self, trials: Sequence[FrozenTrial]) -> list[int]:
+        """Trials that this worker may take, in order.
 
-        Among them those that an update took of which the storage could not say whether it was made.
+        These are the waiting trials, and those that this worker took by an update whose answer from the storage was
+        lost. A point that was given back for a fault of this machine is left to other machines for a while.
         """
         waiting = [
             trial
             for trial in trials
             if trial.state is TrialState.WAITING
             or (trial.state is TrialState.RUNNING and trial.user_attrs.get("owner") == self._owner)
-            and trial._trial_id not in self._holding
+            and trial._trial_id not in self._held_trials
         ]
         waiting_s = self._waiting.look({trial._trial_id: None for trial in waiting})
         points = histories(trials)
@@ -233,29 +236,29 @@ class PointQueue:
         return [trial._trial_id for trial in waiting if not is_for_others(trial)]
 
     def _leased(self, trial_id: int) -> Lease | None:
-        """The lease of a trial that was taken; None if the point has another trial already."""
+        """The lease of a trial that this worker took; None if the point has another trial already."""
         trials = self._study.trials()
-        (own,) = (trial for trial in trials if trial._trial_id == trial_id)
-        if is_superseded(own, trials):
+        (taken,) = (trial for trial in trials if trial._trial_id == trial_id)
+        if is_superseded(taken, trials):
             self._rows.end(trial_id, TrialState.FAIL, "superseded", True)
             return None
-        index = own.user_attrs["index"]
+        index = taken.user_attrs["index"]
         history = histories(trials)[index]
         logs = [trial.user_attrs.get("owner", {}).get("log") for trial in history.deaths]
         n_deaths, faults = len(history.deaths), tuple(history.faults)
         return self._held(Lease(index, trial_id, n_deaths, faults, logs[-1] if logs else None))
 
     def _held(self, lease: Lease) -> Lease:
-        self._holding.add(lease.trial_id)
+        self._held_trials.add(lease.trial_id)
         return lease
 
-    def _give_signs(self, lease: Lease, is_over: threading.Event) -> None:
+    def _send_heartbeats(self, lease: Lease, is_over: threading.Event) -> None:
         for count in itertools.count(1):
             try:
                 if not self._rows.beat(lease.trial_id, count):
                     lease.lost.set()
                     return
             except study_storage.FAILURES:
-                pass  # the storage may be back in time for the next
+                pass  # the storage may be back for the next heartbeat
             if is_over.wait(self._heartbeat_s):
                 return

@@ -1,8 +1,8 @@
-"""Where the points of a sweep stand, read off the trials of its studies in an Optuna storage.
+"""The status of a sweep's points, computed from the trials of its studies in an Optuna storage.
 
-A point has one trial in the storage for each time that it was enqueued; the attribute `index` is the point's. The
+A point has one trial in the storage for each time that it was enqueued. The attribute `index` names the point. The
 attributes of an ended trial say how it ended: `result` or `crash` is the point's result, `returned` means that the
-worker gave the point back, `superseded` that the point had another trial already. Without any, its worker died.
+worker gave the point back, `superseded` that the point had another trial already. Without any of them, the worker died.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
 @dataclasses.dataclass(frozen=True)
 class PointStatus:
-    """Where a point stands: "waiting", "running" or "done"; `result` is what `PointQueue.finish` was given."""
+    """The `state` is "waiting", "running" or "done"; the `result` is the one that `PointQueue.finish` was given."""
 
     index: int
     point: dict[str, Any]
     state: str
-    n_deaths: int  # of workers that had it
+    n_deaths: int  # of workers that had the point
     result: dict[str, Any] | None
-    faults: tuple[str, ...] = ()  # of the machines that gave it back
+    faults: tuple[str, ...] = ()  # of the machines whose workers gave the point back
 
 
 class History:
@@ -57,36 +57,36 @@ class History:
 
     @property
     def faults(self) -> list[dict[str, Any]]:
-        """Each with `error`, `machine` and `log`, of the workers that gave the point back for a fault of theirs."""
+        """The faults of machines for which workers gave the point back: each has `error`, `machine` and `log`."""
         returned = [trial.user_attrs.get("returned") for trial in self._since_retry]
         return [reason for reason in returned if reason]
 
 
 def study_name(experiment_name: str, study: int) -> str:
-    """Of study number `study`, from 1, in the storage."""
+    """The name, in the storage, of study number `study`, counted from 1."""
     return f"{experiment_name}/study_{study}"
 
 
-def stored(place: study_storage.Place, experiment_name: str) -> list[tuple[int, PointStatus]]:
-    """(study, point) of every point of an experiment, of which only the name is known; nothing is written.
+def stored(location: study_storage.Location, experiment_name: str) -> list[tuple[int, PointStatus]]:
+    """(study, point) of every point of an experiment, found by the experiment's name; nothing is written.
 
     Raises:
         UserError: the storage cannot be read, or holds no such experiment.
     """
-    with study_storage.opened_to_read(place) as storage:
+    with study_storage.opened_to_read(location) as storage:
         studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
-        found, number = [], 1
+        points, number = [], 1
         while (study_id := studies.get(study_name(experiment_name, number))) is not None:
             trials = points_only(storage.get_all_trials(study_id, deepcopy=False))
-            found += [(number, status) for status in point_statuses(trials)]
+            points += [(number, status) for status in point_statuses(trials)]
             number += 1
-    if not found:
+    if not points:
         raise UserError(f"the storage has no sweep {experiment_name!r}: check --experiment_name and --storage")
-    return found
+    return points
 
 
 def points_only(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Without those that others put into the study."""
+    """The trials of points: without trials that something else put into the study."""
     return [trial for trial in trials if "index" in trial.user_attrs and "point" in trial.user_attrs]
 
 
@@ -100,14 +100,14 @@ def histories(trials: Sequence[FrozenTrial]) -> dict[int, History]:
 
 def point_statuses(trials: Sequence[FrozenTrial]) -> list[PointStatus]:
     """Where each point stands, by a study's trials."""
-    found = []
+    statuses = []
     for index, history in histories(trials).items():
         result = history.result
         state = "done" if result is not None else "running" if history.is_running else "waiting"
         faults = tuple(fault["error"] for fault in history.faults)
         point = history.trials[0].user_attrs["point"]
-        found.append(PointStatus(index, point, state, len(history.deaths), result, faults))
-    return found
+        statuses.append(PointStatus(index, point, state, len(history.deaths), result, faults))
+    return statuses
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""How long something has shown no change, by one process's own monotonic clock.
+"""For how long counters have not changed, by one process's own monotonic clock.
 
-Workers on many machines show that they live by raising a counter. Whoever watches them compares no clocks: it notes
-when it saw each counter change, so that a clock that is wrong, or set anew, changes nothing.
+Workers on many machines show that they live by raising a counter. A process that watches them compares no clocks of
+different machines: it records when it saw each counter change. So a wrong or adjusted clock has no effect.
 """
 
 import time
@@ -13,22 +13,22 @@ class Silence:
     """Watches counters.
 
     Args:
-        longest_step_s: what one look adds at most. A watcher that was stopped itself could see no change meanwhile.
-        clock: seconds that only grow.
+        longest_step_s: the most seconds that one call of `look` adds: while the watcher is suspended it sees no change.
+        clock: monotonic seconds.
     """
 
     def __init__(self, longest_step_s: float, clock: Callable[[], float] = time.monotonic):
         self._longest_step_s, self._clock = longest_step_s, clock
-        self._seen: dict[Hashable, tuple[Any, float]] = {}  # key -> counter, seconds without a change
+        self._latest: dict[Hashable, tuple[Any, float]] = {}  # key -> counter, seconds without a change
         self._looked_at = clock()
 
     def look(self, counters: Mapping[Hashable, Any]) -> dict[Hashable, float]:
-        """Seconds for which each counter has been the same; 0 for one seen for the first time."""
+        """Seconds for which each counter has been the same; 0 for a new one."""
         now = self._clock()
         step, self._looked_at = min(now - self._looked_at, self._longest_step_s), now
         silent_s = {}
         for key, counter in counters.items():
-            before = self._seen.get(key)
-            silent_s[key] = 0.0 if before is None or before[0] != counter else before[1] + step
-        self._seen = {key: (counter, silent_s[key]) for key, counter in counters.items()}
+            latest = self._latest.get(key)
+            silent_s[key] = 0.0 if latest is None or latest[0] != counter else latest[1] + step
+        self._latest = {key: (counter, silent_s[key]) for key, counter in counters.items()}
         return silent_s

@@ -1,6 +1,6 @@
 """The Optuna storage of a sweep: where it is, how it is opened, and what happens when it fails.
 
-Whatever is wrong with a storage is told in one line. A lock, or a server that starts again, is waited for.
+Every failure of a storage is reported in one line. Locks and restarts of the server are waited for.
 """
 
 import logging
@@ -22,25 +22,26 @@ from sqlalchemy.pool import QueuePool
 
 from tuning.errors import UserError, causes, one_line
 
-Place = str | Path  # an SQLAlchemy URL, or an SQLite file, whose name may hold what a URL cannot
+# An SQLAlchemy URL, or an SQLite file: a file's name may have characters that a URL cannot hold.
+Location = str | Path
 Result = TypeVar("Result")
 
-PATIENCE_S = 600.0  # a storage that is away for longer fails the sweep
-_LOOK_S = 1.0  # between two tries
-_CONNECT_S = 10  # a host that does not answer is given up then
-_BUSY_S = 5.0  # SQLite's own wait for a lock, of which it says nothing
+PATIENCE_S = 600.0  # a storage that is unavailable for longer makes the sweep fail
+_RETRY_S = 1.0  # between two tries
+_CONNECT_S = 10  # timeout of a connection
+_BUSY_S = 5.0  # for which SQLite itself waits for a lock, without a message
 FAILURES = (SQLAlchemyError, StorageInternalError)
 _LOG = logging.getLogger(__name__)
 _CURE = "give --storage=postgresql://USER@HOST/DATABASE or --storage=sqlite:////FOLDER/FILE.db"
 
 
-def place_of(url: str) -> Place:
-    """The storage of a URL that many processes can share.
+def location_of(url: str) -> Location:
+    """The location of a storage that many processes can share, from its URL.
 
     Raises:
-        UserError: it is none that can be used: in memory, of another kind of database, or no URL.
+        UserError: the URL is malformed, or names a database in memory or of another kind.
     """
-    with told(url, "use", _CURE):
+    with errors_explained(url, "use", _CURE):
         parts = make_url(url)
         kind = parts.get_backend_name()
     if kind == "postgresql":
@@ -53,17 +54,19 @@ def place_of(url: str) -> Place:
     return Path(file)
 
 
-def open_shared(place: Place) -> RDBStorage:
-    """The storage; tried again where several that start at once are in each other's way over its tables."""
+def open_shared(location: Location) -> RDBStorage:
+    """Opens the storage. Processes that start at the same time may all try to create its tables, so it tries again."""
 
     def opened() -> RDBStorage:
-        if isinstance(place, Path):
-            return _opened_file(lambda: _connect(str(place)))
-        return RDBStorage(place, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_S}})
+        if isinstance(location, Path):
+            return _opened_file(lambda: _connect(str(location)))
+        return RDBStorage(
+            location, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_S}}
+        )
 
     for _ in range(5):
         try:
-            return patiently(place, opened, is_locked)
+            return patiently(location, opened, is_locked)
         except Exception as error:
             if not any(sign in str(error).lower() for sign in ("already exists", "unique")):
                 raise
@@ -72,29 +75,29 @@ def open_shared(place: Place) -> RDBStorage:
 
 
 @contextmanager
-def opened_to_read(place: Place) -> Iterator[RDBStorage]:
-    """The storage as it is; nothing is written, so that one without the right to write may look.
+def opened_to_read(location: Location) -> Iterator[RDBStorage]:
+    """Opens the storage without writing, so that a user who may not write can look at it.
 
     Raises:
         UserError: there is no such file, or the storage cannot be read.
     """
-    if not isinstance(place, Path):
-        with told(place, "read"):
-            yield RDBStorage(place, engine_kwargs={"connect_args": {"connect_timeout": _CONNECT_S}}, **_AS_IT_IS)
+    if not isinstance(location, Path):
+        with errors_explained(location, "read"):
+            yield RDBStorage(location, engine_kwargs={"connect_args": {"connect_timeout": _CONNECT_S}}, **_AS_IT_IS)
         return
-    if not place.exists():
-        raise UserError(f"no sweep is in {place}: check --experiment_dir and --experiment_name")
-    with told(place, "read"), tempfile.TemporaryDirectory(prefix="sweep_") as folder:
-        file = f"file:{quote(str(place.absolute()))}?mode=ro"
+    if not location.exists():
+        raise UserError(f"no sweep is in {location}: check --experiment_dir and --experiment_name")
+    with errors_explained(location, "read"), tempfile.TemporaryDirectory(prefix="sweep_") as folder:
+        file = f"file:{quote(str(location.absolute()))}?mode=ro"
         if _is_interrupted(file):
-            file = f"file:{quote(str(_copied(place, Path(folder))))}"
+            file = f"file:{quote(str(_copied(location, Path(folder))))}"
         storage = _opened_file(lambda: _connect(file, uri=True), **_AS_IT_IS)
         yield storage
         storage.engine.dispose()
 
 
 def _is_interrupted(file: str) -> bool:
-    """Whether a process died in the middle of a change: SQLite must take it back first, for which it has to write."""
+    """Whether a process died in the middle of a change, which SQLite must undo, and so write, before it reads."""
     try:
         with closing(_connect(file, uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -104,7 +107,7 @@ def _is_interrupted(file: str) -> bool:
 
 
 def _copied(file: Path, folder: Path) -> Path:
-    """A copy of the database and its journal, both of one moment: another process may repair them meanwhile."""
+    """A copy of the database and its journal from the same moment: another process may repair them meanwhile."""
     journal, copy = file.with_name(f"{file.name}-journal"), folder / "copy.db"
     for _ in range(10):
         before = [(f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else None for f in (file, journal)]
@@ -125,34 +128,34 @@ def _connect(file: str, **options: Any) -> sqlite3.Connection:
 
 
 def _opened_file(connect: Callable[[], sqlite3.Connection], **options: Any) -> RDBStorage:
-    # By a function, since a URL cannot hold every file name.
+    # A function connects, since a URL cannot hold every file name.
     return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, **options)
 
 
 def patiently(
-    place: Place,
+    location: Location,
     operation: Callable[[], Result],
-    is_passing: Callable[[BaseException], bool] | None = None,
+    is_temporary: Callable[[BaseException], bool] | None = None,
 ) -> Result:
-    """The result of `operation`, repeated while the storage is away; it must be safe to repeat.
+    """The result of `operation`, which is repeated while the storage is unavailable and must be safe to repeat.
 
     Args:
-        is_passing: which errors to wait out; `is_away` if not given.
+        is_temporary: which errors to wait out; `is_unavailable` by default.
 
     Raises:
         Exception: any other error, and the last one after ten minutes.
     """
-    began, is_told = time.monotonic(), False
+    began, is_logged = time.monotonic(), False
     while True:
         try:
             return operation()
         except Exception as error:
-            if not (is_passing or is_away)(error) or time.monotonic() - began > PATIENCE_S:
+            if not (is_temporary or is_unavailable)(error) or time.monotonic() - began > PATIENCE_S:
                 raise
-            if not is_told:
-                _LOG.warning("waiting for the storage %s, at most %g s: %s", shown(place), PATIENCE_S, _cause(error))
-                is_told = True
-            time.sleep(_LOOK_S)
+            if not is_logged:
+                _LOG.warning("waiting for the storage %s, at most %g s: %s", shown(location), PATIENCE_S, _cause(error))
+                is_logged = True
+            time.sleep(_RETRY_S)
 
 
 def is_locked(error: BaseException) -> bool:
@@ -161,47 +164,49 @@ def is_locked(error: BaseException) -> bool:
     return any(code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) for code in codes)
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether the storage is locked, or its server or the connection to it is gone for now."""
-    # Shut down or starting up, too many connections, deadlock, lock not available, connection lost.
-    passing = ("57P", "53300", "40P01", "40001", "55P03", "08")
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the storage is locked, or its server or the connection to it is down for now."""
+    # SQLSTATE: shutting down or starting up, too many connections, deadlock, lock not available, connection lost.
+    temporary = ("57P", "53300", "40P01", "40001", "55P03", "08")
     for cause in causes(error):
         if type(cause).__module__.split(".")[0] in ("psycopg", "psycopg2"):
             state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-            if type(cause).__name__ == "OperationalError" and state is None or (state or "").startswith(passing):
+            if type(cause).__name__ == "OperationalError" and state is None or (state or "").startswith(temporary):
                 return True
     return is_locked(error)
 
 
 @contextmanager
-def told(place: Place, doing: str, cure: str = "check --storage, and that it can be reached and written from here"):
-    """Turns whatever the storage raises into a UserError; each database and driver has its own."""
+def errors_explained(
+    location: Location, action: str, cure: str = "check --storage, and that it can be reached and written from here"
+) -> Iterator[None]:
+    """Turns every error of the storage into a UserError: each database and driver has errors of its own."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot {doing} the storage {shown(place)}: {_cause(error)}; {cure}") from error
+        raise UserError(f"cannot {action} the storage {shown(location)}: {_cause(error)}; {cure}") from error
 
 
 @contextmanager
-def failure_told(place: Place) -> Iterator[None]:
-    """Turns a failure of a storage that worked before into a UserError; other errors pass."""
+def failures_explained(location: Location) -> Iterator[None]:
+    """Turns a failure of a storage that worked before into a UserError; other errors stay as they are."""
     try:
         yield
     except FAILURES as error:
         kept = "finished trials and checkpoints are kept, so run the command again when it is mended"
-        raise UserError(f"the storage {shown(place)} failed: {_cause(error)}; {kept}") from error
+        raise UserError(f"the storage {shown(location)} failed: {_cause(error)}; {kept}") from error
 
 
 def _cause(error: BaseException) -> str:
-    """The driver's own words, where SQLAlchemy or Optuna only say that it said something."""
+    """The driver's message, which SQLAlchemy and Optuna wrap in errors of their own."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return one_line(getattr(error, "orig", None) or error)[:300]
 
 
-def shown(place: Place) -> str:
-    """The place without a password."""
-    head, at, tail = str(place).rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at and "://" in head else str(place)
+def shown(location: Location) -> str:
+    """The location without its password."""
+    head, at, tail = str(location).rpartition("@")
+    return f"{head.split('://')[0]}://…@{tail}" if at and "://" in head else str(location)

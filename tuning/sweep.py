@@ -18,7 +18,7 @@ from tuning.point_queue import PointQueue
 from tuning.point_status import PointStatus, study_name
 from tuning.trials_request import TrialsRequest
 
-# Of a trial's description, what may differ from one worker to another, or does from one trial to another.
+# Fields of a trial's description that may differ between workers, and those that differ between trials.
 _OF_THE_WORKER = ("data_dir", "submission_path")
 _OF_THE_TRIAL = ("hyperparameters", "trial_index")
 
@@ -44,31 +44,31 @@ class Request(TrialsRequest):
     prune: str = "none"
 
     @property
-    def place(self) -> study_storage.Place:
-        """Where the points are kept."""
+    def storage_location(self) -> study_storage.Location:
+        """Where the queues of points are stored."""
         if self.storage is None:
             return self.experiment_folder.absolute() / "study.db"
-        return study_storage.place_of(self.storage)
+        return study_storage.location_of(self.storage)
 
     def trial_dir(self, study: int, index: int) -> Path:
-        """AlgoPerf's place for a trial, with a folder for its study where there are several."""
-        place = self.experiment_folder / f"study_{study}" if self.num_studies > 1 else self.experiment_folder
-        return place / f"{self.workload}_jax" / f"trial_{index}"
+        """AlgoPerf's folder for a trial, inside a folder for its study if there are several studies."""
+        folder = self.experiment_folder / f"study_{study}" if self.num_studies > 1 else self.experiment_folder
+        return folder / f"{self.workload}_jax" / f"trial_{index}"
 
 
 class Sweep:
     """The queues of a request's studies.
 
     Attributes:
-        descriptions: of every study's trials.
+        descriptions: study by study, the descriptions of its trials.
 
     Raises:
-        UserError: the request cannot be carried out, before anything is trained.
+        UserError: the request cannot be carried out. Nothing has been trained by then.
     """
 
     def __init__(self, request: Request):
         self.request = request
-        place = request.place
+        location = request.storage_location
         self.workload, self.submission = request.load()
         numbers = range(1, request.num_studies + 1)
         sampling = search_space.Sampling(request.sampling)
@@ -83,12 +83,12 @@ class Sweep:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         options: dict[str, Any] = {
             "heartbeat_s": request.heartbeat_s,
-            "log": _own_log(),
+            "log": _log_file(),
             "machine": f"{socket.gethostname()}{f' devices {devices}' if devices else ''}",
         }
         self.queues = [
             PointQueue(
-                place,
+                location,
                 study_name(request.experiment_folder.name, number),
                 self._identity(trials, space),
                 [trial.hyperparameters for trial in trials],
@@ -105,23 +105,23 @@ class Sweep:
         return [(study, point) for study, queue in enumerate(self.queues, start=1) for point in queue.status()]
 
     def recover(self) -> None:
-        """Gives the points of dead workers to others; to be called again and again."""
+        """Gives the points of dead workers to others. It must be called repeatedly."""
         for queue in self.queues:
             queue.recover()
 
     def give_back(self, process_ids: Collection[int]) -> None:
-        """Gives back the points of processes of this machine that were ended on purpose."""
+        """Gives back the points of processes on this machine that were ended on purpose."""
         for queue in self.queues:
             queue.give_back(process_ids)
 
     def retry_crashed(self) -> int:
-        """Lets every crashed point be carried out again; how many there were."""
+        """Enqueues every crashed point again; returns their number."""
         return sum(queue.retry_crashed() for queue in self.queues)
 
     def _identity(self, trials: list[TrialDescription], space: dict | list | None) -> dict[str, Any]:
         """What all workers must agree on."""
-        found = trials[0].to_json()
-        shared = {name: value for name, value in found.items() if name not in (*_OF_THE_WORKER, *_OF_THE_TRIAL)}
+        description = trials[0].to_json()
+        shared = {name: value for name, value in description.items() if name not in (*_OF_THE_WORKER, *_OF_THE_TRIAL)}
         return shared | {
             "search space": space,
             "number of points": len(trials),
@@ -131,8 +131,8 @@ class Sweep:
         }
 
 
-def _own_log() -> str | None:
-    """The file that this process's errors go to; None if they go elsewhere, or the system does not tell."""
+def _log_file() -> str | None:
+    """The file that this process's stderr goes to; None if that is no file, or unknown."""
     try:
         target = os.readlink(f"/proc/self/fd/{sys.stderr.fileno()}")
     except (OSError, ValueError, AttributeError):

@@ -211,7 +211,7 @@ def _workload_properties(workload: Any) -> dict[str, Any]:
 
 def _write_crash(training: Training, environment: Mapping[str, Any], error: Exception, claim: Claim) -> None:
     crash = _outcome(training, environment, Miss.CRASHED, f"{type(error).__name__}: {one_line(error)}")
-    with disk.failure_told(claim.folder):
+    with disk.errors_explained(claim.folder):
         records.write_json(claim.folder / "outcome.json", crash.to_json(), claim.write)
         training.logger.flush()
 

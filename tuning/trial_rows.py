@@ -1,6 +1,6 @@
-"""Changes of Optuna's trials that happen whole or not at all, which Optuna's own functions leave open.
+"""Atomic changes of Optuna's trials, which Optuna's own functions do not offer.
 
-Each is one transaction that begins with a conditional update, so that of two processes only one succeeds.
+Each change is one transaction that begins with a conditional update, so that of two processes only one succeeds.
 """
 
 import datetime
@@ -28,30 +28,32 @@ class TrialRows:
     def add_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
         """Adds trials to a study, numbered in their order."""
         with self._storage.scoped_session() as session, session.begin():
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # as trials are numbered by count
+            models.StudyModel.find_or_raise_by_id(
+                study_id, session, for_update=True
+            )  # locked, as a trial's number is the count
             for trial in trials:
                 self._storage._get_prepared_new_trial(study_id, trial, session)
 
     def take(self, trial_id: int, owner: Mapping[str, Any]) -> int | None:
-        """The index of the point, of a waiting trial that is the owner's from now on; None if it is another's.
+        """Gives a waiting trial to the owner, and returns its point's index; None if another owner has the trial.
 
-        Safe to repeat by the same owner.
+        The same owner may safely repeat the call.
         """
-        taking = _TRIALS.update().where(_is(trial_id, TrialState.WAITING))
+        taking = _TRIALS.update().where(_in_state(trial_id, TrialState.WAITING))
         with self._engine.begin() as connection:
             if connection.execute(taking.values(state=TrialState.RUNNING, datetime_start=_now())).rowcount == 1:
                 _put(connection, trial_id, "owner", owner)
                 _put(connection, trial_id, "beat", 0)
-            elif not connection.execute(select(exists().where(_is(trial_id, TrialState.RUNNING)))).scalar():
+            elif not connection.execute(select(exists().where(_in_state(trial_id, TrialState.RUNNING)))).scalar():
                 return None
-            elif _got(connection, trial_id, "owner") != owner:
+            elif _get(connection, trial_id, "owner") != owner:
                 return None
-            return _got(connection, trial_id, "index")
+            return _get(connection, trial_id, "index")
 
     def beat(self, trial_id: int, count: int) -> bool:
         """Raises the trial's counter; False if the trial has ended."""
-        is_running = exists().where(_is(trial_id, TrialState.RUNNING))
-        beating = _ATTRIBUTES.update().where(_names(trial_id, "beat"), is_running).values(value_json=json.dumps(count))
+        is_running = exists().where(_in_state(trial_id, TrialState.RUNNING))
+        beating = _ATTRIBUTES.update().where(_named(trial_id, "beat"), is_running).values(value_json=json.dumps(count))
         with self._engine.begin() as connection:
             return connection.execute(beating).rowcount == 1
 
@@ -65,15 +67,15 @@ class TrialRows:
         *,
         unless_beat_changed_from: int | None = None,
     ) -> bool:
-        """Ends a running trial, with an attribute and a value; False if it has ended already.
+        """Ends a running trial, with an attribute and a value; returns False if it has ended already.
 
         Args:
-            unless_beat_changed_from: leaves a trial as it is whose counter is another by now.
+            unless_beat_changed_from: leaves the trial as it is if its counter is not this number.
         """
-        ending = _TRIALS.update().where(_is(trial_id, TrialState.RUNNING))
+        ending = _TRIALS.update().where(_in_state(trial_id, TrialState.RUNNING))
         if unless_beat_changed_from is not None:
-            has_that = _ATTRIBUTES.c.value_json == json.dumps(unless_beat_changed_from)
-            ending = ending.where(exists().where(_names(trial_id, "beat"), has_that))
+            has_same_beat = _ATTRIBUTES.c.value_json == json.dumps(unless_beat_changed_from)
+            ending = ending.where(exists().where(_named(trial_id, "beat"), has_same_beat))
         with self._engine.begin() as connection:
             if connection.execute(ending.values(state=state, datetime_complete=_now())).rowcount != 1:
                 return False
@@ -88,10 +90,10 @@ class TrialRows:
     def has(self, trial_id: int, name: str) -> bool:
         """Whether the trial has an attribute of this name."""
         with self._engine.connect() as connection:
-            return bool(connection.execute(select(exists().where(_names(trial_id, name)))).scalar())
+            return bool(connection.execute(select(exists().where(_named(trial_id, name)))).scalar())
 
     def add(self, trial_id: int, name: str, attribute: Any) -> bool:
-        """Gives a trial, ended or not, an attribute; False if it has it."""
+        """Adds an attribute to a trial, ended or not; returns False if the trial has it already."""
         try:
             with self._engine.begin() as connection:
                 _put(connection, trial_id, name, attribute)
@@ -100,11 +102,11 @@ class TrialRows:
         return True
 
 
-def _is(trial_id: int, state: TrialState) -> Any:
+def _in_state(trial_id: int, state: TrialState) -> Any:
     return (_TRIALS.c.trial_id == trial_id) & (_TRIALS.c.state == state)
 
 
-def _names(trial_id: int, name: str) -> Any:
+def _named(trial_id: int, name: str) -> Any:
     return (_ATTRIBUTES.c.trial_id == trial_id) & (_ATTRIBUTES.c.key == name)
 
 
@@ -113,11 +115,11 @@ def _put(connection: Connection, trial_id: int, name: str, attribute: Any) -> No
     connection.execute(_ATTRIBUTES.insert().values(row))
 
 
-def _got(connection: Connection, trial_id: int, name: str) -> Any:
-    text = connection.execute(select(_ATTRIBUTES.c.value_json).where(_names(trial_id, name))).scalar()
+def _get(connection: Connection, trial_id: int, name: str) -> Any:
+    text = connection.execute(select(_ATTRIBUTES.c.value_json).where(_named(trial_id, name))).scalar()
     return None if text is None else json.loads(text)
 
 
 def _now() -> datetime.datetime:
-    """As Optuna stores times: UTC, without saying so. For people to read; nothing is decided by it."""
+    """The time in UTC, without a time zone, as Optuna stores it. It is only for people to read."""
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)

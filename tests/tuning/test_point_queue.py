@@ -287,7 +287,7 @@ def test_a_storage_that_fails_meanwhile_is_one_line(join, folder):
 
 def test_a_locked_storage_is_waited_for_and_said_so(join, folder, monkeypatch, caplog):
     monkeypatch.setattr(study_storage, "_BUSY_S", 0.05)
-    monkeypatch.setattr(study_storage, "_LOOK_S", 0.05)
+    monkeypatch.setattr(study_storage, "_RETRY_S", 0.05)
     queue = join()
     lock = sqlite3.connect(folder / "s.db", check_same_thread=False, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -306,16 +306,16 @@ def test_a_locked_storage_is_waited_for_and_said_so(join, folder, monkeypatch, c
 @pytest.mark.parametrize("method", ["take", "end"])
 def test_an_update_of_which_the_storage_did_not_say_whether_it_was_made_is_made_once(join, monkeypatch, method):
     queue, other = join(), join()
-    is_away = ConnectionError("the server closed the connection")
-    monkeypatch.setattr(study_storage, "is_away", lambda error: error is is_away)
-    monkeypatch.setattr(study_storage, "_LOOK_S", 0.0)
+    lost = ConnectionError("the server closed the connection")
+    monkeypatch.setattr(study_storage, "is_unavailable", lambda error: error is lost)
+    monkeypatch.setattr(study_storage, "_RETRY_S", 0.0)
     change, calls = getattr(queue._rows, method), []
 
     def made_but_not_answered(*args, **options):
         found = change(*args, **options)
         calls.append(found)
         if len(calls) % 2:
-            raise is_away
+            raise lost
         return found
 
     monkeypatch.setattr(queue._rows, method, made_but_not_answered)

@@ -42,7 +42,7 @@ def test_a_read_only_folder(tmp_path):
             line = refused(tmp_path, experiment_name=name)
             assert f"cannot write into {tmp_path}/{name} (Read-only file system): free some space or choose" in line
         # Looking at it is no writing.
-        assert [point.state for _, point in stored(request(tmp_path).place, "e")] == ["waiting"] * 3
+        assert [point.state for _, point in stored(request(tmp_path).storage_location, "e")] == ["waiting"] * 3
 
 
 def test_a_storage_that_can_be_read_but_not_written(tmp_path):
@@ -117,7 +117,7 @@ def test_a_name_is_one_folder_one_database_and_one_study(tmp_path, name):
     sweep.queues[0].claim()
     for same in (name, name.rstrip("/")):
         again = request(tmp_path, experiment_name=same)
-        for found in (Sweep(again).status(), stored(again.place, again.experiment_folder.name)):
+        for found in (Sweep(again).status(), stored(again.storage_location, again.experiment_folder.name)):
             assert [point.state for _, point in found] == ["running", "waiting", "waiting"]
     assert [path.name for path in tmp_path.iterdir()] == [name.rstrip("/")]
 
@@ -156,11 +156,11 @@ def test_one_looks_beside_a_change_that_was_cut_short(tmp_path):
 
 def test_one_looks_only_at_what_is_there(tmp_path):
     with pytest.raises(UserError, match="no sweep is in .*study.db: check --experiment_dir and --experiment_name"):
-        stored(request(tmp_path).place, "e")
+        stored(request(tmp_path).storage_location, "e")
     assert list(tmp_path.iterdir()) == []
     Sweep(request(tmp_path))
     with pytest.raises(UserError, match="the storage has no sweep 'other'"):
-        stored(request(tmp_path).place, "other")
+        stored(request(tmp_path).storage_location, "other")
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tuning.errors import short_json
+
 TRIAL = re.compile(r"trial_(\d+)(?:_seed_\d+)?")
 # Archives of trial folders, as `tuning.report.archive` packs them.
 ARCHIVE_ENDING = ".tar.xz"
@@ -144,11 +146,8 @@ def read_json(
     kept = {}
     for key, value in content.items():
         if key in types and value is not None and not _is_of(value, types[key]):
-            text = json.dumps(value)
-            text = text if len(text) < 60 else text[:57] + "…"
-            problems.append(
-                FileProblem(file, f"is left out in part: {key} is {text}, which is no {_named(types[key])}")
-            )
+            value_and_type = f"{short_json(value, 60)}, which is no {_named(types[key])}"
+            problems.append(FileProblem(file, f"is left out in part: {key} is {value_and_type}"))
         else:
             kept[key] = value
     return kept
