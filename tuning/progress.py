@@ -1,10 +1,11 @@
-"""What is shown of a run on the terminal: one live line per trial, and the closing table."""
+"""The display of a run on the terminal: live text while it runs, and a table of outcomes at its end."""
 
 import math
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -15,53 +16,74 @@ from tuning.outcome import Outcome, Progress
 
 _LIVE_PERIOD_S = 0.5
 _PLAIN_PERIOD_S = 10.0
-_WINDOW_S = 15.0  # wall seconds the rate is averaged over
+_WINDOW_S = 15.0  # wall seconds over which the rate is averaged
 
 
-class ProgressLine:
-    """`with ProgressLine(...) as report: run_trial(..., report=report)`.
+class LiveText:
+    """`with LiveText(…) as text: text.show(…)`: text that is replaced on a terminal, elsewhere plain lines.
 
-    A live line on a terminal, elsewhere a plain line every ten seconds at most.
+    Args:
+        live_period_s: the least seconds between two texts on a terminal.
     """
 
-    def __init__(self, title: str, target_value: float, console: Console | None = None):
-        self._title, self._target_value = title, target_value
+    def __init__(self, console: Console | None = None, live_period_s: float = 0.0):
         self._console = console or Console(file=sys.stdout)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._period_s = live_period_s if self._live else _PLAIN_PERIOD_S
         self._shown_at = float("-inf")
-        self._latest: Progress | None = None
-        self._seen: deque[tuple[float, int]] = deque()  # (wall seconds, step)
 
-    def __enter__(self) -> "ProgressLine":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._latest:
-            self._show(self._latest)
         if self._live:
             self._live.stop()
+
+    def is_due(self) -> bool:
+        """Whether the period since the last due text has passed; a new period begins then."""
+        now = time.perf_counter()
+        if now - self._shown_at < self._period_s:
+            return False
+        self._shown_at = now
+        return True
+
+    def show(self, text: str) -> None:
+        if self._live:
+            self._live.update(Text(text), refresh=True)  # wrapped on a narrow terminal
+        else:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class ProgressLine(LiveText):
+    """`with ProgressLine(...) as report: run_trial(..., report=report)`: a live line, or a plain one every 10 s."""
+
+    def __init__(self, title: str, target_value: float, console: Console | None = None):
+        super().__init__(console, _LIVE_PERIOD_S)
+        self._title, self._target_value = title, target_value
+        self._latest: Progress | None = None
+        self._recent_steps: deque[tuple[float, int]] = deque()  # (wall seconds, step)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._latest:
+            self.show(self._line(self._latest))
+        super().__exit__()
 
     def __call__(self, progress: Progress) -> None:
         now = time.perf_counter()
         self._latest = progress
-        self._seen.append((now, progress.global_step))
-        while now - self._seen[0][0] > _WINDOW_S:
-            self._seen.popleft()
-        if now - self._shown_at >= (_LIVE_PERIOD_S if self._live else _PLAIN_PERIOD_S):
-            self._shown_at = now
-            self._show(progress)
+        self._recent_steps.append((now, progress.global_step))
+        while now - self._recent_steps[0][0] > _WINDOW_S:
+            self._recent_steps.popleft()
+        if self.is_due():
+            self.show(self._line(progress))
 
-    def _show(self, progress: Progress) -> None:
-        line = describe(self._title, progress, self._target_value, self._steps_per_s())
-        if self._live:
-            self._live.update(Text(line), refresh=True)  # wrapped on a narrow terminal
-        else:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def _line(self, progress: Progress) -> str:
+        return describe(self._title, progress, self._target_value, self._steps_per_s())
 
     def _steps_per_s(self) -> float | None:
-        (first_s, first_step), (last_s, last_step) = self._seen[0], self._seen[-1]
+        (first_s, first_step), (last_s, last_step) = self._recent_steps[0], self._recent_steps[-1]
         return (last_step - first_step) / (last_s - first_s) if last_step > first_step else None
 
 
@@ -86,7 +108,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
-    """A row per trial: its end, its steps to the target, its seconds by both clocks, its best metric."""
+    """Prints a row per trial: outcome, steps to the target, seconds by both clocks, best metric."""
     columns = ("steps to target", "seconds to target", "training seconds to target", "best metric")
     table = Table("trial", "outcome", *columns)
     for outcome in outcomes:

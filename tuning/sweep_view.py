@@ -1,32 +1,30 @@
-"""What a person, or a program, sees of a sweep."""
+"""Displays of a sweep, for people and for programs."""
 
 import csv
 import json
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tuning.outcome import Miss
 from tuning.point_status import PointStatus
+from tuning.progress import LiveText
 from tuning.report.protocols import Cost
 from tuning.sweep import Sweep
 
 Status = Sequence[tuple[int, PointStatus]]
-_PLAIN_PERIOD_S = 10.0
 _METRIC = "best_validation_metric"
 _MISSES = tuple(str(miss) for miss in Miss)
 
 
 def ranking(status: Status, rank_by: Cost = Cost.STEPS) -> list[dict[str, Any]]:
-    """Finished points: those that reached the target at the least cost first, then the others by the best metric."""
+    """Finished points in order: first those that reached the target, by cost, then the others, by the best metric."""
     rows = [
         {"study": study, "trial": point.index, **(point.result or {}), "hyperparameters": point.point}
         for study, point in status
@@ -42,7 +40,7 @@ def ranking(status: Status, rank_by: Cost = Cost.STEPS) -> list[dict[str, Any]]:
 
 
 def summary(status: Status, rank_by: Cost = Cost.STEPS) -> dict[str, Any]:
-    """How far a sweep is: points by state, the first of the ranking so far, mean seconds of a finished one."""
+    """The progress of a sweep: points by state, the best point so far, mean seconds of the finished ones."""
     states = [point.state for _, point in status]
     ranked = ranking(status, rank_by)
     reasons = [row.get("reason") for row in ranked]
@@ -63,7 +61,7 @@ def table(status: Status, rank_by: Cost = Cost.STEPS) -> Table:
     """A row for each finished point, with its seconds to the target by both clocks."""
     costs = {Cost.STEPS: "d", Cost.SECONDS: ".2f", Cost.TRAINING_SECONDS: ".2f"}
     names = [f"{cost.words} to target" for cost in costs]
-    shown = Table("study", "trial", "outcome", *names, "best metric", "hyperparameters")
+    table = Table("study", "trial", "outcome", *names, "best metric", "hyperparameters")
     for row in ranking(status, rank_by):
         values = row["hyperparameters"].items()
         point = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
@@ -75,8 +73,8 @@ def table(status: Status, rank_by: Cost = Cost.STEPS) -> Table:
             _cell(row.get(_METRIC), ".4f"),
             point,
         )
-        shown.add_row(*map(Text, cells))  # a hyperparameter's value may look like rich's markup
-    return shown
+        table.add_row(*map(Text, cells))  # a hyperparameter's value may look like rich's markup
+    return table
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -93,10 +91,10 @@ def show(status: Status, *, as_json: bool = False, rank_by: Cost = Cost.STEPS) -
 
 
 def counts(status: Status, rank_by: Cost = Cost.STEPS) -> str:
-    """How many points are at what, on a line."""
+    """One line: how many points are in each state, and the best one."""
     s = summary(status, rank_by)
-    named = [f"{s[name]} {name}" for name in ("running", "waiting", "hit", *_MISSES) if s[name] or name == "hit"]
-    line, best = f"{s['done']}/{s['points']} done, {', '.join(named)}", s["best"]
+    states = [f"{s[name]} {name}" for name in ("running", "waiting", "hit", *_MISSES) if s[name] or name == "hit"]
+    line, best = f"{s['done']}/{s['points']} done, {', '.join(states)}", s["best"]
     if best is None:
         return line
     cost = best.get(f"{rank_by}_to_target")
@@ -105,7 +103,7 @@ def counts(status: Status, rank_by: Cost = Cost.STEPS) -> str:
 
 
 def last_evaluation(trial_dir: Path, metric: str) -> str:
-    """How far a running trial is, by the last evaluation that it wrote down."""
+    """The progress of a running trial, from its last evaluation on disk."""
     try:
         with open(trial_dir / "eval_measurements.csv", newline="", encoding="utf-8") as file:
             last = list(csv.DictReader(file))[-1]
@@ -114,56 +112,41 @@ def last_evaluation(trial_dir: Path, metric: str) -> str:
         return "started"
 
 
-class View:
-    """`with View() as show: supervise(…, show)`: live lines on a terminal, else plain ones every ten seconds.
+class View(LiveText):
+    """`with View() as show: supervise(…, show)`: live lines on a terminal, elsewhere plain ones every ten seconds.
 
     Args:
-        as_json: an object on a line every ten seconds instead: the summary, living workers, seconds left, and each
-            running trial's last evaluation.
+        as_json: instead print a JSON object on a line every ten seconds: the summary, living workers, seconds left, and
+            each running trial's last evaluation.
     """
 
     def __init__(self, console: Console | None = None, *, as_json: bool = False):
-        self._console, self._as_json = console or Console(), as_json
-        is_live = self._console.is_terminal and not as_json
-        self._live = Live(console=self._console, auto_refresh=False) if is_live else None
-        self._shown_at = float("-inf")
-
-    def __enter__(self) -> "View":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._live:
-            self._live.stop()
+        super().__init__(Console(force_terminal=False) if as_json else console)
+        self._as_json = as_json
 
     def __call__(self, sweep: Sweep, n_alive: int) -> None:
-        now = time.monotonic()
-        if not self._live and n_alive and now - self._shown_at < _PLAIN_PERIOD_S:
-            return
-        self._shown_at = now
-        seen = self._seen(sweep, sweep.status(), n_alive)
-        if self._as_json:
-            print(json.dumps(seen), flush=True)
-        elif self._live:
-            self._live.update(Text("\n".join(_lines(seen))), refresh=True)
-        else:
-            self._console.print("\n".join(_lines(seen)), highlight=False, markup=False)
-
-    def _seen(self, sweep: Sweep, status: Status, n_alive: int) -> dict[str, Any]:
-        metric = f"validation/{sweep.workload.target_metric_name}"
-        running = []
-        for study, point in status:
-            if point.state == "running":
-                place = sweep.request.trial_dir(study, point.index)
-                running.append({"study": study, "trial": point.index, "at": last_evaluation(place, metric)})
-        s, left_s = summary(status), None
-        if s["mean_trial_seconds"] and n_alive:
-            left_s = (s["points"] - s["done"]) * s["mean_trial_seconds"] / n_alive
-        return {"summary": s, "line": counts(status), "workers": n_alive, "seconds_left": left_s, "trials": running}
+        if self.is_due() or not n_alive:
+            progress = _progress(sweep, sweep.status(), n_alive)
+            if self._as_json:
+                print(json.dumps(progress), flush=True)
+            else:
+                self.show("\n".join(_lines(progress)))
 
 
-def _lines(seen: dict[str, Any]) -> list[str]:
-    left = "" if seen["seconds_left"] is None else f", about {seen['seconds_left'] / 60:.0f} min left"
-    running = [f"  study {row['study']} trial {row['trial']}: {row['at']}" for row in seen["trials"]]
-    return [f"{seen['line']}; {seen['workers']} workers{left}", *running]
+def _progress(sweep: Sweep, status: Status, n_alive: int) -> dict[str, Any]:
+    metric = f"validation/{sweep.workload.target_metric_name}"
+    running = []
+    for study, point in status:
+        if point.state == "running":
+            trial_dir = sweep.request.trial_dir(study, point.index)
+            running.append({"study": study, "trial": point.index, "at": last_evaluation(trial_dir, metric)})
+    s, left_s = summary(status), None
+    if s["mean_trial_seconds"] and n_alive:
+        left_s = (s["points"] - s["done"]) * s["mean_trial_seconds"] / n_alive
+    return {"summary": s, "line": counts(status), "workers": n_alive, "seconds_left": left_s, "trials": running}
+
+
+def _lines(progress: dict[str, Any]) -> list[str]:
+    left = "" if progress["seconds_left"] is None else f", about {progress['seconds_left'] / 60:.0f} min left"
+    running = [f"  study {row['study']} trial {row['trial']}: {row['at']}" for row in progress["trials"]]
+    return [f"{progress['line']}; {progress['workers']} workers{left}", *running]

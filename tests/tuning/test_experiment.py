@@ -98,7 +98,7 @@ def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
     with progress.ProgressLine("b3db kfac_reduce trial 1/1", 0.54, console) as report:
-        report._seen.append((progress.time.perf_counter() - 1.0, 0))
+        report._recent_steps.append((progress.time.perf_counter() - 1.0, 0))
         report(Progress(30, 300, 3.0, "mean_average_precision", 0.5))
     shown = " ".join(text.getvalue().split())
     assert "(target 0.5400)" in shown and "steps/s" in shown and shown.count("left") and "…" not in shown
