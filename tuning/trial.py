@@ -1,8 +1,8 @@
-"""One trial: a submission trains on a workload, and its files and its outcome are written."""
+"""One trial: it trains a submission on a workload, and writes the trial's files and outcome."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ from tuning.submission import Submission
 from tuning.training import Training
 from tuning.watching import Scalars, StepTrace, Watching
 
-_WRITTEN = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
+_OUTPUT_FILES = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """When checkpoints are made. Each evaluation makes one.
+    """When checkpoints are saved. Every evaluation saves one.
 
     Attributes:
-        keep: how many of the newest stay; 0 makes none.
-        period_s: wall seconds after which one is made between two evaluations too; None makes none there.
+        keep: how many of the newest stay; 0 saves none.
+        period_s: wall seconds after which one is saved between two evaluations; None for never.
     """
 
     keep: int = 2
@@ -53,35 +53,34 @@ def run_trial(
     processes: Processes | None = None,
     watching: Watching | None = None,
 ) -> Outcome:
-    """Runs one trial and writes its files into the claimed folder, once the set-up has succeeded.
+    """Runs one trial and writes its files into the claimed folder. Nothing is written before the set-up has succeeded.
 
     Args:
         workload, submission: those that the description was made of.
-        claim: of the trial's folder; every write needs it still to be this process's.
+        claim: of the trial's folder. Every write requires that this process still holds it.
         report: called after every step and evaluation.
-        cannot_win: asked after every evaluation; True ends the trial as pruned.
+        cannot_win: called after every evaluation; True ends the trial as pruned.
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
-        processes: those that carry it out together; the first one has the claim, the others none.
-        watching: what shows it while it runs, of the first process.
+        processes: those that carry out the trial together. The first one has the claim, the others have `NoClaim`.
+        watching: displays of the running trial, by the first process.
 
     Raises:
-        UserError: the set-up failed for a reason the user can cure, and nothing is written; or the machine failed, or
-            the claim was lost, during training.
+        UserError: the set-up failed for a reason that the user can remove, and nothing is written; or, during training,
+            the machine failed or the claim was lost.
         Interrupted: a signal ended the trial, which can be resumed.
-        Exception: whatever the submission or the workload raised; outcome.json says "crashed" by then.
+        Exception: an error of the submission or the workload; outcome.json has "crashed" by then.
     """
     processes, environment, checkpoints = processes or Processes(), machine.environment(), None
     _refuse_other_trials(processes, description)
     if processes.is_first and (checkpointing.keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
     watching = watching if watching and processes.is_first else Watching()
-    logger = MetricsLogger(claim.folder, claim.write)
     training = Training(
         description,
         workload,
         submission,
-        logger,
+        MetricsLogger(claim.folder, claim.write),
         interruption or Interruption(),
         checkpoints,
         checkpointing.period_s,
@@ -89,25 +88,18 @@ def run_trial(
         StepTrace(watching.profile, claim.folder / "profile"),
     )
     try:
-        with jax.default_matmul_precision(description.matmul_precision), ExitStack() as at_end:
+        with jax.default_matmul_precision(description.matmul_precision):
             training.set_up()
             if not (resume and training.resume()):
-                _clear(claim)
-            scalars = Scalars(watching, claim.folder, training.counters.global_step, description.to_json())
-            at_end.callback(scalars.close)
-            logger.show = scalars
-            _write_start(claim, workload, description, environment, training.counters.preemption_count)
-            miss = training.run(report or (lambda progress: None), cannot_win)
+                _remove_earlier_files(claim)
+            miss = _train(training, claim, environment, watching, report or (lambda progress: None), cannot_win)
         outcome = _outcome(training, environment, miss, error=None, profiled_steps=watching.profile)
         records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
         return outcome
     except UserError:
         raise
     except Exception as error:
-        disk.refuse_if_unwritable(error, claim.folder)
-        if processes.count > 1 and (fault := faults.fault_in(error)):
-            problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
-            raise MachineFault(f"{problem}: start all of them again with --resume") from error
+        _refuse_machine_faults(error, claim, processes)
         _write_crash(training, environment, error, claim)
         raise
     finally:
@@ -116,14 +108,39 @@ def run_trial(
 
 
 def _refuse_other_trials(processes: Processes, description: TrialDescription) -> None:
-    places = ("data_dir", "submission_path")
-    processes.refuse_other({name: own for name, own in description.to_json().items() if name not in places}, "trial")
+    may_differ = ("data_dir", "submission_path")
+    fields = {name: value for name, value in description.to_json().items() if name not in may_differ}
+    processes.refuse_other(fields, "trial")
+
+
+def _train(
+    training: Training,
+    claim: Claim,
+    environment: Mapping[str, Any],
+    watching: Watching,
+    report: Callable[[Progress], None],
+    cannot_win: Callable[[Progress], bool],
+) -> Miss | None:
+    """Writes the files that describe the trial, and trains. Returns why the target was missed, None for a hit."""
+    first_step, description = training.counters.global_step, training.description.to_json()
+    with closing(Scalars(watching, claim.folder, first_step, description)) as scalars:
+        training.logger.show = scalars
+        _write_start(claim, training, environment)
+        return training.run(report, cannot_win)
+
+
+def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes) -> None:
+    """Raises UserError if the machine, and not the trial, caused the error."""
+    disk.refuse_if_unwritable(error, claim.folder)
+    if processes.count > 1 and (fault := faults.fault_in(error)):
+        problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
+        raise MachineFault(f"{problem}: start all of them again with --resume") from error
 
 
 def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:
-    """The outcome in `trial_dir` of the described trial, if that came to its end.
+    """The outcome in `trial_dir`, if the described trial has ended.
 
-    None if there is none, it crashed, or its budget was smaller than the description's and did not suffice.
+    None if there is no outcome, the trial crashed, or it ended only because its budget was smaller.
 
     Raises:
         UserError: the folder holds another trial, or outcome.json cannot be read.
@@ -171,26 +188,25 @@ def _read_outcome(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def _clear(claim: Claim) -> None:
-    """Removes what an earlier start of the trial left that made no checkpoint."""
-    for pattern in _WRITTEN:
+def _remove_earlier_files(claim: Claim) -> None:
+    """Removes the files of an earlier start of the trial, which saved no checkpoint."""
+    for pattern in _OUTPUT_FILES:
         for file in claim.folder.glob(pattern):
             claim.discard(file)
 
 
-def _write_start(
-    claim: Claim, workload: Any, description: TrialDescription, environment: Mapping[str, Any], preemption_count: int
-) -> None:
-    """The files that say what is run; each resumption adds its own, as AlgoPerf's does."""
-    folder, write = claim.folder, claim.write
+def _write_start(claim: Claim, training: Training, environment: Mapping[str, Any]) -> None:
+    """Writes the files that describe the trial. Each resumption adds files of its own, as in AlgoPerf."""
+    folder, write, description = claim.folder, claim.write, training.description
+    preemption_count = training.counters.preemption_count
     records.write_json(folder / "hparams.json", description.hyperparameters, write)
-    meta_data = {**_workload_properties(workload), **environment, "rng_seed": description.rng_seed}
+    meta_data = {**_workload_properties(training.workload), **environment, "rng_seed": description.rng_seed}
     records.write_json(folder / f"meta_data_{preemption_count}.json", meta_data, write)
     records.write_json(folder / f"flags_{preemption_count}.json", description.to_json(), write)
 
 
 def _workload_properties(workload: Any) -> dict[str, Any]:
-    """The workload's fixed numbers, under the names AlgoPerf's meta data gives them."""
+    """The workload's constants, under the names of AlgoPerf's meta data."""
     return {
         "workload.target_metric_name": workload.target_metric_name,
         "workload.target_direction": workload.validation_target.direction.value,
@@ -249,9 +265,9 @@ def _outcome(
 
 
 def _percentiles(blocks: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Over steps, of their block's seconds per step."""
+    """Percentiles over steps; every step of a block counts with the block's seconds per step."""
     if not blocks:
         return None
     n_steps, seconds = zip(*blocks, strict=True)
-    of_each_step = np.repeat(seconds, n_steps)
-    return {str(share): float(np.percentile(of_each_step, share)) for share in (5, 50, 95)}
+    step_seconds = np.repeat(seconds, n_steps)
+    return {str(q): float(np.percentile(step_seconds, q)) for q in (5, 50, 95)}

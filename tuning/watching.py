@@ -1,7 +1,7 @@
-"""What shows a trial while it runs, beside its records: a trace of some steps, TensorBoard, Weights & Biases.
+"""Displays of a running trial besides its records: a trace of some steps, TensorBoard, Weights & Biases.
 
-All of it is of the first process. Scalars are those of measurements.csv, handed on when that file is written, off the
-clock. A trace is on the clock: it waits for the device after its last step, and the profiler itself takes time.
+Only the first process has them. The scalars are those of measurements.csv. They are passed on when that file is
+written, off the clock. A trace is on the clock: it waits for the device after its last step, and profiling takes time.
 """
 
 import importlib.util
@@ -20,12 +20,12 @@ _NO_SCALARS = {"global_step", "preemption_count"}
 
 @dataclass(frozen=True)
 class Watching:
-    """What the user asked for.
+    """Which displays the user asked for.
 
     Attributes:
         profile: first and last step of a trace, counted from 0.
         tensorboard: whether to write its event files.
-        wandb_project: of Weights & Biases; None for none.
+        wandb_project: project of Weights & Biases; None for no such display.
     """
 
     profile: tuple[int, int] | None = None
@@ -35,7 +35,7 @@ class Watching:
     def refuse_missing(self) -> None:
         """
         Raises:
-            UserError: a library that this needs is not installed.
+            UserError: a library of one of the displays is not installed.
         """
         for flag, is_asked, library in (
             ("tensorboard", self.tensorboard, "tensorboardX"),
@@ -49,7 +49,7 @@ def steps(text: str) -> tuple[int, int]:
     """ "FIRST:LAST" -> (first, last).
 
     Raises:
-        UserError: it is something else.
+        UserError: the text has another form.
     """
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
@@ -58,19 +58,22 @@ def steps(text: str) -> tuple[int, int]:
 
 
 class StepTrace:
-    """Begins and ends a trace of JAX's profiler in `folder`; `wanted` None for none. `close` ends one cut short."""
+    """A trace by JAX's profiler in `folder`, of the first to the last of `steps`; None for no trace.
 
-    def __init__(self, wanted: tuple[int, int] | None, folder: Path):
-        self._wanted, self._folder, self._is_on = wanted, folder, False
+    `close` ends a trace before its last step.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+        self._steps, self._folder, self._is_on = steps, folder, False
 
     def before(self, global_step: int) -> None:
-        if self._wanted is not None and global_step == self._wanted[0]:
+        if self._steps is not None and global_step == self._steps[0]:
             jax.profiler.start_trace(self._folder)
             self._is_on = True
 
     def after(self, global_step: int, results: Any) -> None:
-        """`results` are the step's, for which the end of the trace waits."""
-        if self._is_on and self._wanted is not None and global_step >= self._wanted[1]:
+        """Ends the trace after its last step, once the `results` of the step are computed."""
+        if self._is_on and self._steps is not None and global_step >= self._steps[1]:
             jax.block_until_ready(results)
             self.close()
 
@@ -81,24 +84,23 @@ class StepTrace:
 
 
 class Scalars:
-    """The scalars of a trial's rows, shown where the user asked for it; a resumed trial's steps take the place of those
-    that were lost.
+    """Shows the scalars of a trial's rows. After a resumption, steps that were lost are overwritten.
 
     Args:
-        folder: the trial's.
-        first_step: the one that the trial begins or goes on with.
-        about: the trial's description, plain data.
+        folder: the trial's folder.
+        first_step: the step with which this process begins.
+        description: the trial's description, plain data.
     """
 
-    def __init__(self, watching: Watching, folder: Path, first_step: int, about: Mapping[str, Any]):
+    def __init__(self, watching: Watching, folder: Path, first_step: int, description: Mapping[str, Any]):
         self._show: list[Callable[[dict[str, float], int], None]] = []
         self._close: list[Callable[[], None]] = []
         if watching.tensorboard:
             from tensorboardX import SummaryWriter
 
-            # The library names files by the second: one of its own for a trial that goes on within the same second.
-            own = f".from_step_{first_step:012d}"
-            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=own)
+            # The library names files by the second, in which a trial may end and resume; the suffix tells them apart.
+            suffix = f".from_step_{first_step:012d}"
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=suffix)
 
             def write(values: dict[str, float], step: int) -> None:
                 for name, value in values.items():
@@ -109,8 +111,9 @@ class Scalars:
         if watching.wandb_project is not None:
             import wandb
 
-            name = f"{about['workload']} {about['submission']} {folder.parents[1].name} trial {about['trial_index']}"
-            run = wandb.init(project=watching.wandb_project, name=name, dir=str(folder), config=dict(about))
+            experiment, trial = folder.parents[1].name, f"trial {description['trial_index']}"
+            name = f"{description['workload']} {description['submission']} {experiment} {trial}"
+            run = wandb.init(project=watching.wandb_project, name=name, dir=str(folder), config=dict(description))
             self._show.append(lambda values, step: run.log(values, step=step))
             self._close.append(run.finish)
 
