@@ -1,10 +1,10 @@
-"""Checkpoints of a running trial: the newest few, each whole or not there.
+"""Checkpoints of a running trial: the newest few, each of them complete.
 
-A checkpoint holds the trial's arrays (parameters, model state, optimizer state), its description and its record, plain
-data: counters, the rows of its files, the place in the input queue. Random keys need no saving: they come from (seed,
-trial, step). It is one file, `STEP.checkpoint`: a line with the SHA-256 of the rest, then Flax's msgpack of the
-content. With one file, a single rename commits it, and a single sync brings it to the disk. It is written by a thread,
-from a copy, while the training goes on.
+A checkpoint holds the trial's arrays (parameters, model state, optimizer state), its description, and its record as
+plain data: counters, the rows of its files, the position in the input queue. Random keys are not saved: they are
+derived from (seed, trial, step). A checkpoint is one file, `STEP.checkpoint`: a line with the SHA-256 of the rest, then
+Flax's msgpack of the content. For one file a single rename commits it, and a single sync brings it to the disk. A
+thread writes it, from a copy, while the training continues.
 """
 
 import errno
@@ -35,20 +35,20 @@ class Damaged(ValueError):
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint as it was read."""
+class Restored:
+    """A checkpoint that was read."""
 
     arrays: PyTree
     record: dict[str, Any]
-    changes: dict[str, list[Any]]  # of description and environment, name: [earlier value, own value]
+    changes: dict[str, list[Any]]  # of description and environment, name: [earlier value, new value]
 
 
 class Checkpoints:
-    """Of one trial.
+    """The checkpoints of one trial.
 
     Args:
-        claim: of the trial's folder; they lie in `checkpoints` there.
-        description: what a checkpoint must agree with to be this trial's.
+        claim: of the trial's folder, whose subfolder `checkpoints` holds the files.
+        description: a checkpoint must agree with it to belong to this trial.
         environment: versions and hardware, which may differ from an earlier process's.
         keep: how many of the newest to keep.
     """
@@ -57,62 +57,62 @@ class Checkpoints:
         self._claim, self._description, self._environment, self._keep = claim, description, environment, keep
         self._folder = claim.folder / "checkpoints"
         self._writer = ThreadPoolExecutor(1, "checkpoints")
-        self._written: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, step: int, arrays: PyTree, record: Mapping[str, Any]) -> None:
-        """Begins to write the checkpoint of `step`, once the one before it is on disk; `wait` returns when it is, too.
+        """Begins to write the checkpoint of `step`, once the one before it is on disk.
 
-        What is given may change afterwards. Raises what went wrong with the one before.
+        The arguments may change afterwards. Raises the error of the checkpoint before, if that failed.
         """
         self.wait()
-        about = {
+        metadata = {
             "description": self._description.to_json(),
             "environment": dict(self._environment),
             "arrays": _layout(arrays),
             "record": dict(record),
         }
         leaves = {str(i): np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
-        self._written = self._writer.submit(self._write, step, json.dumps(about), leaves)
+        self._pending = self._writer.submit(self._write, step, json.dumps(metadata), leaves)
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is on disk; raises what went wrong with it."""
-        written, self._written = self._written, None
-        if written is not None:
-            written.result()
+        """Returns when the last checkpoint is on disk. Raises its error, if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
-        """Ends the thread, after what it is at."""
+        """Ends the thread, once it has written its checkpoint."""
         self._writer.shutdown()
 
-    def _write(self, step: int, about: str, leaves: Mapping[str, np.ndarray]) -> None:
-        content = serialization.msgpack_serialize({"about": about, "leaves": leaves})
+    def _write(self, step: int, metadata: str, leaves: Mapping[str, np.ndarray]) -> None:
+        content = serialization.msgpack_serialize({"about": metadata, "leaves": leaves})
         head = hashlib.sha256(content).hexdigest().encode() + b"\n"
         self._claim.write(self._folder / f"{step}{_SUFFIX}", head + content)
         for old in self._steps()[self._keep :]:
             self._claim.discard(self._folder / f"{old}{_SUFFIX}")
 
-    def newest(self, like: PyTree) -> Found | None:
-        """The newest that can be read, its arrays in the structure of `like`; None if there is none.
+    def newest(self, like: PyTree) -> Restored | None:
+        """The newest checkpoint that can be read, with arrays in the structure of `like`; None if there is none.
 
-        One that cannot be read is said so, removed, and the one before it taken.
+        A damaged checkpoint is removed with a warning, and the one before it is read.
 
         Raises:
-            UserError: a checkpoint is of another trial, or its arrays are others, as those of another version of the
-                submission, or the project's version that wrote it was another.
+            UserError: a checkpoint belongs to another trial, another version of the submission with other arrays, or
+                another version of this project.
         """
         self._refuse_other_formats()
         for step in self._steps():
             file = self._folder / f"{step}{_SUFFIX}"
             try:
-                about, leaves = _read(file)
+                metadata, leaves = _read(file)
             except Damaged as error:
                 _LOG.warning("checkpoint %d in %s is damaged and left out: %s", step, self._folder, one_line(error))
                 self._claim.discard(file)
                 continue
-            changes = self._description.changes_from(about["description"], f"the checkpoint {str(file)!r}")
-            self._refuse_other_arrays(about["arrays"], _layout(like))
-            changes |= self._changed_environment(about["environment"])
-            return Found(jax.tree.unflatten(jax.tree.structure(like), leaves), about["record"], changes)
+            changes = self._description.changes_from(metadata["description"], f"the checkpoint {str(file)!r}")
+            self._refuse_other_arrays(metadata["arrays"], _layout(like))
+            changes |= self._changed_environment(metadata["environment"])
+            return Restored(jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["record"], changes)
         return None
 
     def _steps(self) -> list[int]:
@@ -121,7 +121,7 @@ class Checkpoints:
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def _changed_environment(self, earlier: Mapping[str, Any]) -> dict[str, list[Any]]:
-        names = [name for name, own in self._environment.items() if earlier.get(name) != own]
+        names = [name for name, value in self._environment.items() if earlier.get(name) != value]
         for name in names:
             _LOG.warning("going on with another %s: %s, it was %s", name, self._environment[name], earlier.get(name))
         return {f"environment.{name}": [earlier.get(name), self._environment[name]] for name in names}
@@ -134,9 +134,9 @@ class Checkpoints:
                 "give another --experiment_name, or remove that trial's folder"
             )
 
-    def _refuse_other_arrays(self, saved: list[str], own: list[str]) -> None:
-        if saved != own:
-            others = sorted(set(saved) ^ set(own))
+    def _refuse_other_arrays(self, saved: list[str], expected: list[str]) -> None:
+        if saved != expected:
+            others = sorted(set(saved) ^ set(expected))
             raise UserError(
                 f"the checkpoint in {self._folder} holds other arrays than this version of the submission has "
                 f"({len(others)} differ, as {others[0] if others else 'their order'}): resume it with the version that "
@@ -149,12 +149,13 @@ def _read(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         head, _, content = file.read_bytes().partition(b"\n")
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise  # of this process, and no fault of the file
+            raise  # a limit of this process; the file may be intact
         raise Damaged(f"it cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest().encode() != head:
         raise Damaged("its checksum does not fit its content")
-    found = serialization.msgpack_restore(content)
-    return json.loads(found["about"]), [found["leaves"][str(i)] for i in range(len(found["leaves"]))]
+    restored = serialization.msgpack_restore(content)
+    leaves = restored["leaves"]
+    return json.loads(restored["about"]), [leaves[str(i)] for i in range(len(leaves))]
 
 
 def _layout(arrays: PyTree) -> list[str]:

@@ -1,12 +1,12 @@
 """One owner of a folder at a time, among processes on any number of machines that share the disk.
 
 The owner of FOLDER holds `FOLDER/.claim/owner-TOKEN`, with `owner.json` (who it is) and `beat` (a counter that a thread
-raises). Every file of the owner is written inside this folder first and then moved to its place. A take-over renames
-the folder, so the paths of the earlier owner exist no more: whatever it still tries to publish fails in that one
-rename, however long it was stopped before. The file system decides between two comers, since a rename succeeds once.
+raises). The owner writes every file inside this folder first and then renames it to its destination. A take-over
+renames the folder, so that the paths of the earlier owner no longer exist: its next write fails in the final rename,
+however long the process was suspended. If two processes try to take over, the file system lets one rename succeed.
 
 Clocks of different machines are never compared. An owner counts as dead if its process is gone from this machine, or if
-a comer saw no new beat for the whole lease, by the comer's own monotonic clock.
+a waiting process saw no new beat for the whole lease, by its own monotonic clock.
 """
 
 import itertools
@@ -28,44 +28,44 @@ from tuning.errors import UserError
 
 BEAT_S = 1.0
 LEASE_S = 30.0
-_LOOK_S = 0.05  # between two looks at the beat of an owner
-_SAY_AFTER_S = 3.0
+_POLL_S = 0.05  # between two looks at the beat of an owner
+_LOG_AFTER_S = 3.0
 _CLAIM, _OWNER = ".claim", "owner-"
 _LOG = logging.getLogger(__name__)
 
 
 class FolderClaimed(UserError):
-    """Another process owns the folder, and it is alive."""
+    """Another process, which is alive, owns the folder."""
 
 
 class ClaimLost(UserError):
-    """Another process took the folder over. This one has written nothing since."""
+    """Another process took over the folder. This process has written nothing since."""
 
 
 class Claim:
-    """The ownership of one folder, made by `take` and ended by `release`, or by the end of a `with` block."""
+    """The ownership of one folder. It begins with `take`, and ends with `release` or the end of a `with` block."""
 
-    def __init__(self, folder: Path, staging: Path, made: list[Path], beat_s: float):
-        self.folder, self._staging, self._made, self._beat_s = folder, staging, made, beat_s
-        self._names = itertools.count()
+    def __init__(self, folder: Path, staging: Path, created: list[Path], beat_s: float):
+        self.folder, self._staging, self._created, self._beat_s = folder, staging, created, beat_s
+        self._file_numbers = itertools.count()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
         self._thread.start()
 
     @classmethod
     def take(cls, folder: Path, *, beat_s: float = BEAT_S, lease_s: float = LEASE_S) -> "Claim":
-        """Makes this process the owner of `folder`, which is made where it is missing.
+        """Makes this process the owner of `folder`, which is created if it is missing.
 
         Returns at once if there is no owner or its process is known to be gone. Otherwise it waits for the owner's next
-        beat, at most for the owner's lease, and then takes the folder over.
+        beat, and takes the folder over if there is none for the duration of the owner's lease.
 
         Raises:
             FolderClaimed: the owner is alive; the message names its host and process.
-            UserError: the folder cannot be made or written.
+            UserError: the folder cannot be created or written.
         """
         token = uuid.uuid4().hex[:12]
         with disk.errors_explained(folder):
-            made = _make(folder)
+            created = _create(folder)
             prepared = folder / f"{_CLAIM}-{token}"
             try:
                 (prepared / f"{_OWNER}{token}").mkdir(parents=True)
@@ -73,10 +73,10 @@ class Claim:
                 staging = _wait_for(folder, prepared, token, lease_s)
             except BaseException:
                 shutil.rmtree(prepared, ignore_errors=True)
-                _remove_empty(made)
+                _remove_empty(created)
                 raise
             _clear_leftovers(folder)
-        return cls(folder, staging, made, beat_s)
+        return cls(folder, staging, created, beat_s)
 
     def __enter__(self) -> "Claim":
         return self
@@ -85,12 +85,12 @@ class Claim:
         self.release()
 
     def write(self, path: Path, content: bytes) -> None:
-        """Puts a file in its place, whole and on disk, or raises and leaves what was there.
+        """Writes a whole file and syncs it to disk. If it raises, the old file is unchanged.
 
         Raises:
             ClaimLost: another process owns the folder now.
         """
-        temporary = self._staging / f"{next(self._names)}.tmp"
+        temporary = self._staging / f"{next(self._file_numbers)}.tmp"
         with self._fence():
             try:
                 with open(temporary, "wb") as file:
@@ -103,7 +103,7 @@ class Claim:
                 os.replace(temporary, path)
                 disk.sync_folder(path.parent)
             finally:
-                temporary.unlink(missing_ok=True)  # of a full disk, which it would keep full
+                temporary.unlink(missing_ok=True)  # if the disk is full, it would stay full
 
     def discard(self, path: Path) -> None:
         """Removes a file or a folder.
@@ -111,7 +111,7 @@ class Claim:
         Raises:
             ClaimLost: another process owns the folder now.
         """
-        aside = self._staging / f"{next(self._names)}.discarded"
+        aside = self._staging / f"{next(self._file_numbers)}.discarded"
         with self._fence():
             os.rename(path, aside)
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
@@ -122,7 +122,7 @@ class Claim:
             raise ClaimLost(_lost(self.folder))
 
     def release(self) -> None:
-        """Ends the ownership. Of the folders that `take` made those go that are still empty."""
+        """Ends the ownership, and removes the folders that `take` created and that are still empty."""
         self._is_over.set()
         self._thread.join()
         gone = self.folder / f"{_CLAIM}-{self._staging.name}"
@@ -131,7 +131,7 @@ class Claim:
         except FileNotFoundError:
             return  # taken over
         shutil.rmtree(gone, ignore_errors=True)
-        _remove_empty([*self._made, self.folder / _CLAIM])
+        _remove_empty([*self._created, self.folder / _CLAIM])
 
     @contextmanager
     def _fence(self) -> Iterator[None]:
@@ -148,13 +148,13 @@ class Claim:
             try:
                 _write_beat(self._staging, count)
             except FileNotFoundError:
-                return  # taken over; the next write says so
+                return  # taken over; the next write reports it
             except OSError:
-                pass  # the disk may be back in time for the next
+                pass  # the disk may be back for the next beat
 
 
 class NoClaim(Claim):
-    """What stands for a claim in a process that writes nothing, as another one of its trial has the claim."""
+    """Stands for the claim in a process that writes nothing, as another process of the same trial has the claim."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -184,9 +184,10 @@ class _Owner:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process is known to be gone. During a take-over the information is an earlier owner's."""
-        is_own = self.folder.name == f"{_OWNER}{self.info.get('token')}"
-        return is_own and process_identity.has_ended(self.info.get("process", {}))
+        """Whether its process is known to be gone."""
+        # During a take-over, `info` is still an earlier owner's.
+        is_current = self.folder.name == f"{_OWNER}{self.info.get('token')}"
+        return is_current and process_identity.has_ended(self.info.get("process", {}))
 
     def __str__(self) -> str:
         process = self.info.get("process", {})
@@ -194,116 +195,116 @@ class _Owner:
 
 
 def owner(folder: Path) -> str | None:
-    """Who owns the folder, in words, dead or alive; None if nobody does."""
-    found = _owner(folder)
-    return None if found is None else str(found)
+    """The name of the folder's owner, dead or alive, for messages; None if there is no owner."""
+    current = _owner(folder)
+    return None if current is None else str(current)
 
 
 def _wait_for(folder: Path, prepared: Path, token: str, lease_s: float) -> Path:
-    """Moves `prepared` to its place, or takes a dead owner's folder over; the folder that is now the owner's."""
-    own = folder / _CLAIM / f"{_OWNER}{token}"
-    watched, since, began, is_told = None, 0.0, time.monotonic(), False
+    """Renames `prepared` to the claim, or takes over a dead owner's claim. Returns this process's staging folder."""
+    staging = folder / _CLAIM / f"{_OWNER}{token}"
+    watched, since, began, is_logged = None, 0.0, time.monotonic(), False
     while True:
         try:
             os.rename(prepared, folder / _CLAIM)
-            return own
+            return staging
         except OSError:
             if not (folder / _CLAIM).is_dir():
                 raise
         now = time.monotonic()
-        if (found := _owner(folder)) is None:
+        if (current := _owner(folder)) is None:
             if now - began > lease_s:
                 raise UserError(f"{str(folder / _CLAIM)!r} holds what is no claim: remove it")
-            time.sleep(_LOOK_S)  # released meanwhile
+            time.sleep(_POLL_S)  # released meanwhile
             continue
-        if watched is None or watched.folder != found.folder:
-            watched, since = found, now
-        elif watched.beat != found.beat:
+        if watched is None or watched.folder != current.folder:
+            watched, since = current, now
+        elif watched.beat != current.beat:
             raise FolderClaimed(
-                f"{str(folder)!r} is in use by {found}: wait for its end, or give another --experiment_name"
+                f"{str(folder)!r} is in use by {current}: wait for its end, or give another --experiment_name"
             )
-        if found.has_ended or now - since > found.lease_s:
-            if _take_over(found, own, token, lease_s):
+        if current.has_ended or now - since > current.lease_s:
+            if _take_over(current, staging, token, lease_s):
                 shutil.rmtree(prepared, ignore_errors=True)
-                return own
+                return staging
             continue
-        if not is_told and now - began > _SAY_AFTER_S:
-            is_told = True
-            _LOG.warning("%s is claimed by %s; waiting up to %g s for a sign of life", folder, found, found.lease_s)
-        time.sleep(_LOOK_S)
+        if not is_logged and now - began > _LOG_AFTER_S:
+            is_logged = True
+            _LOG.warning("%s is claimed by %s; waiting up to %g s for a sign of life", folder, current, current.lease_s)
+        time.sleep(_POLL_S)
 
 
-def _take_over(found: _Owner, own: Path, token: str, lease_s: float) -> bool:
-    """False if another comer was first, or the owner released the folder."""
+def _take_over(earlier: _Owner, staging: Path, token: str, lease_s: float) -> bool:
+    """Takes over the earlier owner's claim; False if another process was first, or the owner released the claim."""
     try:
-        os.rename(found.folder, own)
-        for entry in own.iterdir():  # temporary files of the dead; the beat stays, for those who watch it
+        os.rename(earlier.folder, staging)
+        for entry in staging.iterdir():  # temporary files of the dead owner; processes that wait read the beat
             if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry.name not in ("owner.json", "beat"):
                 entry.unlink()
-        _describe_owner(own, token, lease_s)
+        _describe_owner(staging, token, lease_s)
     except FileNotFoundError:
         return False
-    _LOG.warning("%s was left behind by %s; it is this process's now", own.parents[1], found)
+    _LOG.warning("%s was left behind by %s; it is this process's now", staging.parents[1], earlier)
     return True
 
 
 def _owner(folder: Path) -> _Owner | None:
-    for place in sorted((folder / _CLAIM).glob(f"{_OWNER}*")):
+    for owned in sorted((folder / _CLAIM).glob(f"{_OWNER}*")):
         try:
-            beat = (place / "beat").read_bytes()
-            info = json.loads((place / "owner.json").read_bytes())
+            beat = (owned / "beat").read_bytes()
+            info = json.loads((owned / "owner.json").read_bytes())
         except (OSError, ValueError):
-            if not place.is_dir():
+            if not owned.is_dir():
                 continue  # renamed meanwhile
-            beat, info = b"", {}  # torn by a loss of power
-        return _Owner(place, beat, info if isinstance(info, dict) else {})
+            beat, info = b"", {}  # damaged by a loss of power
+        return _Owner(owned, beat, info if isinstance(info, dict) else {})
     return None
 
 
-def _describe_owner(place: Path, token: str, lease_s: float) -> None:
-    info = {"token": token, "lease_s": lease_s, "process": process_identity.own()}
-    temporary = place / "owner.tmp"
+def _describe_owner(path: Path, token: str, lease_s: float) -> None:
+    info = {"token": token, "lease_s": lease_s, "process": process_identity.current()}
+    temporary = path / "owner.tmp"
     temporary.write_text(json.dumps(info))
-    os.replace(temporary, place / "owner.json")
-    if not (place / "beat").exists():
-        (place / "beat").write_bytes(b"0".zfill(20))
+    os.replace(temporary, path / "owner.json")
+    if not (path / "beat").exists():
+        (path / "beat").write_bytes(b"0".zfill(20))
 
 
-def _write_beat(place: Path, count: int) -> None:
-    with open(place / "beat", "r+b") as file:  # in place: it must not come into being where the folder is gone
+def _write_beat(path: Path, count: int) -> None:
+    with open(path / "beat", "r+b") as file:  # "r+" does not create the file if the folder is gone
         file.write(f"{os.getpid()}:{count}".encode().zfill(20))
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Removes what killed processes left: released claims, and those of comers that are known to be gone."""
-    for place in folder.glob(f"{_CLAIM}-*"):
-        if place.name.startswith(f"{_CLAIM}-{_OWNER}"):
-            shutil.rmtree(place, ignore_errors=True)
+    """Removes released claims, and prepared claims of processes that are known to be gone."""
+    for path in folder.glob(f"{_CLAIM}-*"):
+        if path.name.startswith(f"{_CLAIM}-{_OWNER}"):
+            shutil.rmtree(path, ignore_errors=True)
             continue
-        infos = [*place.glob("owner.json"), *place.glob("*/owner.json")]
+        infos = [*path.glob("owner.json"), *path.glob("*/owner.json")]
         try:
             is_dead = all(process_identity.has_ended(json.loads(info.read_bytes())["process"]) for info in infos)
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if is_dead and infos:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _make(folder: Path) -> list[Path]:
-    """Makes the folder and the missing ones above it; those made, outermost first."""
-    missing = [place for place in [folder, *folder.parents] if not place.exists()][::-1]
+def _create(folder: Path) -> list[Path]:
+    """Creates the folder and its missing parents; returns the created folders, the outermost first."""
+    missing = [path for path in [folder, *folder.parents] if not path.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        disk.sync_folder(place.parent)
+    for path in missing:
+        disk.sync_folder(path.parent)
     return missing
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    for place in reversed(folders):
+    for path in reversed(folders):
         try:
-            place.rmdir()
+            path.rmdir()
         except OSError:
             pass  # not empty, or gone
 

@@ -17,9 +17,9 @@ from tuning.interruption import RUN_AGAIN, Interrupted, Interruption
 from tuning.sweep import Sweep
 from tuning.sweep_view import Status, counts
 
-_MOST_UNFIT = 2  # starts of a worker in a row, of those whose machine or devices do not work
-_PAUSE_S = 5.0  # before the next of these
-_SAVE_S = 60.0  # for workers to save their state when the sweep is stopped
+_MAX_UNFIT = 2  # starts of a worker in a row that find the machine or its devices unfit
+_PAUSE_S = 5.0  # before the next such start
+_SAVE_S = 60.0  # time for workers to save their state when the sweep is stopped
 _LOG = logging.getLogger(__name__)
 
 
@@ -59,15 +59,15 @@ def supervise(
     show: Callable[[Sweep, int], None],
     period_s: float = 1.0,
 ) -> None:
-    """Runs `n_workers` processes of `command` until the sweep is done, starting another for each that dies.
+    """Runs `n_workers` processes of `command` until the sweep is done, and replaces those that die.
 
     Args:
-        devices_per_worker: CUDA devices that a worker sees; without any, the cores are divided.
-        show: called now and then with the sweep and the number of living workers.
+        devices_per_worker: CUDA devices of each worker. On a machine without any, workers share the cores out.
+        show: called periodically with the sweep and the number of living workers.
 
     Raises:
-        UserError: there are too few devices, a worker met what the user must cure, no worker's machine or device works,
-            the disk is full, or workers die again and again while no trial ends.
+        UserError: there are too few devices, a worker met a problem that the user must solve, no worker's machine or
+            device works, the disk is full, or workers die repeatedly while no trial ends.
         Interrupted: a signal came; the workers have saved their state and ended.
     """
     _Supervisor(command, sweep, device_shares(n_workers, devices_per_worker), show, period_s).run()
@@ -86,11 +86,11 @@ class _Supervisor:
         self._logs = sweep.request.experiment_folder / "logs"
         disk.refuse_unwritable(self._logs)
         self._slots = [
-            _Slot(devices, _own_cores(i, len(shares)) if devices is None else None, self._log(i))
+            _Slot(devices, _cores_of_slot(i, len(shares)) if devices is None else None, self._log(i))
             for i, devices in enumerate(shares)
         ]
-        # A point survives `max_retries` deaths and ends with the next; more deaths than that are no point's.
-        self._most_deaths = len(shares) * (sweep.request.max_retries + 1)
+        # A point survives `max_retries` deaths and ends with the next. More deaths than that have another cause.
+        self._max_deaths = len(shares) * (sweep.request.max_retries + 1)
         self._n_ended = self._n_deaths = 0
 
     def run(self) -> None:
@@ -98,7 +98,7 @@ class _Supervisor:
         with interruption:
             try:
                 while True:
-                    with interruption.ends_at_once():  # the storage may let one wait
+                    with interruption.ends_at_once():  # a signal ends the wait for the storage
                         if time.monotonic() - recovered_at > self._sweep.request.heartbeat_s:
                             recovered_at = time.monotonic()
                             self._sweep.recover()
@@ -123,39 +123,40 @@ class _Supervisor:
         if slot.process is not None:
             returncode, slot.process = slot.process.returncode, None
             if returncode != 0:
-                self._look_into_death(slot, returncode)
-        if slot.n_unfit < _MOST_UNFIT and time.monotonic() >= slot.starts_at:
+                self._handle_death(slot, returncode)
+        if slot.n_unfit < _MAX_UNFIT and time.monotonic() >= slot.starts_at:
             slot.process = _start_worker(self._command, slot)
 
-    def _look_into_death(self, slot: _Slot, returncode: int) -> None:
-        """Raises UserError where another worker would die of the same."""
+    def _handle_death(self, slot: _Slot, returncode: int) -> None:
+        """Raises UserError if another worker would die for the same reason."""
         disk.refuse_unwritable(self._sweep.request.experiment_folder)
         if returncode == UserError.exit_code:
             raise UserError(f"a worker refused: {last_line(slot.log)}")
         if returncode == MachineFault.exit_code:
-            self._give_up_where_unfit(slot)
+            self._give_up_if_unfit(slot)
             return
         slot.n_unfit = 0
-        n_ended = sum(_is_an_end(point.result) for _, point in self._sweep.status())
+        n_ended = sum(_is_final(point.result) for _, point in self._sweep.status())
         self._n_deaths = 1 if n_ended > self._n_ended else self._n_deaths + 1
         self._n_ended = n_ended
-        if self._n_deaths > self._most_deaths:
+        if self._n_deaths > self._max_deaths:
+            deaths = f"workers died {self._n_deaths} times and no trial ended meanwhile"
             raise UserError(
-                f"workers died {self._n_deaths} times and no trial ended meanwhile, the last one "
-                f"{_how(returncode, slot.log)}; see {slot.log}, mend it and run the command again: what is done is kept"
+                f"{deaths}, the last one {_cause_of_death(returncode, slot.log)}; "
+                f"see {slot.log}, mend it and run the command again: what is done is kept"
             )
 
-    def _give_up_where_unfit(self, slot: _Slot) -> None:
+    def _give_up_if_unfit(self, slot: _Slot) -> None:
         slot.n_unfit += 1
         slot.starts_at = time.monotonic() + _PAUSE_S
-        if slot.n_unfit < _MOST_UNFIT:
+        if slot.n_unfit < _MAX_UNFIT:
             return
-        if all(other.n_unfit >= _MOST_UNFIT for other in self._slots):
+        if all(other.n_unfit >= _MAX_UNFIT for other in self._slots):
             raise MachineFault(f"no worker can run here: {last_line(slot.log)}; no point was lost")
         _LOG.warning("one worker less, as its device does not work: %s", last_line(slot.log))
 
     def _end_workers(self) -> None:
-        """Lets them save their state, and kills those that take too long."""
+        """Lets the workers save their state, and kills those that take too long."""
         workers = [slot.process for slot in self._slots if slot.process is not None and slot.is_alive]
         for process in workers:
             process.terminate()
@@ -179,10 +180,10 @@ class _Supervisor:
 
 
 def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each worker, of the devices that this process may use; None on a machine without.
+    """CUDA_VISIBLE_DEVICES of each worker; None on a machine without CUDA devices.
 
     Raises:
-        UserError: there are not as many as the workers need: two on one would be out of memory.
+        UserError: this process may use fewer devices than the workers need.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     drivers = Path("/proc/driver/nvidia/gpus")
@@ -198,7 +199,7 @@ def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
     return [",".join(devices[first : first + devices_per_worker]) for first in firsts]
 
 
-def _own_cores(slot: int, n_workers: int) -> list[int]:
+def _cores_of_slot(slot: int, n_workers: int) -> list[int]:
     cores = sorted(os.sched_getaffinity(0))
     return cores[slot % len(cores) :: min(n_workers, len(cores))]
 
@@ -208,20 +209,20 @@ def _start_worker(command: Sequence[str], slot: _Slot) -> subprocess.Popen:
     with open(slot.log, "ab") as log:
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
     if slot.cores:
-        os.sched_setaffinity(process.pid, slot.cores)  # JAX counts its cores later, when it first computes
+        os.sched_setaffinity(process.pid, slot.cores)  # JAX counts the cores later, at its first computation
     return process
 
 
-def _is_an_end(result: dict | None) -> bool:
+def _is_final(result: dict | None) -> bool:
     return result is not None and not result.get("is_machine_fault")
 
 
-def _how(returncode: int, log: Path) -> str:
+def _cause_of_death(returncode: int, log: Path) -> str:
     if returncode < 0:
         return f"by {signal.Signals(-returncode).name}"
     return f"saying {last_line(log)!r}"
 
 
 def last_line(log: Path) -> str:
-    """Of a worker's output, where its refusal is."""
+    """The last line of a worker's output, which has the reason for its end."""
     return (log.read_text(errors="replace").splitlines() or [""])[-1].removeprefix("error: ")

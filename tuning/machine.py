@@ -18,10 +18,10 @@ _PROJECT = Path(__file__).resolve().parents[1]
 
 
 def refuse_without_devices() -> None:
-    """Touches the devices.
+    """Initialises the devices.
 
     Raises:
-        UserError: there are none that JAX can use.
+        UserError: JAX finds no device.
     """
     try:
         jax.devices()
@@ -31,7 +31,7 @@ def refuse_without_devices() -> None:
 
 
 def code_version() -> str | None:
-    """The commit of this checkout; None outside one. Touches no device, as `environment` does."""
+    """The commit of this checkout; None outside one. Unlike `environment` it initialises no device."""
     return _git_state()[0]
 
 
@@ -55,13 +55,13 @@ def environment() -> dict[str, Any]:
 
 
 def peak_device_memory_bytes() -> int | None:
-    """The most that one of this process's devices has held so far; None where devices do not tell, as CPUs."""
-    told = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max((stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats), default=None)
+    """The largest peak of this process's devices so far; None for devices without this statistic, such as CPUs."""
+    all_stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((stats["peak_bytes_in_use"] for stats in all_stats if "peak_bytes_in_use" in stats), default=None)
 
 
 def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
-    """Machines, versions and commits of one or more environments as a line of a report; differing ones all shown."""
+    """One line with machines, versions and commits of the environments; different values are listed."""
 
     def machine(e: Mapping[str, Any]) -> str:
         cpu = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
@@ -80,17 +80,17 @@ def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
 def _git(*arguments: str) -> str | None:
     try:
         command = ["git", "-C", str(_PROJECT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    # An installed copy may lie inside somebody else's repository, whose commit says nothing about this code.
+    # An installed copy may lie inside another repository, whose commit is not this code's.
     top = _git("rev-parse", "--show-toplevel")
     commit = _git("rev-parse", "HEAD") if top is not None and Path(top).resolve() == _PROJECT else None
-    if commit is None:  # an image of the code, or an installed copy, has no repository but may know its commit
+    if commit is None:  # a container image or an installed copy has no repository; the variable may hold its commit
         return os.environ.get(_COMMIT_VARIABLE) or None, None
     return commit, bool(_git("status", "--porcelain"))
 
@@ -112,7 +112,7 @@ def _cpu_model() -> str:
 
 
 def _n_cpu_cores() -> int:
-    """Cores this process may run on, where the system tells."""
+    """The cores that this process may run on, or all cores if the system does not restrict them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""measurements.csv and eval_measurements.csv of a trial."""
+"""The measurements of a trial."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,14 +23,14 @@ _SPLITS = ("train", "validation", "test")
 
 
 class MetricsLogger:
-    """measurements.csv and eval_measurements.csv of a trial, and whether its training loss is still finite.
+    """Writes measurements.csv and eval_measurements.csv of a trial, and checks that its training loss is finite.
 
-    Submissions call `workload.metrics_logger.append_scalar_metrics({"loss": ..., ...}, global_step)`. Rows
-    are kept in memory until `flush`, called off the submission clock; device values are fetched only then.
+    Submissions call `workload.metrics_logger.append_scalar_metrics({"loss": ..., ...}, global_step)`. Rows stay in
+    memory until `flush`, which is called off the submission clock. Only then are values fetched from the device.
 
     Args:
-        trial_dir: where both files go.
-        write: puts a file in its place.
+        trial_dir: the folder of both files.
+        write: writes a whole file.
     """
 
     def __init__(self, trial_dir: Path, write: records.Write = records.write_bytes):
@@ -39,8 +39,8 @@ class MetricsLogger:
         self._eval_rows: list[dict[str, Any]] = []
         self._n_fetched = self._n_written = 0
         self._unread_losses: list[Any] = []
-        self.show: Callable[[Mapping[str, Any]], None] = lambda row: None  # called with each row, when it is fetched
-        self._n_lost = 0  # losses that were not finite since one that was
+        self.show: Callable[[Mapping[str, Any]], None] = lambda row: None  # called with each row that was fetched
+        self._n_not_finite = 0  # successive losses that are not finite
 
     def append_scalar_metrics(
         self,
@@ -61,32 +61,32 @@ class MetricsLogger:
             self._unread_losses.append(metrics["loss"])
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """What both files hold after a `flush`, for `restore`."""
+        """The rows of both files after a `flush`, for `restore`."""
         return {"rows": self._rows, "eval_rows": self._eval_rows}
 
     def restore(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Continues from the rows of an earlier logger, in place of any of its own."""
+        """Continues from the rows of an earlier logger, which replace this one's."""
         self._rows, self._eval_rows = list(rows["rows"]), list(rows["eval_rows"])
         self._n_fetched = len(self._rows)
-        self._n_lost, self._unread_losses = 0, [row["loss"] for row in self._rows if "loss" in row][-1:]
+        self._n_not_finite, self._unread_losses = 0, [row["loss"] for row in self._rows if "loss" in row][-1:]
 
     @property
     def has_diverged(self) -> bool:
-        """Whether two successive logged losses are known not to be finite. A single one may be a bad batch's.
+        """Whether two successive logged losses are known not to be finite. A single one may come from a bad batch.
 
-        Does not wait for one that is still being computed.
+        It does not wait for losses that are still being computed.
         """
         while self._unread_losses and _is_ready(self._unread_losses[0]):
             self._read_loss()
-        return self._n_lost >= 2
+        return self._n_not_finite >= 2
 
     def _read_loss(self) -> None:
         is_finite = math.isfinite(float(self._unread_losses.pop(0)))
-        if self._n_lost < 2:
-            self._n_lost = 0 if is_finite else self._n_lost + 1
+        if self._n_not_finite < 2:
+            self._n_not_finite = 0 if is_finite else self._n_not_finite + 1
 
     def flush(self) -> None:
-        """Writes both files as they stand, if rows were added; a file without rows is not made."""
+        """Writes both files if rows were added. A file without rows is not created."""
         for row in self._rows[self._n_fetched :]:
             row.update({name: _plain_number(value) for name, value in row.items()})
             self.show(row)
@@ -107,15 +107,15 @@ def _is_ready(value: Any) -> bool:
 
 
 def _in_eval_order(row: dict[str, Any]) -> dict[str, Any]:
-    def place(name: str) -> int:
+    def position(name: str) -> int:
         if name in EVAL_COLUMNS:
             return EVAL_COLUMNS.index(name)
         split = name.split("/")[0]
         return len(EVAL_COLUMNS) + (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS))
 
-    return {name: row[name] for name in sorted(row, key=place)}
+    return {name: row[name] for name in sorted(row, key=position)}
 
 
 def _plain_number(value: Any) -> int | float | str:
-    """A device or NumPy scalar to a Python number; Python's own stay as they are."""
+    """Converts a scalar on a device or of NumPy to a Python number."""
     return value if isinstance(value, (int, float, str)) else float(value)

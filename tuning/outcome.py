@@ -12,25 +12,25 @@ class Miss(StrEnum):
     """Why a trial did not reach its target."""
 
     BUDGET = "budget"  # out of steps or time, or the submission ended training
-    DIVERGED = "diverged"  # two logged losses in a row, or what an evaluation found, are not finite
-    PRUNED = "pruned"  # stopped before the budget, as it could not win any more
+    DIVERGED = "diverged"  # two successive logged losses, or a loss or metric of an evaluation, are not finite
+    PRUNED = "pruned"  # stopped before the budget, as it could hardly win any more
     CRASHED = "crashed"  # an error in the submission or the workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(TrialDescription):
-    """The description of one trial and its result; outcome.json. What is missing is None.
+    """The description of one trial and its result, as in outcome.json. Missing values are None.
 
-    Submission seconds are AlgoPerf's: compilation, data selection and prepare_for_eval are in them, set-up and
-    evaluation are not. Training seconds are submission seconds without compilation.
+    Submission seconds are AlgoPerf's: they include compilation, data selection and prepare_for_eval, but not set-up and
+    evaluation. Training seconds are submission seconds without compilation.
     """
 
     steps_to_target: int | None
     seconds_to_target: float | None  # submission seconds
     compile_seconds_to_target: float | None  # of seconds_to_target
     reason: Miss | None  # why steps_to_target is None
-    error: str | None  # of a crash, one line
-    global_step: int  # steps done in all
+    error: str | None  # message of a crash, one line
+    global_step: int  # number of steps in all
     submission_seconds: float  # over the whole trial
     compile_seconds: float  # of submission_seconds
     n_compiles: int
@@ -38,13 +38,13 @@ class Outcome(TrialDescription):
     mean_step_seconds: float | None  # training seconds per step
     best_validation_metric: float | None
     best_validation_step: int | None
-    resumptions: list[dict[str, Any]]  # the step at which each began, and what had changed: [earlier value, new value]
+    resumptions: list[dict[str, Any]]  # first step of each, and changes: [earlier value, new value]
     environment: dict[str, Any]  # of the last process
-    # {"5": …, "50": …, "95": …} over steps. A step's training seconds are the mean of the steps between two waits for
-    # the device, so that no wait is added.
+    # {"5": …, "50": …, "95": …} over steps. The training seconds of a step are a mean over the steps between two waits
+    # for the device, since a wait after every step would take time.
     step_seconds_percentiles: dict[str, float] | None = None
-    peak_device_memory_bytes: int | None = None  # of one device, since its process began
-    profiled_steps: tuple[int, int] | None = None  # first and last of a trace, whose time is in the seconds
+    peak_device_memory_bytes: int | None = None  # of the device with the most, since its process began
+    profiled_steps: tuple[int, int] | None = None  # first and last step of a trace, which slows the trial down
 
     @property
     def training_seconds(self) -> float:
@@ -62,13 +62,13 @@ class Outcome(TrialDescription):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Outcome":
-        """Raises KeyError, with its name, if a field is missing that has no default."""
+        """Raises KeyError, with the field's name, if a field without a default is missing."""
         names = [f.name for f in fields(cls) if f.default is MISSING or f.name in content]
         return cls(**{name: content[name] for name in names})
 
     @property
     def is_final(self) -> bool:
-        """Whether more steps or seconds would change nothing: it diverged, or the submission ended its training."""
+        """Whether a larger budget would change nothing: it diverged, or the submission ended its training."""
         if self.reason == Miss.DIVERGED:
             return True
         is_out_of_time = self.time_budget_s is not None and self.submission_seconds >= self.time_budget_s
@@ -77,7 +77,7 @@ class Outcome(TrialDescription):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running trial stands, told after every step and evaluation without waiting for the device."""
+    """The progress of a running trial, reported after every step and evaluation without waiting for the device."""
 
     global_step: int
     step_budget: int

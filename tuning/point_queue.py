@@ -81,7 +81,7 @@ class PointQueue:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._location = study_storage.location_of(location) if isinstance(location, str) else location
-        self._owner = process_identity.own() | {"token": uuid.uuid4().hex, "log": log, "machine": machine}
+        self._owner = process_identity.current() | {"token": uuid.uuid4().hex, "log": log, "machine": machine}
         self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
         self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
         self._held_trials: set[int] = set()  # that this worker took and knows of

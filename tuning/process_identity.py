@@ -1,4 +1,4 @@
-"""Which process this is, so that another one on the same machine can tell whether it still runs."""
+"""Identifies a process, so that another one on the same machine can check whether it still runs."""
 
 import os
 import socket
@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def own() -> dict[str, Any]:
-    """Host, process id and what tells a reused process id or another machine of the same name; None where unknown."""
+def current() -> dict[str, Any]:
+    """Host, process id, and what distinguishes a reused process id or another machine of the same name.
+
+    Values that are unknown are None.
+    """
     return {"host": socket.gethostname(), "process_id": os.getpid(), "start": _start(os.getpid()), **_machine()}
 
 
 def has_ended(process: Mapping[str, Any]) -> bool:
-    """Whether the process that `own` described is known to be gone. False for one of another machine."""
+    """Whether the process that `current` described is known to be gone; False for a process of another machine."""
     machine = _machine()
     if None in machine.values() or any(process.get(name) != value for name, value in machine.items()):
         return False
@@ -21,7 +24,7 @@ def has_ended(process: Mapping[str, Any]) -> bool:
 
 
 def _machine() -> dict[str, Any]:
-    """What two processes share if, and only if, one can look the other's process id up."""
+    """The values that two processes share if and only if one can look up the other's process id."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"boot": boot, "id_namespace": os.readlink("/proc/self/ns/pid")}
@@ -30,7 +33,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _start(process_id: int) -> int | None:
-    """Ticks from the machine's start to the process's; None if there is none, or it has died and is not collected."""
+    """Clock ticks between the machine's start and the process's start; None if the process is gone or a zombie."""
     try:
         words = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""When a running trial is stopped, as it can hardly win any more. Not for official scores, which know no such end."""
+"""Rules that stop a running trial that can hardly win any more. They are not for official scores."""
 
 import enum
 import math
@@ -13,18 +13,18 @@ from workloads.spec import Direction
 
 
 class Pruning(enum.StrEnum):
-    """What a trial is compared with."""
+    """Which trials a trial is compared with."""
 
     NONE = "none"
-    BEST = "best"  # stops at the steps in which the study's best trial so far reached the target
-    MEDIAN = "median"  # stops when its best metric is behind the median of finished trials' at the same evaluation
+    BEST = "best"  # stops after as many steps as the study's best trial so far needed to reach the target
+    MEDIAN = "median"  # stops when its best metric is worse than the finished trials' median at this evaluation
 
 
 def rule(pruning: Pruning, queue: PointQueue, lease: Lease, workload: Any) -> Callable[[Progress], bool]:
-    """Whether the trial of `lease` is to be stopped, to be asked after every evaluation.
+    """The rule that stops the trial of `lease`; it is called after every evaluation.
 
-    `MEDIAN` is Optuna's MedianPruner with its defaults: nothing is stopped before five trials of the study have
-    finished, and trials that were stopped themselves, or crashed, do not count.
+    `MEDIAN` is Optuna's MedianPruner with its defaults: no trial is stopped before five trials of the study have
+    finished. Trials that were stopped or crashed do not count.
     """
     if pruning is Pruning.BEST:
         return lambda progress: progress.global_step >= _steps_of_the_best(queue)
@@ -37,14 +37,14 @@ def rule(pruning: Pruning, queue: PointQueue, lease: Lease, workload: Any) -> Ca
 def _steps_of_the_best(queue: PointQueue) -> float:
     """Steps to target of the study's best trial so far; infinite while none has reached it."""
     steps = [point.result.get("steps_to_target") for point in queue.status() if point.result]
-    return min((own for own in steps if own is not None), default=math.inf)
+    return min((n_steps for n_steps in steps if n_steps is not None), default=math.inf)
 
 
 def _is_behind(queue: PointQueue, lease: Lease, pruner: Any, workload: Any, progress: Progress) -> bool:
-    # Evaluations that come by the clock fall on other steps in each trial: those of one number are compared then.
-    place = progress.global_step if workload.eval_period_steps else progress.n_evaluations
-    # The study minimises, its value being the steps to target, and a pruner goes by the study's direction.
+    # Evaluations at fixed times fall on different steps in each trial. Then evaluations of one number are compared.
+    step = progress.global_step if workload.eval_period_steps else progress.n_evaluations
+    # A pruner uses the study's direction. The study minimises, since its value is the steps to target.
     sign = -1 if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else 1
     if progress.metric is None:  # not evaluated yet
         return False
-    return queue.report(lease, place, sign * progress.metric) and queue.should_prune(lease, pruner)
+    return queue.report(lease, step, sign * progress.metric) and queue.should_prune(lease, pruner)

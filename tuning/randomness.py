@@ -1,4 +1,4 @@
-"""Random keys by purpose, folded from (seed, trial, stream, step): no use of chance disturbs another."""
+"""Random keys by purpose, folded from (seed, trial, stream, step), so that no stream affects another."""
 
 from enum import IntEnum
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a key is for. The numbers are part of every result: never renumber, only append."""
+    """The purpose of a key. The numbers are part of every result: never renumber, only append."""
 
     DATA = 0
     MODEL_INIT = 1
@@ -22,13 +22,13 @@ class Keys:
     """The keys of one trial: raw uint32 [2] arrays, as AlgoPerf's runner passes them.
 
     Args:
-        rng_seed: of 64 bits. Both halves enter, whether or not JAX computes in 64 bits.
+        rng_seed: has 64 bits. Both halves are used, whether or not JAX computes in 64 bits.
     """
 
     def __init__(self, rng_seed: int, trial_index: int):
-        # Compiled: op by op, a fold costs a quarter of a millisecond of every step's clock.
+        # Compiled, since uncompiled it takes a quarter of a millisecond of every step.
         self._fold = jax.jit(jax.random.fold_in)
-        seed_key = np.array([rng_seed >> 32, rng_seed & 0xFFFFFFFF], np.uint32)  # PRNGKey's, with 64 bits
+        seed_key = np.array([rng_seed >> 32, rng_seed & 0xFFFFFFFF], np.uint32)  # as PRNGKey does it with 64 bits
         trial_key = self._fold(seed_key, trial_index)
         self._streams = {stream: self._fold(trial_key, int(stream)) for stream in Stream}
 

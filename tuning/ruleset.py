@@ -1,4 +1,4 @@
-"""AlgoPerf's tuning rulesets: who chooses the hyperparameters, and how long a trial may last.
+"""AlgoPerf's tuning rulesets, which say who chooses the hyperparameters and how long a trial may last.
 
 Source: mlcommons/algorithmic-efficiency, `submission_runner.py`, v0.6.
 """
@@ -12,14 +12,14 @@ from tuning.errors import UserError
 
 
 class TuningRuleset(StrEnum):
-    """By the values of AlgoPerf's flag."""
+    """The values are those of AlgoPerf's flag."""
 
-    EXTERNAL = "external"  # every trial is given a point of a search space
-    SELF = "self"  # a study is one trial, for which the submission itself chooses everything
+    EXTERNAL = "external"  # every trial has a point of a search space
+    SELF = "self"  # a study is one trial, whose hyperparameters the submission chooses
 
     @property
     def budget_factor(self) -> float:
-        """What the workload's time limit is multiplied by; here its number of steps too."""
+        """The factor of the workload's time limit, and in this project of its number of steps, too."""
         return 1.5 if self is TuningRuleset.SELF else 1.0
 
 
@@ -32,26 +32,26 @@ def ruleset_of(point: tuple) -> TuningRuleset:
 
 def space_and_points(
     ruleset: TuningRuleset,
-    given_space: str | None,
-    own_space: Path,
+    space_file: str | None,
+    default_file: Path,
     n_points: int,
     seed: int,
     sampling: search_space.Sampling = search_space.Sampling.RANDOM,
 ) -> tuple[dict | list | None, list[tuple]]:
-    """The search space and the first points of it; None and one empty point under the self-tuning ruleset.
+    """The search space and its first points; None and one empty point under the self-tuning ruleset.
 
     Args:
-        given_space: a file, in place of the submission's own.
+        space_file: is used in place of the submission's own file, `default_file`.
 
     Raises:
         UserError: a search space that cannot be used; a search space, or several points, for self-tuning.
     """
     if ruleset is TuningRuleset.SELF:
-        if given_space is not None:
+        if space_file is not None:
             raise UserError("--tuning_search_space is for --tuning_ruleset=external; leave out one of them")
         if n_points != 1:
             cure = "give --num_tuning_trials=1; other seeds, or a sweep's --num_studies, repeat it"
             raise UserError(f"under --tuning_ruleset=self a study is one trial; {cure}")
         return None, [SELF_TUNING_POINT]
-    space = search_space.read(given_space or own_space)
+    space = search_space.read(space_file or default_file)
     return space, search_space.points(space, n_points, seed, sampling)

@@ -1,4 +1,4 @@
-"""Times to target made into scores: numbers in, numbers out.
+"""Scores from times to target.
 
 A miss is infinite here, and only here. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for
 Modern Neural Network Architectures", 2023 (the best point, repeated over seeds); Dahl et al., "Benchmarking Neural
@@ -47,22 +47,22 @@ LOWER_IS_BETTER = {
     "ssim": False,
 }
 
-# Easier targets, as the part of the target's size that they give up. A choice.
+# Easier targets: the share of the target's absolute value by which each is easier. The shares are a choice.
 LEVELS = {"target": 0.0, "98 %": 0.02, "95 %": 0.05}
 
 _N_RESAMPLES = 9_999  # of the bootstrap; SciPy's default
 
 
-def easier(target: float, given_up: float, lower_is_better: bool) -> float:
-    """A target that gives up a part of this one's size, in the direction in which the metric is worse."""
-    return target + abs(target) * (given_up if lower_is_better else -given_up)
+def easier(target: float, share: float, lower_is_better: bool) -> float:
+    """A target that is easier than this one by a share of its absolute value."""
+    return target + abs(target) * (share if lower_is_better else -share)
 
 
 def first_hit(values: Sequence[float] | np.ndarray, target: float, lower_is_better: bool) -> int | None:
-    """Index of the first value at least as good as the target, as in the published rules; NaN never is."""
-    found = np.asarray(values, float)
-    reached = found <= target if lower_is_better else found >= target
-    return int(reached.argmax()) if reached.any() else None
+    """Index of the first value at least as good as the target, as in the published rules. NaN never is."""
+    metrics = np.asarray(values, float)
+    is_reached = metrics <= target if lower_is_better else metrics >= target
+    return int(is_reached.argmax()) if is_reached.any() else None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Spread:
     """One number over seeds.
 
     Attributes:
-        median: misses count as larger than all hits, by the budget that they spent.
+        median: a miss counts as the budget that it spent, and as larger than all hits.
         is_bound: whether the median depends on a miss, and so is a lower bound.
     """
 
@@ -81,7 +81,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float], missed: Sequence[bool]) -> "Spread":
-        """`values` and whether each is a miss; there is at least one."""
+        """The spread of at least one value; `missed` says which values are misses."""
         ordered = sorted(zip(missed, values, strict=True), key=lambda pair: (pair[0], math.isnan(pair[1]), pair[1]))
         middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
         median = statistics.mean(value for _, value in middle)
@@ -91,11 +91,11 @@ class Spread:
 def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of median(values) / median(reference), both resampled from a fixed seed.
 
-    None with fewer than two values on either side, or where the reference has values that are not positive.
+    None if either side has fewer than two values, or if the reference has a value that is not positive.
     """
     if min(len(values), len(reference)) < 2 or min(reference) <= 0:
         return None
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (np.asarray(values, float), np.asarray(reference, float)),
         lambda x, y, axis: np.median(x, axis) / np.median(y, axis),
         n_resamples=_N_RESAMPLES,
@@ -103,7 +103,7 @@ def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def median_of_best(studies: Mapping[int, Sequence[float]]) -> float:
@@ -121,19 +121,19 @@ def performance_ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, di
     Args:
         times: submission -> workload -> time to target; a workload may be missing or infinite.
     """
-    workloads = sorted({workload for own in times.values() for workload in own})
+    workloads = sorted({workload for times_of_one in times.values() for workload in times_of_one})
     ratios: dict[str, dict[str, float]] = {}
-    for submission, own in times.items():
+    for submission, times_of_one in times.items():
         ratios[submission] = {}
         for workload in workloads:
             best = min(other.get(workload, math.inf) for other in times.values())
-            found = ratio(own.get(workload, math.inf), best)
-            ratios[submission][workload] = found if found <= MAX_RATIO else math.inf
+            value = ratio(times_of_one.get(workload, math.inf), best)
+            ratios[submission][workload] = value if value <= MAX_RATIO else math.inf
     return ratios
 
 
 def ratio(time: float, best: float) -> float:
-    """time / best for times that are not negative; 1 where both are 0, infinite where nothing was reached."""
+    """time / best for times that are not negative; 1 if both are 0, infinite if a time is infinite."""
     if not math.isfinite(time) or not math.isfinite(best):
         return math.inf
     if best == 0:
@@ -142,15 +142,15 @@ def ratio(time: float, best: float) -> float:
 
 
 def profile(ratios: Mapping[str, float], tau: float, n_workloads: int) -> float:
-    """rho(tau): the part of `n_workloads` workloads on which the ratio is at most tau."""
-    return sum(found <= tau for found in ratios.values()) / n_workloads
+    """rho(tau): the share of the `n_workloads` workloads on which the ratio is at most tau."""
+    return sum(ratio <= tau for ratio in ratios.values()) / n_workloads
 
 
 def score(ratios: Mapping[str, float], n_workloads: int) -> float:
-    """The integral of rho over tau in [1, 4], divided by 3, as the official scorer takes it.
+    """The integral of rho over tau in [1, 4], divided by 3, computed as by the official scorer.
 
-    That is the trapezoid rule on 100 even points. The exact integral of the step function differs by up to 1 / 99 for
-    each workload; the published scores are those of this rule.
+    The scorer uses the trapezoid rule on 100 evenly spaced points. The exact integral of the step function differs by
+    up to 1 / 99 for each workload.
     """
     taus = np.linspace(1, MAX_RATIO, _N_TAUS)
     heights = [profile(ratios, tau, n_workloads) for tau in taus]
@@ -158,10 +158,10 @@ def score(ratios: Mapping[str, float], n_workloads: int) -> float:
 
 
 def speed_up(times: Mapping[str, float], reference: Mapping[str, float]) -> tuple[dict[str, float], float | None]:
-    """workload -> the reference's time over this one's, where both reached the target; and their geometric mean."""
-    each = {
+    """(workload -> the reference's time / this one's, if both reached the target; the geometric mean of these)."""
+    ratios = {
         workload: reference[workload] / time
         for workload, time in times.items()
         if 0 < time < math.inf and 0 < reference.get(workload, math.inf) < math.inf
     }
-    return each, statistics.geometric_mean(each.values()) if each else None
+    return ratios, statistics.geometric_mean(ratios.values()) if ratios else None

@@ -1,6 +1,6 @@
 """AlgoPerf's tuning search space (JSON) to hyperparameter points.
 
-Three forms, of which the first two may be mixed within one file:
+There are three forms. The first two may be mixed within one file:
 
     {"learning_rate": {"min": 1e-4, "max": 1e-2, "scaling": "log"}}     drawn at random, "log" or "linear"
     {"beta1": {"feasible_points": [0.9, 0.95]}}                         drawn at random from the list
@@ -25,7 +25,7 @@ from scipy.stats import qmc
 
 from tuning.errors import UserError, one_line
 
-_DEEPEST, _LONGEST_NAME = 32, 100
+_MAX_DEPTH, _MAX_NAME_LENGTH = 32, 100
 _RANGE_KEYS = {"min", "max", "scaling"}
 _RANGE_CURE = 'write {"min": a, "max": b, "scaling": "log" or "linear"} or {"feasible_points": [...]}'
 
@@ -58,7 +58,7 @@ def read(path: str | Path) -> dict | list:
 
 
 def check(space: Any) -> None:
-    """Raises SearchSpaceError, naming the key at fault, unless `space` has one of the three forms."""
+    """Raises SearchSpaceError, which names the key at fault, unless `space` has one of the three forms."""
     if not isinstance(space, (dict, list)) or not space:
         raise SearchSpaceError("the search space is empty or no object or list; write ranges or points")
     if isinstance(space, dict):
@@ -89,21 +89,20 @@ class Sampling(enum.Enum):
 def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[Any]:
     """The first n points of a search space, each a namedtuple of hyperparameters.
 
-    Point i is the same for every n. A list gives its points in order, and all it has when n is greater (as AlgoPerf
-    does).
+    Point i is the same for every n. A list gives its points in order, and at most all of them, as in AlgoPerf.
 
     Raises:
         SearchSpaceError: the space is malformed.
     """
     check(space)
     if isinstance(space, list):
-        chosen = space[:n]
+        values = space[:n]
     else:
-        chosen = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
-    if not chosen:
+        values = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
+    if not values:
         return []
-    point_type = namedtuple("Hyperparameters", list(chosen[0]))  # type: ignore[misc]  # fields known when it runs
-    return [point_type(**point) for point in chosen]
+    point_type = namedtuple("Hyperparameters", list(values[0]))  # type: ignore[misc]  # fields known when it runs
+    return [point_type(**point) for point in values]
 
 
 def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.ndarray:
@@ -113,7 +112,7 @@ def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.nd
     if sampling is Sampling.HALTON:
         return qmc.Halton(n_dimensions, rng=seed).random(n)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # balance needs a power of two of points, the first n do not
+        warnings.simplefilter("ignore", UserWarning)  # it warns unless n is a power of two
         return qmc.Sobol(n_dimensions, rng=seed).random(n)
 
 
@@ -122,13 +121,13 @@ def _draw(space: dict[str, dict], uniforms: np.ndarray) -> dict[str, Any]:
 
 
 def _value(choices: dict[str, Any], u: float) -> Any:
-    """u in [0, 1) to a value."""
+    """The value at the quantile `u` in [0, 1)."""
     if "feasible_points" in choices:
         feasible: Sequence[Any] = choices["feasible_points"]
         return feasible[math.floor(u * len(feasible))]
     low, high = float(choices["min"]), float(choices["max"])
     value = _SCALINGS[choices["scaling"]](low, high, float(u))
-    return min(max(value, low), high)  # rounding may step over an end
+    return min(max(value, low), high)  # rounding may exceed an end
 
 
 _SCALINGS: dict[str, Callable[[float, float, float], float]] = {
@@ -176,18 +175,18 @@ def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
 
 def _check_names(mapping: dict) -> None:
     for name in mapping:
-        # Python reads "µ" (micro) as "μ" (mu): the submission would look for another name than the file has.
-        is_as_read = unicodedata.normalize("NFKC", name) == name and len(name) <= _LONGEST_NAME
-        if not name.isidentifier() or not is_as_read or keyword.iskeyword(name) or name.startswith("_"):
+        # Python reads "µ" (micro) as "μ" (mu), so that the submission would use another name than the file.
+        is_normalised = unicodedata.normalize("NFKC", name) == name and len(name) <= _MAX_NAME_LENGTH
+        if not name.isidentifier() or not is_normalised or keyword.iskeyword(name) or name.startswith("_"):
             cure = "use a Python name without a leading _"
-            if unicodedata.normalize("NFKC", name).isidentifier() and not is_as_read:
-                cure = f"write {_short(unicodedata.normalize('NFKC', name)[:_LONGEST_NAME])}, as Python reads it"
+            if unicodedata.normalize("NFKC", name).isidentifier() and not is_normalised:
+                cure = f"write {_short(unicodedata.normalize('NFKC', name)[:_MAX_NAME_LENGTH])}, as Python reads it"
             raise SearchSpaceError(f"{_short(name)} cannot name a hyperparameter; {cure}")
 
 
 def _check_value(name: str, value: Any, depth: int = 0) -> None:
-    if depth > _DEEPEST:
-        raise SearchSpaceError(f"{name!r} has a value that is nested more than {_DEEPEST} deep; flatten it")
+    if depth > _MAX_DEPTH:
+        raise SearchSpaceError(f"{name!r} has a value that is nested more than {_MAX_DEPTH} deep; flatten it")
     if isinstance(value, (int, float)) and not _is_finite(value):
         raise SearchSpaceError(f"{name!r} has the value {_short(value)}; give a finite number")
     if isinstance(value, str) and not _is_text(value):
@@ -202,7 +201,7 @@ def _check_value(name: str, value: Any, depth: int = 0) -> None:
 
 
 def _is_finite(value: int | float) -> bool:
-    """Whether a float can hold the number; an integer may be too large for one."""
+    """Whether the number is finite as a float; an integer may be too large."""
     try:
         return math.isfinite(value)
     except OverflowError:

@@ -25,25 +25,25 @@ def submit(
     options: Mapping[str, str],
     period_s: float = 10.0,
 ) -> None:
-    """Submits `n_workers` jobs of `command` and waits until the sweep is done; those left over are cancelled then.
+    """Submits `n_workers` jobs of `command` and waits until the sweep is done. Then it cancels the remaining jobs.
 
-    A job that Slurm preempts, or that comes to its time limit, is queued again and goes on from the checkpoint. One
-    that dies is not replaced, but its trial is taken over.
+    A job that Slurm preempts, or that reaches its time limit, is queued again and continues from its checkpoint. A job
+    that dies is not replaced, but another worker takes over its trial.
 
     Args:
-        devices_per_worker: GPUs that a job asks for; none where the cluster has none.
-        options: sbatch's own, without the dashes, {"partition": "gpu", "time": "12:00:00"}; they come before ours.
+        devices_per_worker: GPUs of each job, if the cluster has GPUs.
+        options: sbatch's options without the dashes, {"partition": "gpu", "time": "12:00:00"}. They override ours.
 
     Raises:
         UserError: there is no Slurm here, submitit is not installed, Slurm refuses the jobs, or all of them ended
             before the sweep did.
-        Interrupted: a signal came; the jobs are cancelled, for which they save their state.
+        Interrupted: a signal came; the jobs are cancelled, and save their state.
     """
     executor = _executor(sweep, devices_per_worker, options)
     try:
         with executor.batch():
-            jobs = [executor.submit(_worker(), [sys.executable, *command]) for _ in range(n_workers)]
-    except Exception as error:  # submitit passes on what sbatch said
+            jobs = [executor.submit(_picklable_run(), [sys.executable, *command]) for _ in range(n_workers)]
+    except Exception as error:  # submitit raises sbatch's message
         raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
     array = jobs[0].job_id.split("_")[0]
     interruption, status = Interruption(), []
@@ -57,9 +57,9 @@ def submit(
                     n_alive = _n_alive(array, n_workers)
                     show(sweep, n_alive)
                     if n_alive == 0 and not sweep.is_done():
-                        said = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
-                        ended = f"all workers ended before the sweep did, saying {' / '.join(said)!r}"
-                        raise UserError(f"{ended}; mend it and run the command again: what is done is kept")
+                        last_lines = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
+                        problem = f"all workers ended before the sweep did, saying {' / '.join(last_lines)!r}"
+                        raise UserError(f"{problem}; mend it and run the command again: what is done is kept")
                     time.sleep(period_s)
         except Interrupted as stop:
             raise Stopped(stop.signal_name, status) from None
@@ -69,11 +69,11 @@ def submit(
 
 
 def _n_alive(array: str, n_workers: int) -> int:
-    """Jobs that wait or run. submitit's own look needs Slurm's accounting, which not every cluster has."""
-    told = subprocess.run(["squeue", "--noheader", "--array", "--jobs", array], capture_output=True, text=True)
-    if told.returncode and "Invalid job id" not in told.stderr:
-        return n_workers  # Slurm's controller is away for a moment
-    return len(told.stdout.splitlines())
+    """The number of jobs that wait or run. submitit's own query needs Slurm's accounting, which some clusters lack."""
+    squeue = subprocess.run(["squeue", "--noheader", "--array", "--jobs", array], capture_output=True, text=True)
+    if squeue.returncode and "Invalid job id" not in squeue.stderr:
+        return n_workers  # Slurm's controller is unavailable for a moment
+    return len(squeue.stdout.splitlines())
 
 
 def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str]) -> Any:
@@ -88,26 +88,26 @@ def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str])
     executor.update_parameters(
         job_name="sweep",
         ntasks_per_node=1,
-        time=None,  # the partition's, in place of submitit's five minutes
+        time=None,  # the partition's limit, in place of submitit's five minutes
         additional_parameters={"requeue": True} | dict(options),
         **gpus,
     )
     return executor
 
 
-def _worker() -> Callable[[Sequence[str]], None]:
-    def work(command: Sequence[str]) -> None:
-        # Slurm's warning of the time limit, or of preemption, for which submitit sets this signal. Its own way of
-        # queueing again counts preemptions as time limits where it does not know the limit.
+def _picklable_run() -> Callable[[Sequence[str]], None]:
+    def run(command: Sequence[str]) -> None:
+        # submitit has Slurm send this signal before the time limit and before a preemption. Its own handler would count
+        # preemptions as time limits if it does not know the limit.
         requeue = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
         signal.signal(signal.SIGUSR2, lambda *_: subprocess.run(requeue))
         subprocess.run(command, check=True)
 
-    return work  # not of this module, and so pickled whole: the job need not find the module
+    return run  # a local function is pickled by value, so that the job need not find this module
 
 
 def _has_gpus(options: Mapping[str, str]) -> bool:
-    """Whether the cluster has GPUs, or its partition of that name, as Slurm itself tells."""
-    chosen = ["-p", options["partition"]] if "partition" in options else []
-    told = subprocess.run(["sinfo", "--noheader", "--format=%G", *chosen], capture_output=True, text=True)
-    return "gpu" in told.stdout
+    """Whether the cluster, or the partition among the options, has GPUs, as Slurm reports."""
+    partition = ["-p", options["partition"]] if "partition" in options else []
+    sinfo = subprocess.run(["sinfo", "--noheader", "--format=%G", *partition], capture_output=True, text=True)
+    return "gpu" in sinfo.stdout

@@ -1,4 +1,4 @@
-"""A command as a child process that gets this process's signals, and ends before it."""
+"""Runs a command as a child process, which receives this process's signals and ends before it."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandFailed(UserError):
-    """A command did not end well, whose own lines say why."""
+    """A command failed; its own output says why."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -18,10 +18,10 @@ class CommandFailed(UserError):
 
 
 def run(command: Sequence[str]) -> None:
-    """Carry out the command. For the main thread.
+    """Runs the command, from the main thread.
 
     Raises:
-        CommandFailed: it ended with another code than 0, which is this error's.
+        CommandFailed: the command's exit code was not 0; the error has the same code.
     """
     child = subprocess.Popen(command, start_new_session=True)  # so that a terminal's Ctrl-C arrives once, from here
     earlier = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in _SIGNALS}
@@ -31,6 +31,6 @@ def run(command: Sequence[str]) -> None:
         for number, handler in earlier.items():
             signal.signal(number, handler)
     if code:
-        told = f"signal {-code}" if code < 0 else f"code {code}"
+        status = f"signal {-code}" if code < 0 else f"code {code}"
         cure = "mend what its lines name, and run this command again: it continues"
-        raise CommandFailed(f"{' '.join(command[1:5])} … ended with {told}; {cure}", code if code > 0 else 128 - code)
+        raise CommandFailed(f"{' '.join(command[1:5])} … ended with {status}; {cure}", code if code > 0 else 128 - code)

@@ -1,9 +1,9 @@
 """The training loop of one trial: steps on the clock; evaluations and checkpoints off it.
 
-The order is AlgoPerf's: input queue, model, optimizer state (untimed); then data selection and updates
-(timed), and at every evaluation `prepare_for_eval` (timed) and the evaluation itself (untimed). Dispatch is
-asynchronous, so the clock runs on over the steps between two evaluations and waits for the device once,
-before it stops.
+The order is AlgoPerf's. Input queue, model and optimizer state come first, untimed. Then come data selection and
+updates, timed, and at every evaluation `prepare_for_eval` (timed) and the evaluation itself (untimed). Dispatch is
+asynchronous. So the clock runs through all steps between two evaluations, and waits for the device once, before it
+stops.
 """
 
 import math
@@ -32,14 +32,14 @@ from workloads.spec import Direction
 
 
 class Training:
-    """A submission training on a workload. `set_up`, then perhaps `resume`, then `run`, each once.
+    """A submission training on a workload. Call `set_up`, then optionally `resume`, then `run`, each once.
 
     Args:
-        interruption: signals that end it with a checkpoint.
+        interruption: signals that end the training with a checkpoint.
         checkpoints: None saves none.
-        checkpoint_period_s: wall seconds after which one is saved between two evaluations too; None saves none there.
+        checkpoint_period_s: wall seconds after which a checkpoint is saved between two evaluations; None for never.
         processes: those that carry out this trial together. The first one's checkpoints, clock and signals count.
-        trace: of some steps.
+        trace: the profiler's trace of some steps.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Training:
         Raises:
             UserError: the checkpoint is of another trial, or has done more steps than this one's budget.
         """
-        found = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
-        content = self.processes.same(None if found is None else found.record)
+        restored = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
+        content = self.processes.same(None if restored is None else restored.record)
         if content is None:
             return False
         record = TrainingRecord.from_json(content)
         if record.counters.global_step > self.description.step_budget:
             done, budget = record.counters.global_step, self.description.step_budget
             raise UserError(f"the trial has done {done} steps, more than its budget of {budget}: give at least {done}")
-        arrays = self.processes.arrays_of_first(found.arrays if found else self.submission_run.arrays)
+        arrays = self.processes.arrays_of_first(restored.arrays if restored else self.submission_run.arrays)
         self.submission_run.arrays, self.counters = arrays, record.counters
         if record.queue is not None:
             self.submission_run.input_queue.set_state(record.queue)
@@ -94,7 +94,7 @@ class Training:
         self.compiles.add_earlier(record.compiles)
         self.logger.restore(record.rows)
         self.counters.preemption_count += 1
-        changes = found.changes if found else {}
+        changes = restored.changes if restored else {}
         self.counters.resumptions.append({"global_step": self.counters.global_step, "changes": changes})
         self._earlier_s, self._since_evaluation_s = record.total_seconds, record.since_evaluation_seconds
         return True
@@ -102,12 +102,12 @@ class Training:
     def run(
         self, report: Callable[[Progress], None], cannot_win: Callable[[Progress], bool] = lambda progress: False
     ) -> Miss | None:
-        """Trains until the target, the budget or divergence, or until `cannot_win` says so after an evaluation.
+        """Trains until the target, the budget or divergence, or until `cannot_win` is true after an evaluation.
 
-        None if the target was reached, else why not.
+        Returns None if the target was reached, otherwise the reason why not.
 
         Raises:
-            Interrupted: a signal asks the process to end; a checkpoint is saved by then.
+            Interrupted: a signal asked the process to end; a checkpoint has been saved.
         """
         jax.block_until_ready(self.submission_run.arrays)
         now = time.perf_counter()
@@ -133,7 +133,7 @@ class Training:
                 if not self._evaluate():
                     return Miss.DIVERGED
                 report(self._progress())
-                # Asked at the end, too: others are compared with what it hears.
+                # Called at the end, too, since it records the metric that other trials are compared with.
                 if self.processes.same(cannot_win(self._progress())) and not self._is_over():
                     return Miss.PRUNED
             self._save_checkpoint()
@@ -151,7 +151,7 @@ class Training:
         return self.counters.has_ended_itself or self.counters.global_step >= self.description.step_budget
 
     def _train(self, report: Callable[[Progress], None]) -> None:
-        """Steps until an evaluation, for which it prepares, or a checkpoint is due, or training has diverged."""
+        """Trains until an evaluation or a checkpoint is due, or training has diverged. Prepares for the evaluation."""
         counters, began_at, seconds_before = self.counters, self.counters.global_step, self._training_seconds()
         with self.compiles, self.clock.timed() as wait_for:
             while True:
@@ -179,7 +179,7 @@ class Training:
         return self.clock.seconds - self.compiles.counts.seconds
 
     def _train_state(self) -> dict[str, Any]:
-        """What update_params may look at; AlgoPerf's names."""
+        """The values that update_params may read, under AlgoPerf's names."""
         counters = self.counters
         return {
             "validation_goal_reached": counters.validation_goal_reached,
@@ -233,7 +233,7 @@ class Training:
         """Evaluates all splits and writes the measurements; False if a loss or the metric is not finite."""
         counters = self.counters
         if self.processes.count > 1:
-            self._save_checkpoint()  # one of several cannot leave the others alone amid an evaluation
+            self._save_checkpoint()  # several processes cannot stop in the middle of an evaluation
         began = time.perf_counter()
         try:
             with self.interruption.ends_at_once() if self.processes.count == 1 else nullcontext():
@@ -242,7 +242,7 @@ class Training:
             self._save_checkpoint()  # with the evaluation still due
             self._end_by_signal()
         result = self.processes.same(result)
-        self._judge(result)
+        self._update_best(result)
         self._last_eval_at = time.perf_counter()
         counters.eval_seconds += self._last_eval_at - began
         result |= self.processes.same(self._times())
@@ -251,8 +251,8 @@ class Training:
         self.logger.append_scalar_metrics(result, counters.global_step, counters.preemption_count, is_eval=True)
         self.logger.flush()
         counters.logging_seconds += time.perf_counter() - self._last_eval_at
-        judged = [result[name] for name in result if name.endswith("/loss") or name == self.metric_key]
-        return all(map(math.isfinite, judged)) and not self._has_diverged()
+        values = [result[name] for name in result if name.endswith("/loss") or name == self.metric_key]
+        return all(map(math.isfinite, values)) and not self._has_diverged()
 
     def _end_by_signal(self) -> None:
         self._wait_for_checkpoint()
@@ -265,12 +265,12 @@ class Training:
     def _signal(self) -> str | None:
         return self.processes.signal(self.interruption.signal_name)
 
-    def _judge(self, result: dict[str, float]) -> None:
+    def _update_best(self, result: dict[str, float]) -> None:
         counters = self.counters
         if self.workload.has_reached_validation_target(result):
             counters.validation_goal_reached = True
-            here = Reached(counters.global_step, self.clock.seconds, self.compiles.counts.seconds)
-            counters.reached = counters.reached or here
+            now = Reached(counters.global_step, self.clock.seconds, self.compiles.counts.seconds)
+            counters.reached = counters.reached or now
         if self.workload.num_test_examples is not None and self.workload.has_reached_test_target(result):
             counters.test_goal_reached = True
         metric = result[self.metric_key]

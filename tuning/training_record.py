@@ -1,4 +1,4 @@
-"""How far a training has got, as plain data: what a checkpoint holds beside the arrays."""
+"""The progress of a training as plain data, which a checkpoint holds besides the arrays."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -25,11 +25,11 @@ class Best:
 
 @dataclass
 class Counters:
-    """What changes from step to step and from evaluation to evaluation."""
+    """The values that change with steps and evaluations."""
 
     global_step: int = 0
     has_ended_itself: bool = False  # the submission said that its training is complete
-    is_evaluation_due: bool = False  # the parameters are prepared for an evaluation that has not been made
+    is_evaluation_due: bool = False  # the parameters are prepared, but not evaluated yet
     reached: Reached | None = None
     best: Best | None = None
     validation_goal_reached: bool = False
@@ -38,8 +38,8 @@ class Counters:
     logging_seconds: float = 0.0
     preemption_count: int = 0
     eval_results: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    resumptions: list[dict[str, Any]] = field(default_factory=list)  # global_step, and what had changed
-    blocks: list[tuple[int, float]] = field(default_factory=list)  # steps between two waits, and a step's seconds
+    resumptions: list[dict[str, Any]] = field(default_factory=list)  # global_step and changes of each
+    blocks: list[tuple[int, float]] = field(default_factory=list)  # number of steps between two waits, seconds per step
     peak_device_memory_bytes: int | None = None
 
     @classmethod
@@ -57,19 +57,19 @@ class Counters:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A training between two steps."""
+    """The state of a training between two steps, without its arrays."""
 
     counters: Counters
     compiles: CompileCounts
     submission_seconds: float
     total_seconds: float  # wall seconds, set-up excluded
     since_evaluation_seconds: float  # wall seconds
-    queue: Any  # the input queue's place; None if it cannot tell
-    rows: dict[str, list[dict[str, Any]]]  # of the files of measurements
+    queue: Any  # the input queue's position; None if the queue has no get_state
+    rows: dict[str, list[dict[str, Any]]]  # of the measurement files
 
     def to_json(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self)}  # no copies of the rows, which are many
-        return own | {"counters": asdict(self.counters), "compiles": asdict(self.compiles)}
+        content = {f.name: getattr(self, f.name) for f in fields(self)}  # not asdict, which would copy all rows
+        return content | {"counters": asdict(self.counters), "compiles": asdict(self.compiles)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainingRecord":

@@ -146,7 +146,7 @@ def test_a_process_that_is_gone_is_taken_over_at_once(tmp_path, kind):
 
 
 def test_a_process_of_another_machine_is_never_looked_up():
-    own = process_identity.own()
+    own = process_identity.current()
     assert not process_identity.has_ended(own)
     assert process_identity.has_ended(own | {"start": own["start"] - 1})
     assert not process_identity.has_ended(own | {"start": own["start"] - 1, "boot": "another"})
@@ -165,7 +165,7 @@ def test_what_a_loss_of_power_tore_is_judged_by_its_lease(tmp_path, monkeypatch,
 def test_comers_that_were_killed_leave_nothing(tmp_path):
     place = tmp_path / "t" / ".claim-abc" / "owner-abc"
     place.mkdir(parents=True)
-    dead = process_identity.own()
+    dead = process_identity.current()
     (place / "owner.json").write_text(json.dumps({"process": dead | {"start": dead["start"] - 1}}))
     alive = tmp_path / "t" / ".claim-def" / "owner-def"
     alive.mkdir(parents=True)

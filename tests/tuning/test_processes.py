@@ -66,7 +66,7 @@ def test_alone_nothing_is_told():
 
 
 def test_the_first_one_s_values_count_and_what_all_have_read_goes(monkeypatch):
-    monkeypatch.setattr(module, "_N_KEPT", 4)
+    monkeypatch.setattr(module, "_MESSAGES_PER_BATCH", 4)
     results, store = each(3, lambda own: [own.same(100 * own.index + i) for i in range(10)])
     assert results == [list(range(10))] * 3
     assert len(store.values) == 2
