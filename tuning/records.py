@@ -1,4 +1,4 @@
-"""How results are written to files, each one whole at any moment."""
+"""Writes results to files, each of which is complete at any moment."""
 
 import csv
 import glob
@@ -6,22 +6,22 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LEFTOVER_S = 3600.0
+_LEFTOVER_S = 3600.0  # age of a temporary file that no running process is writing
 
-Write = Callable[[Path, bytes], None]  # puts a whole file in its place: `write_bytes`, or a claim's `write`
+Write = Callable[[Path, bytes], None]  # writes a whole file: `write_bytes`, or a claim's `write`
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, finds the old content or the new, never a part."""
+    """Writes a file so that it has the old content or the new, but never a part, even if the process is killed."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_text`. Temporary files that earlier processes left, since they were killed, go."""
+    """As `write_text`. It also removes temporary files of earlier processes that were killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,20 +29,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _clear_leftovers(temporary, f".{glob.escape(path.name)}.*.tmp")
+        _remove_leftovers(temporary, f".{glob.escape(path.name)}.*.tmp")
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # of a full disk, which it would keep full
+        temporary.unlink(missing_ok=True)  # if the disk is full, it would stay full
 
 
-def _clear_leftovers(own: Path, pattern: str) -> None:
-    """Both times are the disk's, so the machine's clock does not matter; an hour is longer than any write."""
-    for other in own.parent.glob(pattern):
+def _remove_leftovers(temporary: Path, pattern: str) -> None:
+    """Compares two times of the disk, so that the machine's clock does not matter."""
+    for other in temporary.parent.glob(pattern):
         try:
-            if own.stat().st_mtime - other.stat().st_mtime > _LEFTOVER_S:
+            if temporary.stat().st_mtime - other.stat().st_mtime > _LEFTOVER_S:
                 other.unlink()
         except FileNotFoundError:
-            pass  # it was in use, and has its place now
+            pass  # another process was writing it, and has renamed it
 
 
 def write_json(path: Path, content: Mapping[str, Any], write: Write = write_bytes) -> None:
@@ -51,17 +51,21 @@ def write_json(path: Path, content: Mapping[str, Any], write: Write = write_byte
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], write: Write = write_bytes) -> None:
-    """One column per key, in the order first seen; a row without the key leaves the cell empty."""
+    write(path, csv_text(rows).encode("utf-8"))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One column per key, in the order of first occurrence; a row without the key has an empty cell."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(path, text.getvalue().encode("utf-8"))
+    return text.getvalue()
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and scalars to what strict JSON can hold."""
+    """Converts mappings, sequences and scalars to values of strict JSON."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Raw trial records, packed: one small archive that the report reads like the folders it was made of."""
+"""Packs trial folders into one small archive, which the report reads like the folders themselves."""
 
 import csv
 import io
@@ -13,39 +13,40 @@ from tuning import records
 from tuning.errors import UserError
 from tuning.report import files, reading
 
-_DIGITS = 6  # of a time; a metric that is rounded might cross its target
+_DIGITS = 6  # of a time; a metric is not rounded, since it might cross its target
 _JSON_FILES = ("outcome.json", "hparams.json", "meta_data_0.json", "flags_0.json")
-# Kept of meta_data_0.json beside "workload.…": the harness records the machine's counters by the hundred.
+# Entries of meta_data_0.json that are kept besides "workload.…"; the harness records hundreds of others.
 _META = ("rng_seed", "git_commit")
 _FLAGS = ("submission_path", "workload", "rng_seed", "framework", "hardware_profile")
 _EVALUATIONS = "eval_measurements.csv"
 
 
 def pack(folders: Sequence[Path], out: Path, workload: str | None = None) -> int:
-    """Write the trial folders under `folders` into the archive `out`, and return how many they are.
+    """Writes the trial folders under `folders` into the archive `out`, and returns their number.
 
-    Of each trial it keeps what a report reads: outcome, point, the workload's numbers, flags that name the submission,
-    and every evaluation, in which times have six digits and metrics all of theirs. Equal folders give equal bytes.
+    It keeps what a report reads: outcome, point, the workload's numbers, flags that name the submission, and every
+    evaluation. Times are rounded to six digits, metrics are not rounded. Equal folders give equal bytes.
 
     Args:
-        workload: only this one's trials.
+        workload: pack only the trials of this workload.
 
     Raises:
         UserError: there is no such trial, or a file cannot be read.
     """
-    found = files.find(folders)
-    chosen = [folder for folder in found.folders if workload in (None, reading.workload_of(folder))]
-    if not chosen:
-        told = "" if workload is None else f" of {workload}"
-        raise UserError(f"no trial folder{told} under {', '.join(map(str, folders))}; name the experiment's folder")
+    trials = [f for f in files.find(folders).folders if workload in (None, reading.workload_of(f))]
+    if not trials:
+        of_workload = "" if workload is None else f" of {workload}"
+        raise UserError(
+            f"no trial folder{of_workload} under {', '.join(map(str, folders))}; name the experiment's folder"
+        )
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for folder in sorted(chosen, key=lambda folder: str(folder.place)):
+        for folder in sorted(trials, key=lambda folder: str(folder.path)):
             for name in (*_JSON_FILES, _EVALUATIONS):
                 if name in folder.names:
                     _add(archive, folder, name)
     records.write_bytes(out, lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME))
-    return len(chosen)
+    return len(trials)
 
 
 def _add(archive: tarfile.TarFile, folder: files.TrialFolder, name: str) -> None:
@@ -53,9 +54,9 @@ def _add(archive: tarfile.TarFile, folder: files.TrialFolder, name: str) -> None
         text = folder.text(name)
         content = _shortened_csv(text) if name == _EVALUATIONS else _shortened_json(name, json.loads(text))
     except (OSError, ValueError, csv.Error) as error:
-        problem = f"{folder.place / name} cannot be packed ({error})"
+        problem = f"{folder.path / name} cannot be packed ({error})"
         raise UserError(f"{problem}; repair it, or move its trial folder away") from error
-    member = tarfile.TarInfo((folder.place.relative_to(folder.root.parent) / name).as_posix())
+    member = tarfile.TarInfo((folder.path.relative_to(folder.root.parent) / name).as_posix())
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 

@@ -1,4 +1,4 @@
-"""What the figures of a report share: style, colours and the size of names."""
+"""Style, colours and lengths of names that the figures of a report share."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import matplotlib.figure
 from tuning.report import escapes
 
 GREY = "#8A8A8A"
-# Stands in the drawing for the colour of text, which the page sets.
+# Colour of text in a figure; the page replaces it by its own.
 INK = "#0b0c0d"
-_MOST_LETTERS = 60
+_MAX_LETTERS = 60
 
 STYLE: Any = {  # matplotlib has a type for each key
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text, which can be searched, and weighs a third of its outlines
+    "svg.fonttype": "none",  # text can be searched, and takes a third of the size of its outlines
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "text.parse_math": False,  # names may have dollar signs
     "svg.hashsalt": "report",
@@ -25,7 +25,7 @@ STYLE: Any = {  # matplotlib has a type for each key
 
 
 def new_figure(width: float, height: float) -> Any:
-    # Not by pyplot, which would keep every figure, and choose a window system.
+    # Not by pyplot, which would keep every figure in memory, and choose a window system.
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
@@ -34,6 +34,6 @@ def words(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """On one line, and not wider than a panel."""
+    """The name on one line, cut to the width of a panel."""
     plain = escapes.one_line(name)
-    return plain if len(plain) <= _MOST_LETTERS else plain[: _MOST_LETTERS - 1] + "…"
+    return plain if len(plain) <= _MAX_LETTERS else plain[: _MAX_LETTERS - 1] + "…"

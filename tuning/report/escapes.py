@@ -1,8 +1,8 @@
-"""Names as they are, in each format that gives some letters a meaning of its own."""
+"""Escapes names for each format in which some characters have a special meaning."""
 
 import re
 
-# An underscore within a word, as in kfac_reduce, is one for Markdown too.
+# Markdown shows an underscore within a word, as in kfac_reduce, as it is.
 _MARKDOWN = re.compile(r"([\\`*\[\]<>#|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -21,11 +21,11 @@ _LATEX = {
     "≤": r"$\leq$",
     "≈": r"$\approx$",
 }
-_LARGEST_FILE_NAME = 80
+_MAX_FILE_NAME = 80
 
 
 def markdown(text: str) -> str:
-    """For a cell of a table, or a heading."""
+    """The text for a cell of a table, or for a heading."""
     return _MARKDOWN.sub(r"\\\1", one_line(text))
 
 
@@ -34,18 +34,17 @@ def latex(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Control characters, line ends among them, as blanks."""
+    """The text with control characters, such as line ends, replaced by blanks."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def file_names(names: list[str]) -> dict[str, str]:
-    """Each of the names -> a file name of plain letters, which differ where the names do."""
-    found: dict[str, str] = {}
+    """Name -> a file name of plain letters; different names have different file names."""
+    unique: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:_LARGEST_FILE_NAME] or "unnamed"
-        taken = {other.lower() for other in found.values()}
-        ending = next(
-            end for end in ("", *(f"-{i}" for i in range(2, len(names) + 2))) if (plain + end).lower() not in taken
-        )
-        found[name] = plain + ending
-    return found
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:_MAX_FILE_NAME] or "unnamed"
+        taken = {other.lower() for other in unique.values()}
+        endings = ("", *(f"-{i}" for i in range(2, len(names) + 2)))
+        ending = next(ending for ending in endings if (plain + ending).lower() not in taken)
+        unique[name] = plain + ending
+    return unique

@@ -1,4 +1,4 @@
-"""The figures of a report, for print and screen: colour-blind safe, told apart by line and marker too."""
+"""The figures of a report, for print and screen. Colours are colour-blind safe; lines and markers differ, too."""
 
 import io
 import math
@@ -18,15 +18,15 @@ from tuning.report.protocols import Cost, spent
 from tuning.report.reading import Trial
 from tuning.report.summary import Comparison, Line, Summary
 
-# Okabe and Ito's colours that show on white and on black.
+# Okabe and Ito's colours that are visible on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#999933")
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<")
-_MOST_BACKGROUND_CURVES = 40
+_MAX_BACKGROUND_CURVES = 40
 _AXES = {
     Cost.STEPS: "step",
     Cost.SECONDS: "seconds, with compilation",
-    Cost.TRAINING_SECONDS: "training seconds",  # a curve's whole compilation taken off
+    Cost.TRAINING_SECONDS: "training seconds",  # the whole compilation is subtracted from every point of a curve
 }
 
 
@@ -35,9 +35,9 @@ class Figure:
     """One figure, not yet drawn.
 
     Attributes:
-        name: of its files, without the ending; plain letters, and no other figure's.
-        workload: whose figure it is; None for that of all workloads.
-        alt: what it shows, for those who cannot see it.
+        name: of its files, without the ending. It has plain letters only, and is unique.
+        workload: that the figure is about; None for all workloads.
+        alt: the alternative text, for those who cannot see the figure.
         draw: makes the matplotlib figure.
     """
 
@@ -49,29 +49,29 @@ class Figure:
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """All of a report's figures; those without anything to show are left out."""
+    """All of a report's figures, except those that would be empty."""
     looks = _looks(sorted({line.submission for c in summary.comparisons for line in c.lines}))
-    plain = escapes.file_names([c.workload for c in summary.comparisons])
-    found = []
+    file_names = escapes.file_names([c.workload for c in summary.comparisons])
+    result = []
     for c in summary.comparisons:
-        place, name = plain[c.workload], escapes.one_line(c.workload)
-        if any(trial.steps.size for line in c.lines for trial in line.chosen):
+        file, name = file_names[c.workload], escapes.one_line(c.workload)
+        if any(trial.steps.size for line in c.lines for trial in line.best_trials):
             title = f"{name}: {words(c.metric)} on the validation split against steps and seconds"
             alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."
-            found.append(Figure(f"curves_{place}", c.workload, title, alt, partial(_curves, c, looks)))
+            result.append(Figure(f"curves_{file}", c.workload, title, alt, partial(_curves, c, looks)))
         if any(len(line.searched) for line in c.lines):
             title = f"{name}: which hyperparameters reach the target, and how fast"
             alt = "A panel for each submission: points searched, coloured by steps to target; misses are crosses."
-            found.append(Figure(f"points_{place}", c.workload, title, alt, partial(points.draw, c)))
+            result.append(Figure(f"points_{file}", c.workload, title, alt, partial(points.draw, c)))
         if any(Cost.SECONDS in line.costs for line in c.lines):
             title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
-            found.append(Figure(f"seconds_{place}", c.workload, title, alt, partial(_seconds, c)))
+            result.append(Figure(f"seconds_{file}", c.workload, title, alt, partial(_seconds, c)))
     if summary.comparisons and summary.score_by in summary.performance:
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
         title = f"Performance profile, by {summary.score_by.words}"
-        found.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
-    return found
+        result.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
+    return result
 
 
 def render(figure: Figure) -> dict[str, bytes]:
@@ -79,7 +79,7 @@ def render(figure: Figure) -> dict[str, bytes]:
     with matplotlib.rc_context(STYLE):
         drawn = figure.draw()
         drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")  # laid out once, for both formats
+        drawn.set_layout_engine("none")  # so that both formats have the same layout
         files = {}
         for ending, options in (("svg", {"metadata": {"Date": None}, "dpi": 72}), ("png", {"dpi": 160})):
             file = io.BytesIO()
@@ -105,14 +105,14 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
         costs.append(Cost.TRAINING_SECONDS)
     figure = new_figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
-    others = [trial for line in c.lines for trial in line.trials if trial not in line.chosen]
-    others = others[:: max(1, len(others) // _MOST_BACKGROUND_CURVES)]
+    others = [trial for line in c.lines for trial in line.trials if trial not in line.best_trials]
+    others = others[:: max(1, len(others) // _MAX_BACKGROUND_CURVES)]
     for axes, cost in zip(panels, costs, strict=True):
         for trial in others:
             if (x := _axis(trial, cost)) is not None:
                 axes.plot(x, trial.values, color=GREY, alpha=0.25, linewidth=0.6, rasterized=True)
         for line in c.lines:
-            _chosen_curves(axes, line, cost, looks[line.submission])
+            _best_point_curves(axes, line, cost, looks[line.submission])
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xlabel(_AXES[cost])
@@ -122,14 +122,14 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
         panels[0].annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
     handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[line.submission]) for line in c.lines]
     legend = figure.legend(handles, [short(line.submission) for line in c.lines], loc="outside lower center", ncols=3)
-    told = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
-    legend.set_title(told, {"size": 8})
+    caption = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
+    legend.set_title(caption, {"size": 8})
     return figure
 
 
-def _chosen_curves(axes: Any, line: Line, cost: Cost, look: Mapping[str, str]) -> None:
-    """The curve of the median seed, and every seed's first hit: a hundred curves in one panel are hard to read."""
-    ordered = sorted(line.chosen, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS)))
+def _best_point_curves(axes: Any, line: Line, cost: Cost, look: Mapping[str, str]) -> None:
+    """Draws the curve of the median seed, and the first hit of every seed, since many curves are hard to read."""
+    ordered = sorted(line.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS)))
     for rank, trial in enumerate(ordered):
         x, at = _axis(trial, cost), trial.hit_at(trial.target)
         if x is None:
@@ -143,7 +143,7 @@ def _chosen_curves(axes: Any, line: Line, cost: Cost, look: Mapping[str, str]) -
 
 
 def _axis(trial: Trial, cost: Cost) -> np.ndarray | None:
-    """`[evaluations]`; None where the trial has none, or its compile seconds are not on record."""
+    """The x values `[evaluations]`; None if there is no evaluation, or the compile seconds are not on record."""
     if not trial.steps.size or (cost is Cost.TRAINING_SECONDS and trial.compile_seconds is None):
         return None
     if cost is Cost.STEPS:
@@ -157,26 +157,30 @@ def _seconds(c: Comparison) -> Any:
     axes = figure.subplots()
     means = {cost: [_mean_cost(line, cost) for line in lines] for cost in Cost}
     compilation = [0.0 if line.compile_seconds is None else line.compile_seconds for line in lines]
-    is_told = [line.compile_seconds is not None for line in lines]
+    has_compile_seconds = [line.compile_seconds is not None for line in lines]
     parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
-        "training": ("#0072B2", np.where(is_told, means[Cost.TRAINING_SECONDS], 0)),
+        "training": ("#0072B2", np.where(has_compile_seconds, means[Cost.TRAINING_SECONDS], 0)),
         "compilation": ("#E69F00", compilation),
-        "both, not told apart on record": ("#56B4E9", np.where(is_told, 0, means[Cost.SECONDS])),
+        "both, not told apart on record": ("#56B4E9", np.where(has_compile_seconds, 0, means[Cost.SECONDS])),
         "evaluation (off the clock)": (GREY, [_overhead(line, "accumulated_eval_time") for line in lines]),
         "logging (off the clock)": ("#CC79A7", [_overhead(line, "accumulated_logging_time") for line in lines]),
     }
-    start, places = np.zeros(len(lines)), np.arange(len(lines))
+    start, positions = np.zeros(len(lines)), np.arange(len(lines))
     for label, (colour, widths) in parts.items():
         if np.any(widths):
             hatch = "//" if "off" in label else None
-            axes.barh(places, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4)
+            axes.barh(
+                positions, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4
+            )
         start += np.array(widths)
-    axes.set_yticks(places, [short(line.submission) for line in lines])
-    for place, line in enumerate(lines):
+    axes.set_yticks(positions, [short(line.submission) for line in lines])
+    for row, line in enumerate(lines):
         clock = Cost.TRAINING_SECONDS if line.compile_seconds is not None else Cost.SECONDS
-        if means[Cost.STEPS][place]:
-            told = f"{1e3 * means[clock][place] / means[Cost.STEPS][place]:.1f} ms a step"
-            axes.annotate(told, (start[place], place), (4, 0), "data", "offset points", va="center")
+        if means[Cost.STEPS][row]:
+            ms_per_step = 1e3 * means[clock][row] / means[Cost.STEPS][row]
+            axes.annotate(
+                f"{ms_per_step:.1f} ms a step", (start[row], row), (4, 0), "data", "offset points", va="center"
+            )
     axes.set_xlim(0, 1.15 * max(start.max(), 1e-9))
     axes.set_xlabel("seconds, mean over the best point's trials, until the target or the end")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -184,14 +188,14 @@ def _seconds(c: Comparison) -> Any:
 
 
 def _mean_cost(line: Line, cost: Cost) -> float:
-    """Over the best point's trials; those that broke off or have no such cost on record are left out."""
-    values = [spent(trial, cost) for trial in line.chosen]
+    """The mean over the best point's trials, without those that broke off or have no such cost on record."""
+    values = [spent(trial, cost) for trial in line.best_trials]
     known = [value for value in values if value is not None and math.isfinite(value)]
     return float(np.mean(known)) if known else 0.0
 
 
 def _overhead(line: Line, column: str) -> float:
-    return float(np.mean([trial.overhead[column] for trial in line.chosen]))
+    return float(np.mean([trial.overhead[column] for trial in line.best_trials]))
 
 
 def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:

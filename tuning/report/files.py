@@ -1,4 +1,4 @@
-"""Trial folders and archives of them: found once each, and their files read, with what cannot be read named."""
+"""Finds trial folders, also in archives, and reads their files. Files that cannot be read are listed as problems."""
 
 import csv
 import functools
@@ -19,13 +19,13 @@ from tuning.errors import short_json
 TRIAL = re.compile(r"trial_(\d+)(?:_seed_\d+)?")
 # Archives of trial folders, as `tuning.report.archive` packs them.
 ARCHIVE_ENDING = ".tar.xz"
-_LARGEST = 10**300
+_MAX_NUMBER = 10**300
 TIMES = ("accumulated_submission_time", "accumulated_eval_time", "accumulated_logging_time")
 
 
 @dataclass(frozen=True)
 class FileProblem:
-    """What is wrong with a file; everything else is reported all the same."""
+    """What is wrong with a file. The report has everything else."""
 
     file: str
     what: str
@@ -36,61 +36,58 @@ class TrialFolder:
     """One trial folder, on disk or in an archive.
 
     Attributes:
-        place: where it lies, below `root`.
+        path: of the folder, which is below `root`.
         root: the folder or archive that the user named.
+        names: of its files.
         text: a file's name -> its content; raises OSError or UnicodeDecodeError.
     """
 
-    place: PurePath
+    path: PurePath
     root: PurePath
     names: tuple[str, ...]
     text: Callable[[str], str]
 
 
 @dataclass
-class Found:
+class TrialFolders:
     folders: list[TrialFolder] = field(default_factory=list)
     problems: list[FileProblem] = field(default_factory=list)
 
 
-def find(places: Iterable[Path]) -> Found:
-    """Every trial folder under the places, links followed, each once by its resolved path."""
-    found = Found()
-    seen: set[Path] = set()
-    for place in places:
-        n_before = len(seen)
-        own = _in_archive(place, found.problems) if place.is_file() else _on_disk(place, found.problems)
-        n_own = 0
-        for resolved, folder in own:
-            n_own += 1
-            if resolved not in seen:
-                seen.add(resolved)
-                found.folders.append(folder)
-        if not n_own:
-            found.problems.append(FileProblem(str(place), "holds no trial folder (trial_1, trial_2, …)"))
-        elif len(seen) == n_before:
-            found.problems.append(
-                FileProblem(str(place), "holds only trial folders that are read already; counted once")
-            )
-    return found
+def find(roots: Iterable[Path]) -> TrialFolders:
+    """Every trial folder under the roots, which are folders or archives. A folder that is reached twice counts once."""
+    result = TrialFolders()
+    by_path: dict[Path, TrialFolder] = {}  # by resolved path
+    for root in roots:
+        n_before = len(by_path)
+        folders = dict(_in_archive(root, result.problems) if root.is_file() else _on_disk(root, result.problems))
+        for path, folder in folders.items():
+            by_path.setdefault(path, folder)
+        if not folders:
+            result.problems.append(FileProblem(str(root), "holds no trial folder (trial_1, trial_2, …)"))
+        elif len(by_path) == n_before:
+            problem = "holds only trial folders that are read already; counted once"
+            result.problems.append(FileProblem(str(root), problem))
+    result.folders = list(by_path.values())
+    return result
 
 
 def _on_disk(root: Path, problems: list[FileProblem]) -> Iterator[tuple[Path, TrialFolder]]:
-    entered: set[Path] = set()  # resolved, since links may lead back
+    entered: set[Path] = set()  # resolved, since links may form a loop
 
-    def complain(error: OSError) -> None:
+    def add_problem(error: OSError) -> None:
         problems.append(FileProblem(str(error.filename), f"cannot be read: {error.strerror}"))
 
-    for path, folders, names in os.walk(root, followlinks=True, onerror=complain):
-        place = Path(path)
-        resolved = place.resolve()
+    for path, folders, names in os.walk(root, followlinks=True, onerror=add_problem):
+        folder = Path(path)
+        resolved = folder.resolve()
         if resolved in entered:
             folders.clear()
             continue
         entered.add(resolved)
         folders.sort(key=_natural)
-        if TRIAL.fullmatch(place.name):
-            yield resolved, TrialFolder(place, root, tuple(names), functools.partial(_text, place))
+        if TRIAL.fullmatch(folder.name):
+            yield resolved, TrialFolder(folder, root, tuple(names), functools.partial(_text, folder))
 
 
 def _text(folder: Path, name: str) -> str:
@@ -108,9 +105,9 @@ def _in_archive(archive: Path, problems: list[FileProblem]) -> Iterator[tuple[Pa
                     contents.setdefault(path.parent, {})[path.name] = file.read()
     except (OSError, tarfile.TarError, EOFError) as error:
         problems.append(FileProblem(str(archive), f"is no archive of trial folders that can be read: {error}"))
-    for place, files in contents.items():
-        own = archive.resolve() / place
-        yield own, TrialFolder(archive / place, archive, tuple(files), functools.partial(_decoded, files))
+    for path, files in contents.items():
+        folder = TrialFolder(archive / path, archive, tuple(files), functools.partial(_decoded, files))
+        yield archive.resolve() / path, folder
 
 
 def _decoded(files: Mapping[str, bytes], name: str) -> str:
@@ -120,22 +117,22 @@ def _decoded(files: Mapping[str, bytes], name: str) -> str:
 
 
 def _natural(name: str) -> list[Any]:
-    """trial_2 before trial_10."""
+    """Sorting key that puts trial_2 before trial_10."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def read_json(
     folder: TrialFolder, name: str, types: Mapping[str, Any], problems: list[FileProblem], cure: str = ""
 ) -> dict:
-    """A JSON object, without the entries of a wrong type, each of which is a problem; {} where there is no file.
+    """A JSON object; {} if there is no file. Entries of a wrong type are left out, and listed as problems.
 
     Args:
-        types: entry -> the types that it may have; null stands for what is not on record.
-        cure: ends the message about a file that is no JSON object.
+        types: entry -> the types that it may have. Null is always allowed, and means that a value is not on record.
+        cure: the end of the message about a file that is no JSON object.
     """
     if name not in folder.names:
         return {}
-    file = str(folder.place / name)
+    file = str(folder.path / name)
     try:
         content = json.loads(folder.text(name))
         if not isinstance(content, dict):
@@ -145,78 +142,78 @@ def read_json(
         return {}
     kept = {}
     for key, value in content.items():
-        if key in types and value is not None and not _is_of(value, types[key]):
-            value_and_type = f"{short_json(value, 60)}, which is no {_named(types[key])}"
+        if key in types and value is not None and not _has_type(value, types[key]):
+            value_and_type = f"{short_json(value, 60)}, which is no {_type_name(types[key])}"
             problems.append(FileProblem(file, f"is left out in part: {key} is {value_and_type}"))
         else:
             kept[key] = value
     return kept
 
 
-def _is_of(value: Any, kinds: Any) -> bool:
+def _has_type(value: Any, types: Any) -> bool:
     # JSON's true is a Python int, and its integers may be larger than any float.
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    if isinstance(value, bool) or not isinstance(value, types):
         return False
-    return not isinstance(value, int) or abs(value) < _LARGEST
+    return not isinstance(value, int) or abs(value) < _MAX_NUMBER
 
 
-def _named(kinds: Any) -> str:
-    return {str: "text", dict: "object", int: "whole number"}.get(kinds, "number")
+def _type_name(types: Any) -> str:
+    return {str: "text", dict: "object", int: "whole number"}.get(types, "number")
 
 
 def read_evaluations(folder: TrialFolder, metric: str, extra: Sequence[str], problems: list[FileProblem]) -> dict:
-    """Column -> `[evaluations]`, of the rows that are whole.
+    """Column -> `[evaluations]`, from the rows that are complete.
 
-    A metric that is empty or no number is NaN, and never a hit. Columns of `extra` may be absent: all NaN.
+    A metric that is empty or not a number becomes NaN, which is never a hit. A missing column of `extra` is all NaN.
     """
-    needed = ("global_step", *TIMES, metric)
-    file = str(folder.place / "eval_measurements.csv")
+    required = ("global_step", *TIMES, metric)
+    file = str(folder.path / "eval_measurements.csv")
     rows: list[list[float]] = []
 
-    def complain(what: str) -> None:
+    def add_problem(what: str) -> None:
         problems.append(FileProblem(file, what))
 
     try:
         lines = folder.text("eval_measurements.csv").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # a number that is cut short may still be one
-            complain(f"line {len(lines)} is left out: it was cut short")
+        if lines and not lines[-1].endswith("\n"):  # a truncated number may still look like one
+            add_problem(f"line {len(lines)} is left out: it was cut short")
             lines.pop()
         reader = csv.reader(lines)
         header = next(reader, [])
-        missing = [name for name in needed if name not in header]
+        missing = [name for name in required if name not in header]
         if missing:
-            complain(f"has no column {', '.join(missing)}")
+            add_problem(f"has no column {', '.join(missing)}")
         else:
-            rows = _rows(reader, header, needed, extra, complain)
+            rows = _rows(reader, header, required, extra, add_problem)
     except FileNotFoundError:
-        complain("is missing: no evaluation on record")
+        add_problem("is missing: no evaluation on record")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        complain(f"cannot be read: {error}")
-    columns = (*needed, *extra)
+        add_problem(f"cannot be read: {error}")
+    columns = (*required, *extra)
     table = np.array(rows, float).reshape(len(rows), len(columns))
-    n_lost = int(np.isnan(table[:, len(needed) - 1]).sum())
+    n_lost = int(np.isnan(table[:, len(required) - 1]).sum())
     if n_lost:
-        complain(f"{metric} is not a number in {n_lost} of {len(table)} rows")
+        add_problem(f"{metric} is not a number in {n_lost} of {len(table)} rows")
     return dict(zip(columns, table.T, strict=True))
 
 
-def _rows(reader: Any, header: list[str], needed: Sequence[str], extra: Sequence[str], complain: Any) -> list:
-    places = [header.index(name) for name in needed]
-    more = [header.index(name) if name in header else None for name in extra]
+def _rows(reader: Any, header: list[str], required: Sequence[str], extra: Sequence[str], add_problem: Any) -> list:
+    required_columns = [header.index(name) for name in required]
+    extra_columns = [header.index(name) if name in header else None for name in extra]
     rows = []
     for number, row in enumerate(reader, start=2):
         try:
             if len(row) != len(header):
                 raise ValueError(f"has {len(row)} of {len(header)} cells")
-            values = [_number(row[place]) for place in places]
+            values = [_number(row[column]) for column in required_columns]
             if not all(map(math.isfinite, values[:-1])):
                 raise ValueError("has a step or time that is not a number")
-            rows.append(values + [math.nan if place is None else _number(row[place]) for place in more])
+            rows.append(values + [math.nan if column is None else _number(row[column]) for column in extra_columns])
         except ValueError as error:
-            complain(f"line {number} is left out: {error}")
+            add_problem(f"line {number} is left out: {error}")
     return rows
 
 
 def _number(cell: str) -> float:
-    """The harness leaves the cell of a metric that is not a number empty."""
+    """The number in a cell; NaN for an empty cell, which the harness writes for NaN."""
     return float(cell) if cell.strip() else math.nan

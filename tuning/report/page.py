@@ -1,4 +1,4 @@
-"""The report's page and files."""
+"""Writes the report's page, figures and tables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from tuning.report.summary import Comparison, Line, Summary, summarise
 from workloads import budgets
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
-_MOST_PROBLEMS_SHOWN = 200
-_PLACES = re.compile(r'(?<= )(?:d|x|y)="[^"]*"')
+_MAX_PROBLEMS_SHOWN = 200
+_COORDINATES = re.compile(r'(?<= )(?:d|x|y)="[^"]*"')
 _DECIMALS = re.compile(r"(\d\.\d)\d+")
 
 
@@ -29,11 +29,11 @@ def write(
     rank_by: Cost = Cost.STEPS,
     hardware_profile: str = budgets.V100X8,
 ) -> Summary:
-    """Read the trial folders, and write index.html, the figures, and the tables into `out`.
+    """Reads the trial folders, and writes index.html, the figures and the tables into `out`.
 
     Args:
         references, rank_by: see `summarise`.
-        refresh_s: how often a browser loads the page anew; 0 for never.
+        refresh_s: seconds after which a browser reloads the page; 0 for never.
         hardware_profile: see `read`.
 
     Raises:
@@ -56,7 +56,7 @@ def write(
 
 
 def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 0) -> str:
-    """The page, with everything in it; `drawn` are its figures and their svg."""
+    """The page, which needs no other file. `drawn` has its figures and their svg."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -77,48 +77,49 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
         official=_official(summary),
         costs=Cost,
         ranked=_ranked(summary),
-        problems=summary.problems[:_MOST_PROBLEMS_SHOWN],
+        problems=summary.problems[:_MAX_PROBLEMS_SHOWN],
         searched=_searched,
         point=_point,
     )
 
 
 def verdict(c: Comparison, rank_by: Cost) -> str:
-    """One sentence: who gets to the target first, and by how much."""
+    """A sentence or two: which submission reaches the target first, and by how much."""
     hits = [line for line in c.lines if rank_by in line.costs and not line.costs[rank_by].is_bound]
     if c.target is None:
         return f"{c.workload} has no target."
     if not hits:
         return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
     first = hits[0]
-    told = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
-    told += tables.spread(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
-    own = c.ratios.get(first.submission, {})
-    if first.submission == c.reference or rank_by not in own:
-        return told + ("; it is the reference." if own else ".")
-    told += f": {tables.ratio(own[rank_by])} of {c.reference}'s"
-    others = [cost for cost in Cost if cost is not rank_by and cost in own]
-    told += "".join(f", {tables.ratio(own[cost])} of its {cost.words}" for cost in others) + "."
+    sentence = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
+    sentence += tables.spread(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
+    ratios = c.ratios.get(first.submission, {})
+    if first.submission == c.reference or rank_by not in ratios:
+        return sentence + ("; it is the reference." if ratios else ".")
+    sentence += f": {tables.ratio(ratios[rank_by])} of {c.reference}'s"
+    others = [cost for cost in Cost if cost is not rank_by and cost in ratios]
+    sentence += "".join(f", {tables.ratio(ratios[cost])} of its {cost.words}" for cost in others) + "."
     clock = Cost.SECONDS if rank_by is Cost.STEPS else Cost.STEPS
     timed = [line for line in hits if clock in line.costs]
     best = min(timed, key=lambda line: line.costs[clock].median, default=first)
     if best is not first:
         ratio = c.ratios.get(best.submission, {}).get(clock)
-        told += f" {best.submission} needs the fewest {clock.words}" + (f", {tables.ratio(ratio)}." if ratio else ".")
-    return told
+        sentence += f" {best.submission} needs the fewest {clock.words}"
+        sentence += f", {tables.ratio(ratio)}." if ratio else "."
+    return sentence
 
 
 def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
-    """An SVG file's element, labelled, its ink the page's, its places to a tenth of a point.
+    """The element of an SVG file, for the page: labelled, in the page's text colour, with rounded coordinates.
 
-    `prefix` keeps its ids apart from those of other figures.
+    `prefix` makes its ids differ from those of other figures.
     """
     element = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
-    element = _PLACES.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), element)
+    element = _COORDINATES.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), element)
     element = element.replace(figures.INK, "currentColor")
-    element = re.sub(r' id="(?:[a-z]+_\d+|patch_\d+)"', "", element)  # groups' ids, which nothing refers to
+    element = re.sub(r' id="(?:[a-z]+_\d+|patch_\d+)"', "", element)  # ids of groups, which are not referred to
     element = re.sub(r'\bid="', f'id="{prefix}', element)
     element = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", element)
     element = re.sub(r">\s+<", "><", element)
@@ -127,20 +128,20 @@ def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
 
 
 def _sort_values(c: Comparison, line: Line) -> list[float | str]:
-    """What the columns after the first are sorted by; empty comes last."""
+    """The values by which the columns after the first are sorted; empty values come last."""
     ratios = c.ratios.get(line.submission, {})
-    values: list[float | None] = [sum(trial.hit_at(trial.target) is not None for trial in line.chosen)]
+    values: list[float | None] = [sum(trial.hit_at(trial.target) is not None for trial in line.best_trials)]
     for cost in Cost:
         values += [cost in line.costs and line.costs[cost].median, cost in ratios and ratios[cost].value]
-    n, ended = line.search_hits
-    values += [line.compile_seconds, line.test_at_hit, n / ended if ended else None, line.best]
+    n_hits, n_ended = line.search_hits
+    values += [line.compile_seconds, line.test_at_hit, n_hits / n_ended if n_ended else None, line.best]
     values += [len(line.searched)]
     return ["" if value is None or value is False else value for value in values]
 
 
 def _official(summary: Summary) -> str:
-    n, all_of_them = summary.n_official, len(scoring.OFFICIAL_WORKLOADS)
-    if n == all_of_them == len(summary.comparisons):
+    n, n_all = summary.n_official, len(scoring.OFFICIAL_WORKLOADS)
+    if n == n_all == len(summary.comparisons):
         return "All eight base workloads of AlgoPerf are present; the held-out workloads' rule is not applied."
     return (
         f"This is no official AlgoPerf score: of its eight base workloads, the denominator, {n} "
@@ -164,7 +165,7 @@ def _searched(line: Line) -> str:
 
 
 def _point(line: Line) -> str:
-    if not line.chosen:
+    if not line.best_trials:
         return "–"
-    items = line.chosen[0].point.items()
+    items = line.best_trials[0].point.items()
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in items)

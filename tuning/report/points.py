@@ -1,4 +1,4 @@
-"""Which hyperparameters reach the target, and how fast: a panel for each submission."""
+"""Draws which hyperparameters reach the target, and how fast: a panel for each submission."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tuning.report.reading import HIT, Phase, Trial
 from tuning.report.summary import Comparison, Line, category
 
 _MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}
-_MOST_VECTOR_POINTS = 200  # beyond that they are pixels, so that the page stays light
+_MAX_VECTOR_POINTS = 200  # more points are drawn as pixels, so that the page stays small
 
 
 def draw(c: Comparison) -> Any:
@@ -25,7 +25,7 @@ def draw(c: Comparison) -> Any:
     panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
     hits = [float(trial.steps[trial.hit_at(trial.target)]) for line in lines for trial in _search(line, hit=True)]
     scale = matplotlib.colors.Normalize(min(hits, default=0), max(hits, default=1))
-    is_rasterized = sum(len(line.trials) for line in lines) > _MOST_VECTOR_POINTS
+    is_rasterized = sum(len(line.trials) for line in lines) > _MAX_VECTOR_POINTS
     for axes, line in zip(panels, lines, strict=False):
         _point_panel(axes, line, scale, is_rasterized)
     for axes in panels[len(lines) :]:
@@ -49,23 +49,23 @@ def _search(line: Line, *, hit: bool) -> list[Trial]:
 def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
     x, y = _axes_of(line.searched)
     hit, missed = _search(line, hit=True), _search(line, hit=False)
-    where = [[_place(trial, name, line.searched) for trial in hit] for name in (x, y)]
+    coordinates = [[_coordinate(trial, name, line.searched) for trial in hit] for name in (x, y)]
     colours = [trial.steps[trial.hit_at(trial.target)] for trial in hit]
     look = {"s": 36, "rasterized": rasterized}
-    axes.scatter(*where, c=colours, norm=scale, cmap="viridis_r", edgecolors=GREY, linewidths=0.5, **look)
+    axes.scatter(*coordinates, c=colours, norm=scale, cmap="viridis_r", edgecolors=GREY, linewidths=0.5, **look)
     for state in sorted({trial.state for trial in missed}):
-        own = [trial for trial in missed if trial.state == state]
-        where = [[_place(trial, name, line.searched) for trial in own] for name in (x, y)]
-        axes.scatter(*where, color=GREY, marker=_MISSES.get(state, "_"), **look)
-    for name, which in ((x, axes.xaxis), (y, axes.yaxis)):
+        with_state = [trial for trial in missed if trial.state == state]
+        coordinates = [[_coordinate(trial, name, line.searched) for trial in with_state] for name in (x, y)]
+        axes.scatter(*coordinates, color=GREY, marker=_MISSES.get(state, "_"), **look)
+    for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
         if name and not isinstance(line.searched[name][0], str):
-            which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+            axis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         if name and _is_wide(line.searched[name]):
-            (axes.set_xscale if which is axes.xaxis else axes.set_yscale)("log")
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             is_long = line.searched[name][1] > 30 * line.searched[name][0]
-            which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
-            which.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            which.set_minor_locator(matplotlib.ticker.NullLocator())
+            axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
+            axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.tick_params(labelsize=7, which="both")
     axes.set_title(short(line.submission), fontsize=9)
     axes.set_xlabel(words(x), fontsize=8)
@@ -75,15 +75,15 @@ def _point_panel(axes: Any, line: Line, scale: Any, rasterized: bool) -> None:
 
 
 def _axes_of(searched: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Learning rate and damping where they were searched, else what was."""
-    wanted = ["learning_rate", "damping", "one_minus_beta1"]
+    """The hyperparameters of both axes: learning rate and damping if they were searched, otherwise others."""
+    preferred = ["learning_rate", "damping", "one_minus_beta1"]
     numbers = [name for name, values in searched.items() if not isinstance(values[0], str)] or list(searched)
-    names = sorted(numbers, key=lambda name: (wanted.index(name) if name in wanted else len(wanted), name))
+    names = sorted(numbers, key=lambda name: (preferred.index(name) if name in preferred else len(preferred), name))
     return names[0], names[1] if len(names) > 1 else None
 
 
-def _place(trial: Trial, name: str | None, searched: Mapping[str, Any]) -> Any:
-    """Where on an axis."""
+def _coordinate(trial: Trial, name: str | None, searched: Mapping[str, Any]) -> Any:
+    """The trial's coordinate on the axis of the hyperparameter `name`."""
     if name is None:
         return 0.0
     value = trial.point.get(name)

@@ -1,6 +1,6 @@
-"""Which of a submission's trials count, and what they cost: the paper's protocol, and AlgoPerf's.
+"""Which of a submission's trials count, and their cost, by two protocols.
 
-The paper: the best point, repeated over seeds. AlgoPerf: the median over studies of the best trial.
+The K-FAC paper's: the best point, repeated over seeds. AlgoPerf's: the median over studies of the best trial.
 """
 
 import math
@@ -16,17 +16,17 @@ from tuning.outcome import Miss
 from tuning.report.reading import UNFINISHED, Phase, Trial
 from tuning.scoring import Spread
 
-# Neither a hit nor a miss of the budget: left out of every median.
+# States that are neither a hit nor a miss of the budget. Every median leaves these trials out.
 NO_RESULT = (str(Miss.PRUNED), UNFINISHED)
-# Ended before the budget, so that its seconds are not those of the budget.
+# States of trials that ended before the budget, so that their seconds are not the budget's.
 _BROKEN_OFF = (str(Miss.DIVERGED), str(Miss.CRASHED))
 
 
 class Cost(StrEnum):
-    """What it took to reach the target. `words` is for people.
+    """A cost of reaching the target. `words` is its name in texts.
 
-    Training seconds are AlgoPerf's seconds less those that compilation took. They exist only where the trial has its
-    compile seconds on record: the official harness records none.
+    Training seconds are AlgoPerf's seconds without compilation. They are known only if the trial's compile seconds are
+    on record; the official harness records none.
     """
 
     STEPS = "steps"
@@ -39,25 +39,28 @@ class Cost(StrEnum):
 
 
 def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
-    """The trials of the best point, one a seed, and how they came about."""
+    """The trials of the best point, one per seed, and a description of how they were chosen."""
     ended = [trial for trial in trials if trial.state not in NO_RESULT]
-    for phase, told in ((Phase.REFERENCE, "the target's own configuration"), (Phase.REPEAT, "the search's best point")):
+    for phase, description in (
+        (Phase.REFERENCE, "the target's own configuration"),
+        (Phase.REPEAT, "the search's best point"),
+    ):
         repeated = _by_point([trial for trial in ended if trial.phase is phase])
         if repeated:
-            own = max(repeated, key=len)
-            return own, f"{told}, on {_seeds(own)}"
-    several = [own for own in _by_point(ended) if len({trial.rng_seed for trial in own}) > 1]
-    if several:
-        most = max(len(own) for own in several)
-        own = min((own for own in several if len(own) == most), key=merit)
-        return own, f"every point on {_seeds(own)}, the best one's"
+            most_seeds = max(repeated, key=len)
+            return most_seeds, f"{description}, on {_seeds(most_seeds)}"
+    on_several_seeds = [point for point in _by_point(ended) if len({trial.rng_seed for trial in point}) > 1]
+    if on_several_seeds:
+        n_trials = max(map(len, on_several_seeds))
+        best = min((point for point in on_several_seeds if len(point) == n_trials), key=merit)
+        return best, f"every point on {_seeds(best)}, the best one's"
     if not ended:
         return [], "no trial has ended"
     return [min(ended, key=lambda trial: merit([trial]))], "the search's best trial, on one seed"
 
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
-    """AlgoPerf's median over studies of the best trial; None where most studies have no hit, or none is on record."""
+    """AlgoPerf's median over studies of the best trial; None if it is a miss, or a hit's cost is not on record."""
     times = {}
     for study, trials in studies.items():
         hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
@@ -69,9 +72,9 @@ def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float 
 
 
 def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None:
-    """Cost until `target` (the trial's own if not given), or of the whole trial where it missed; None if not on record.
+    """The cost until `target` (by default the trial's own), or of the whole trial if it missed; None if not on record.
 
-    A miss counts the whole budget of steps. Seconds of a miss that broke off are NaN: they are not the budget's.
+    A miss counts as the whole budget of steps. The seconds of a miss that broke off are NaN: they are not the budget's.
     """
     at = trial.hit_at(trial.target if target is None else target)
     if cost is Cost.STEPS:
@@ -85,9 +88,9 @@ def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None
 
 
 def known_costs(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> list[float]:
-    """What `spent` finds, without the trials whose cost is not on record."""
-    found = (spent(trial, cost, target) for trial in trials)
-    return [own for own in found if own is not None]
+    """The costs of those trials whose cost is on record; see `spent`."""
+    costs = (spent(trial, cost, target) for trial in trials)
+    return [value for value in costs if value is not None]
 
 
 def _steps(trial: Trial, hit: int | None) -> float:
@@ -96,32 +99,32 @@ def _steps(trial: Trial, hit: int | None) -> float:
 
 
 def spread(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> Spread | None:
-    """Over the trials of one point; None where a cost is not on record, or the median is that of a broken-off trial."""
-    goals = [trial.target if target is None else target for trial in trials]
+    """The spread over one point's trials; None if a cost is not on record, or a broken-off trial is the median."""
+    targets = [trial.target if target is None else target for trial in trials]
     values = known_costs(trials, cost, target)
-    if not trials or None in goals or len(values) < len(trials):
+    if not trials or None in targets or len(values) < len(trials):
         return None
-    missed = [trial.hit_at(goal) is None for trial, goal in zip(trials, goals, strict=True)]
-    found = Spread.of(values, missed)
-    return None if math.isnan(found.median) else found
+    missed = [trial.hit_at(value) is None for trial, value in zip(trials, targets, strict=True)]
+    result = Spread.of(values, missed)
+    return None if math.isnan(result.median) else result
 
 
 def share_of_hits(trials: Sequence[Trial]) -> tuple[int, int]:
-    """(hits, ended trials) of a search: how forgiving its space is."""
+    """(hits, ended trials) of a search: a high share means that many hyperparameters work."""
     search = [trial for trial in trials if trial.phase is Phase.SEARCH and trial.target is not None]
     ended = [trial for trial in search if trial.state not in NO_RESULT]
     return sum(trial.hit_at(trial.target) is not None for trial in ended), len(ended)
 
 
 def test_metric_at_hit(trials: Sequence[Trial]) -> float | None:
-    """Median of the test metric at the evaluation that reached the target, of those on record."""
+    """The median test metric at the evaluation that reached the target; None if none is on record."""
     at_hit = [trial.test_values[at] for trial in trials if (at := trial.hit_at(trial.target)) is not None]
     known = [float(value) for value in at_hit if np.isfinite(value)]
     return statistics.median(known) if known else None
 
 
 def merit(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Less is better: mean steps to target, and for points that all missed it how far the metric is from it."""
+    """Sorting key of points, where less is better: mean steps to target, then the mean best metric."""
     steps = statistics.mean(_steps(trial, trial.hit_at(trial.target)) for trial in trials)
     sign = 1 if trials[0].lower_is_better else -1
     return steps, statistics.mean(math.inf if trial.best is None else sign * trial.best for trial in trials)

@@ -1,9 +1,9 @@
-"""Trial folders, ours or the official harness's, to trials; and what in them could not be read, file by file."""
+"""Reads trial folders, ours or the official harness's, and lists the files that cannot be read."""
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePath
@@ -21,11 +21,11 @@ from workloads import budgets
 _WORKLOAD = re.compile(r"(.+)_(?:jax|pytorch)")
 _STUDY = re.compile(r"study_(\d+)")
 
-# How a trial came out: it hit its target, missed it for a reason, or has no end on record.
+# States of a trial: it hit its target, missed it for a reason, or has no end on record.
 HIT, UNFINISHED = "hit", "unfinished"
 STATES = (HIT, *(str(miss) for miss in Miss), UNFINISHED)
 
-# A run that stops at its time limit has its last evaluation about one evaluation period before the limit at most.
+# The last evaluation of a run that stops at its time limit is at most about one evaluation period before the limit.
 _PERIODS_TO_LIMIT = 1.1
 
 _NUMBER = (int, float)
@@ -46,7 +46,7 @@ _CURE = "; restore it, or remove it and run the trial again with --resume"
 
 
 class Phase(StrEnum):
-    """What a trial was run for, by the folder of this name above it; without one it is a search's.
+    """The purpose of a trial, which is the name of a folder above it; without such a folder it is SEARCH.
 
     SEARCH tries points, CONFIRM runs the best of them on one more seed, REPEAT runs the best one on fresh seeds, and
     REFERENCE runs the configuration that the target was set with.
@@ -60,10 +60,10 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One trial folder. What is not on record is None, or empty.
+    """The content of one trial folder. Values that are not on record are None or empty.
 
     Attributes:
-        experiment: the folder above the workload's and the phase's, by which submissions of one name are told apart.
+        experiment: the folder above the workload's and the phase's. It distinguishes submissions of one name.
         is_self_tuned: whether the submission chose its own hyperparameters (AlgoPerf's self-tuning ruleset).
         metric, target: name and value to reach on the validation split.
         steps, seconds, values, test_values: `[evaluations]`; seconds are the submission's, compilation included.
@@ -114,28 +114,28 @@ class Records:
     hardware_profile: str = budgets.V100X8
 
 
-def read(places: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Records:
-    """Every trial under the folders or archives. What cannot be read is a problem.
+def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Records:
+    """Every trial under the folders or archives. Files that cannot be read are listed as problems.
 
     Args:
-        hardware_profile: gives an official workload's budget where a trial has none on record.
+        hardware_profile: whose budget of an official workload is used for a trial without a budget on record.
     """
-    found = files.find(places)
-    records = Records(problems=found.problems, hardware_profile=hardware_profile)
-    for folder in found.folders:
+    trial_folders = files.find(roots)
+    records = Records(problems=trial_folders.problems, hardware_profile=hardware_profile)
+    for folder in trial_folders.folders:
         trial = _read_trial(folder, hardware_profile, records.problems)
         if trial is not None:
             records.trials.append(trial)
-    records.trials = _told_apart(records.trials, records.problems)
+    records.trials = _with_unique_names(records.trials, records.problems)
     return records
 
 
 def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileProblem]) -> Trial | None:
-    def complain(file: str, what: str) -> None:
-        problems.append(FileProblem(str(folder.place / file), what))
+    def add_problem(file: str, what: str) -> None:
+        problems.append(FileProblem(str(folder.path / file), what))
 
     if not folder.names:
-        complain("", "an empty folder")
+        add_problem("", "an empty folder")
         return None
     outcome = files.read_json(folder, "outcome.json", _OUTCOME, problems, _CURE)
     meta = files.read_json(folder, "meta_data_0.json", _META, problems)
@@ -144,32 +144,34 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     if not outcome:
         for name in ("meta_data_0.json", "hparams.json"):
             if name not in folder.names:
-                complain(name, "is missing")
-    workload, study, experiment, phase = _place(folder)
+                add_problem(name, "is missing")
+    workload, study, experiment, phase = _location(folder)
     workload = outcome.get("workload") or workload
     if workload is None:
-        complain("", "does not lie in a folder called {workload}_jax, and has no outcome.json that names the workload")
+        add_problem(
+            "", "does not lie in a folder called {workload}_jax, and has no outcome.json that names the workload"
+        )
         return None
-    metric, target, lower_is_better = _goal(outcome, meta)
+    metric, target, lower_is_better = _target(outcome, meta)
     submission = outcome.get("submission") or _submission(flags)
     if metric is None:
-        complain("meta_data_0.json", "names no target metric (workload.target_metric_name)")
-        if submission is None:  # with a name it counts as unfinished, and its study as one without a hit
+        add_problem("meta_data_0.json", "names no target metric (workload.target_metric_name)")
+        if submission is None:  # with a name it counts as unfinished, and its study as a miss
             return None
     if metric is not None and lower_is_better is None:
-        complain("", f"is left out: of its metric {metric} it is not known whether more or less is better")
+        add_problem("", f"is left out: of its metric {metric} it is not known whether more or less is better")
         return None
     metrics = (f"validation/{metric}", f"test/{metric}")
     table = dict.fromkeys(("global_step", *files.TIMES, *metrics), np.array([]))
     if metric is not None:
         table = files.read_evaluations(folder, metrics[0], metrics[1:], problems)
     trial = Trial(
-        folder=str(folder.place),
+        folder=str(folder.path),
         experiment=str(experiment),
         workload=workload,
         submission=submission or experiment.name,
         study=study,
-        index=int(folder.place.name.split("_")[1]),
+        index=int(folder.path.name.split("_")[1]),
         phase=phase,
         is_self_tuned=(outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF,
         point=point,
@@ -188,38 +190,43 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         environment=outcome.get("environment") or {name: meta[name] for name in meta if "." not in name},
     )
     trial = replace(trial, state=_state(trial, outcome, meta, hardware_profile))
-    at = trial.hit_at(trial.target)
-    found = None if at is None else int(trial.steps[at])
-    if "steps_to_target" in outcome and trial.steps.size and outcome["steps_to_target"] != found:
-        told, seen = ("never" if step is None else step for step in (outcome["steps_to_target"], found))
-        complain("outcome.json", f"says that the target was reached at {told}, the evaluations say {seen}")
+    _check_hit(trial, outcome, add_problem)
     return trial
 
 
-def _goal(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | None, float | None, bool | None]:
+def _check_hit(trial: Trial, outcome: Mapping[str, Any], add_problem: Callable[[str, str], None]) -> None:
+    """Adds a problem if outcome.json and the evaluations differ about the step that reached the target."""
+    at = trial.hit_at(trial.target)
+    hit_step = None if at is None else int(trial.steps[at])
+    if "steps_to_target" in outcome and trial.steps.size and outcome["steps_to_target"] != hit_step:
+        recorded, evaluated = ("never" if step is None else step for step in (outcome["steps_to_target"], hit_step))
+        add_problem("outcome.json", f"says that the target was reached at {recorded}, the evaluations say {evaluated}")
+
+
+def _target(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | None, float | None, bool | None]:
     """(metric, finite target, whether less is better), as far as they are on record."""
     if outcome.get("target_metric"):
         metric, target = outcome["target_metric"], outcome.get("target_value")
     else:
         metric, target = meta.get("workload.target_metric_name"), meta.get("workload.validation_target_value")
     metric = metric.removeprefix("validation/") if metric else None
-    told = outcome.get("target_direction") or meta.get("workload.target_direction")
-    lower_is_better = {"lower": True, "higher": False}.get(told or "", scoring.LOWER_IS_BETTER.get(metric or ""))
+    direction = outcome.get("target_direction") or meta.get("workload.target_direction")
+    lower_is_better = {"lower": True, "higher": False}.get(direction or "", scoring.LOWER_IS_BETTER.get(metric or ""))
     return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
 
 
 def workload_of(folder: TrialFolder) -> str | None:
-    """By outcome.json, or by where the folder lies."""
-    return files.read_json(folder, "outcome.json", _OUTCOME, []).get("workload") or _place(folder)[0]
+    """The folder's workload, by outcome.json or by its path."""
+    return files.read_json(folder, "outcome.json", _OUTCOME, []).get("workload") or _location(folder)[0]
 
 
-def _place(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:
-    """(workload, study, experiment's folder, phase) by where a trial lies.
+def _location(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:
+    """(workload, study, experiment's folder, phase), by the trial folder's path.
 
-    The place is EXPERIMENT/[phase/][study_N/]{workload}_jax/[…/]trial_N, or EXPERIMENT/[…/]trial_N.
+    The path is EXPERIMENT/[phase/][study_N/]{workload}_jax/[…/]trial_N, or EXPERIMENT/[…/]trial_N.
     """
     workload, study, experiment, phase = None, 1, folder.root, Phase.SEARCH
-    for parent in folder.place.parents:
+    for parent in folder.path.parents:
         if match := _WORKLOAD.fullmatch(parent.name):
             workload, experiment = match[1], parent.parent
         elif match := _STUDY.fullmatch(parent.name):
@@ -232,7 +239,7 @@ def _place(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:
 
 
 def _submission(flags: Mapping[str, Any]) -> str | None:
-    """A submission's name by its path: that of its folder, or of its file where that is not called submission.py."""
+    """The submission's name by its path: its folder's name, or its file's if that is not called submission.py."""
     if not flags.get("submission_path"):
         return None
     path = Path(flags["submission_path"])
@@ -245,7 +252,7 @@ def _compile_seconds(outcome: Mapping[str, Any]) -> float | None:
 
 
 def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], hardware_profile: str) -> str:
-    """By the evaluations; where they reach no target, by outcome.json, or else by the budgets."""
+    """The trial's state, by the evaluations; if they reach no target, by outcome.json, or otherwise by the budgets."""
     if trial.hit_at(trial.target) is not None:
         return HIT
     if outcome.get("reason") in STATES:
@@ -261,20 +268,20 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], ha
     return str(Miss.BUDGET) if is_spent or trial.steps[-1] >= (trial.budget or math.inf) else UNFINISHED
 
 
-def _told_apart(trials: list[Trial], problems: list[FileProblem]) -> list[Trial]:
-    """Submissions of one name in several experiments, on one workload, each with its experiment's name.
+def _with_unique_names(trials: list[Trial], problems: list[FileProblem]) -> list[Trial]:
+    """The trials with names of submissions that are unique.
 
-    The trials of the target's own configuration are always a row of their own, and so are those that tuned themselves,
-    as their budget is another.
+    If several experiments on one workload have submissions of one name, the experiment's name is added. Trials of the
+    target's own configuration, and self-tuning trials, whose budget is larger, always have names of their own.
     """
     trials = [replace(trial, submission=trial.submission + _kind(trial)) for trial in trials]
     experiments: dict[tuple[str, str], set[str]] = defaultdict(set)
     for trial in trials:
         experiments[trial.workload, trial.submission].add(trial.experiment)
-    clashing = {name for (_, name), places in experiments.items() if len(places) > 1}
+    clashing = {name for (_, name), folders in experiments.items() if len(folders) > 1}
     for name in sorted(clashing):
-        places = sorted({trial.experiment for trial in trials if trial.submission == name})
-        problems.append(FileProblem(", ".join(places), f"hold submissions of one name, {name}: shown apart by folder"))
+        folders = sorted({trial.experiment for trial in trials if trial.submission == name})
+        problems.append(FileProblem(", ".join(folders), f"hold submissions of one name, {name}: shown apart by folder"))
     return [
         replace(trial, submission=f"{trial.submission} ({Path(trial.experiment).name})")
         if trial.submission in clashing

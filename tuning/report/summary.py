@@ -1,4 +1,4 @@
-"""What trials come to: a line for each submission on each workload, ratios to a first-order reference, and scores."""
+"""Results of trials: a line for each submission on each workload, ratios to a first-order reference, and scores."""
 
 import json
 import math
@@ -18,11 +18,11 @@ from tuning.scoring import Spread
 
 @dataclass(frozen=True)
 class Ratio:
-    """To the reference.
+    """The ratio of a submission's median to the reference's.
 
     Attributes:
-        interval: by bootstrap over both's seeds; None where there are too few.
-        bound: "≤" where the reference's median depends on a miss, "≥" where one's own does, "≈" where both do.
+        interval: by bootstrap over the seeds of both; None if there are too few seeds.
+        bound: "≤" if the reference's median depends on a miss, "≥" if the submission's does, "≈" if both do.
     """
 
     value: float
@@ -35,21 +35,21 @@ class Line:
     """One submission on one workload.
 
     Attributes:
-        trials: all of them, of every phase.
-        searched: dimension -> its search's values, or the least and the greatest where all are numbers.
-        chosen: the trials of the best point, one a seed, and `protocol` how they came about.
-        costs: medians of `chosen`, of the costs that are on record.
-        compile_seconds: mean of `chosen`; None where it is not on record.
-        levels: target level -> steps to it, of `chosen`.
-        n_studies, algoperf: studies, and the median over them of the best trial; None for a miss or no record.
+        trials: all trials, of every phase.
+        searched: dimension -> its values in the search; the least and the greatest if all are numbers.
+        best_trials: the trials of the best point, one per seed. `protocol` describes how they were chosen.
+        costs: medians over `best_trials`, of the costs that are on record.
+        compile_seconds: mean over `best_trials`; None if it is not on record.
+        levels: target level -> steps to it, over `best_trials`.
+        n_studies, algoperf: number of studies, and AlgoPerf's median over them; None for a miss or no record.
         search_hits: (hits, ended trials) of the search.
-        test_at_hit: median test metric of `chosen` when they reached the target.
+        test_at_hit: median test metric of `best_trials` when they reached the target.
     """
 
     submission: str
     trials: tuple[Trial, ...]
     searched: Mapping[str, Any]
-    chosen: tuple[Trial, ...]
+    best_trials: tuple[Trial, ...]
     protocol: str
     costs: Mapping[Cost, Spread]
     compile_seconds: float | None
@@ -66,9 +66,9 @@ class Line:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How trials came out, those with none left out."""
-        found = Counter(trial.state for trial in self.trials)
-        return {state: found[state] for state in STATES if found[state]}
+        """State -> number of trials, for the states that occur."""
+        counts = Counter(trial.state for trial in self.trials)
+        return {state: counts[state] for state in STATES if counts[state]}
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Comparison:
 class Summary:
     """
     Attributes:
-        rank_by: what lines are ordered by, and the reference is chosen by.
+        rank_by: the cost that orders the lines, and by which the reference is chosen.
         performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
         speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
-        provenance: what was found in the trials -> the different values.
+        provenance: name -> the different values in the trials.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -114,20 +114,20 @@ class Summary:
 
     @property
     def score_by(self) -> Cost:
-        """The clock that the performance profile is drawn by: AlgoPerf's, unless the other one ranks."""
+        """The clock of the performance profile: AlgoPerf's, unless training seconds rank the submissions."""
         return Cost.TRAINING_SECONDS if self.rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
 
     @property
     def n_official(self) -> int:
-        """How many of the official base workloads are present."""
+        """The number of official base workloads that are present."""
         return sum(comparison.workload in scoring.OFFICIAL_WORKLOADS for comparison in self.comparisons)
 
     def score(self, submission: str, cost: Cost) -> float:
-        """With the workloads present as the denominator."""
+        """The score over the workloads that are present."""
         return scoring.score(self.performance[cost][submission], len(self.comparisons))
 
     def official_score(self, submission: str, cost: Cost) -> float:
-        """With AlgoPerf's base workloads as the denominator; others add nothing."""
+        """The score over AlgoPerf's base workloads; other workloads do not count."""
         ratios = self.performance[cost][submission]
         official = {name: ratio for name, ratio in ratios.items() if name in scoring.OFFICIAL_WORKLOADS}
         return scoring.score(official, len(scoring.OFFICIAL_WORKLOADS))
@@ -138,25 +138,25 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 
     Args:
         references: names of the first-order submissions; each workload's ratios are to the best one of them.
-        rank_by: what "best" means, for lines and references.
+        rank_by: the cost by which lines and references are compared.
     """
-    by_workload: dict[str, list[Trial]] = defaultdict(list)
+    trials_of: dict[str, list[Trial]] = defaultdict(list)
     for trial in records.trials:
-        by_workload[trial.workload].append(trial)
+        trials_of[trial.workload].append(trial)
     comparisons = tuple(
         _compare(name, trials, references, rank_by)
-        for name, trials in sorted(by_workload.items())
+        for name, trials in sorted(trials_of.items())
         if any(trial.metric for trial in trials)
     )
     times = {cost: _times(comparisons, cost) for cost in Cost if _is_on_record(comparisons, cost)}
     clock = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
-    own = times.get(clock, {})
-    of_reference = {c.workload: own[c.reference][c.workload] for c in comparisons if own and c.reference}
+    by_clock = times.get(clock, {})
+    of_reference = {c.workload: by_clock[c.reference][c.workload] for c in comparisons if by_clock and c.reference}
     return Summary(
         comparisons,
         rank_by,
-        {cost: scoring.performance_ratios(each) for cost, each in times.items()},
-        {name: scoring.speed_up(each, of_reference) for name, each in own.items()},
+        {cost: scoring.performance_ratios(by_submission) for cost, by_submission in times.items()},
+        {name: scoring.speed_up(by_workload, of_reference) for name, by_workload in by_clock.items()},
         provenance.of(records.trials),
         records.hardware_profile,
         tuple(provenance.differences(records.trials)),
@@ -165,7 +165,7 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 
 
 def _is_on_record(comparisons: Sequence[Comparison], cost: Cost) -> bool:
-    """Whether any submission has this cost: the harness's logs have no training seconds, and no score by them."""
+    """Whether any submission has this cost. Logs of the official harness have no training seconds."""
     return cost is not Cost.TRAINING_SECONDS or any(
         line.algoperf[cost] is not None for c in comparisons for line in c.lines
     )
@@ -175,47 +175,49 @@ def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str,
     times: dict[str, dict[str, float]] = defaultdict(dict)
     for comparison in comparisons:
         for line in comparison.lines:
-            found = line.algoperf[cost]
-            times[line.submission][comparison.workload] = math.inf if found is None else found
+            median = line.algoperf[cost]
+            times[line.submission][comparison.workload] = math.inf if median is None else median
     return times
 
 
 def _compare(workload: str, trials: Sequence[Trial], references: Sequence[str], rank_by: Cost) -> Comparison:
     names = sorted({trial.submission for trial in trials})
-    goals = list(dict.fromkeys((trial.metric, trial.target, trial.lower_is_better) for trial in trials if trial.metric))
-    # A trial whose target could not be read does not take it from the others.
-    metric, target, lower_is_better = next((goal for goal in goals if goal[1] is not None), next(iter(goals)))
+    targets = list(
+        dict.fromkeys((trial.metric, trial.target, trial.lower_is_better) for trial in trials if trial.metric)
+    )
+    # A trial without a readable target does not hide the others' target.
+    metric, target, lower_is_better = next((t for t in targets if t[1] is not None), targets[0])
     levels = {}
     if target is not None:
-        levels = {name: scoring.easier(target, part, lower_is_better) for name, part in scoring.LEVELS.items()}
+        levels = {name: scoring.easier(target, share, lower_is_better) for name, share in scoring.LEVELS.items()}
     lines = [_line(name, [trial for trial in trials if trial.submission == name], levels) for name in names]
     lines.sort(key=lambda line: (_order(line, rank_by), line.submission))
-    # A row of a reference may carry more than its name: its folder's, or that it is the target's own configuration.
-    able = [line for line in lines if line.submission.split(" (")[0] in references and rank_by in line.costs]
-    reference = able[0] if able else None
+    # A reference's name may have a suffix: its folder, or that it is the target's own configuration.
+    candidates = [line for line in lines if line.submission.split(" (")[0] in references and rank_by in line.costs]
+    reference = candidates[0] if candidates else None
     ratios = {line.submission: _ratios(line, reference) for line in lines if reference and line.costs}
     warnings = _warnings(lines, reference, references, rank_by)
-    if len(goals) > 1:
-        told = ", ".join(f"{name} {value}" for name, value, _ in sorted(goals, key=str))
-        warnings.append(f"The trials differ in their target: {told}. Ratios are to the first one's.")
+    if len(targets) > 1:
+        values = ", ".join(f"{name} {value}" for name, value, _ in sorted(targets, key=str))
+        warnings.append(f"The trials differ in their target: {values}. Ratios are to the first one's.")
     name = reference.submission if reference else None
     return Comparison(workload, metric, target, levels, name, tuple(lines), ratios, tuple(warnings))
 
 
 def _order(line: Line, rank_by: Cost) -> tuple[bool, float]:
-    found = line.costs.get(rank_by)
-    return (True, math.inf) if found is None else (found.is_bound, found.median)
+    cost = line.costs.get(rank_by)
+    return (True, math.inf) if cost is None else (cost.is_bound, cost.median)
 
 
 def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
-    chosen, protocol = protocols.best_point(trials)
-    costs = {cost: protocols.spread(chosen, cost) for cost in Cost}
-    at_levels = {level: protocols.spread(chosen, Cost.STEPS, value) for level, value in levels.items()}
-    compiles = [trial.compile_seconds for trial in chosen if trial.compile_seconds is not None]
-    best = [trial.best for trial in trials if trial.best is not None]
+    best_trials, protocol = protocols.best_point(trials)
+    costs = {cost: protocols.spread(best_trials, cost) for cost in Cost}
+    at_levels = {level: protocols.spread(best_trials, Cost.STEPS, value) for level, value in levels.items()}
+    compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
+    metrics = [trial.best for trial in trials if trial.best is not None]
     studies: dict[int, list[Trial]] = defaultdict(list)
-    for trial in trials:  # every study present counts: one without a hit is a miss
+    for trial in trials:  # a study without a hit counts as a miss
         if trial.phase in (Phase.SEARCH, Phase.REFERENCE):
             studies[trial.study].append(trial)
     lower_is_better = any(trial.lower_is_better for trial in trials)
@@ -223,28 +225,28 @@ def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
         submission=name,
         trials=tuple(trials),
         searched=_searched(search),
-        chosen=tuple(chosen),
+        best_trials=tuple(best_trials),
         protocol=protocol,
-        costs={cost: found for cost, found in costs.items() if found is not None},
-        compile_seconds=statistics.mean(compiles) if chosen and len(compiles) == len(chosen) else None,
-        levels={level: found for level, found in at_levels.items() if found is not None},
+        costs={cost: spread for cost, spread in costs.items() if spread is not None},
+        compile_seconds=statistics.mean(compiles) if best_trials and len(compiles) == len(best_trials) else None,
+        levels={level: spread for level, spread in at_levels.items() if spread is not None},
         n_studies=len(studies),
         algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
         search_hits=protocols.share_of_hits(trials),
-        test_at_hit=protocols.test_metric_at_hit(chosen),
-        best=(min if lower_is_better else max)(best) if best else None,
+        test_at_hit=protocols.test_metric_at_hit(best_trials),
+        best=(min if lower_is_better else max)(metrics) if metrics else None,
     )
 
 
 def _searched(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Dimensions whose values differ between points: (least, greatest), or as text where some are no numbers."""
-    found = {}
+    """Dimension -> (least, greatest) value, or all values as text if some are no numbers; only if values differ."""
+    dimensions = {}
     for name in sorted({name for trial in trials for name in trial.point}):
         values: list[Any] = list({repr(trial.point.get(name)): trial.point.get(name) for trial in trials}.values())
         if len(values) > 1:
             is_range = all(map(_is_plain_number, values))
-            found[name] = (min(values), max(values)) if is_range else tuple(category(value) for value in values)
-    return found
+            dimensions[name] = (min(values), max(values)) if is_range else tuple(category(value) for value in values)
+    return dimensions
 
 
 def _is_plain_number(value: Any) -> bool:
@@ -252,51 +254,52 @@ def _is_plain_number(value: Any) -> bool:
 
 
 def category(value: Any) -> str:
-    """A value of a dimension that is not all numbers, in tables and on axes; a word stands as it is."""
+    """The text of a value in tables and on axes, for a dimension whose values are not all numbers."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
     if line is reference:
         return {name: Ratio(1.0, None) for name in (*line.costs, *line.levels)}
-    found: dict[str, Ratio] = {}
+    ratios: dict[str, Ratio] = {}
     for cost in [cost for cost in line.costs if cost in reference.costs]:
-        own, other = line.costs[cost], reference.costs[cost]
-        values, others = (protocols.known_costs(each.chosen, cost) for each in (line, reference))
-        if other.median > 0:
-            interval = None if any(map(math.isnan, values + others)) else scoring.ratio_interval(values, others)
-            found[cost] = Ratio(own.median / other.median, interval, _bound(own, other))
-    for level, own in line.levels.items():
-        base = reference.levels.get(level)
-        if base is not None and base.median > 0:
-            found[level] = Ratio(own.median / base.median, None, _bound(own, base))
-    return found
+        spread, base = line.costs[cost], reference.costs[cost]
+        values, base_values = (protocols.known_costs(each.best_trials, cost) for each in (line, reference))
+        if base.median > 0:
+            is_known = not any(map(math.isnan, values + base_values))
+            interval = scoring.ratio_interval(values, base_values) if is_known else None
+            ratios[cost] = Ratio(spread.median / base.median, interval, _bound(spread, base))
+    for level, spread in line.levels.items():
+        if level in reference.levels and (base := reference.levels[level]).median > 0:
+            ratios[level] = Ratio(spread.median / base.median, None, _bound(spread, base))
+    return ratios
 
 
-def _bound(own: Spread, other: Spread) -> str:
-    return {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}[own.is_bound, other.is_bound]
+def _bound(spread: Spread, base: Spread) -> str:
+    bounds = {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}
+    return bounds[spread.is_bound, base.is_bound]
 
 
 def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequence[str], rank_by: Cost) -> list[str]:
     warnings = []
-    unknown = [line.submission for line in lines if line.chosen and line.compile_seconds is None]
+    unknown = [line.submission for line in lines if line.best_trials and line.compile_seconds is None]
     if unknown:
         warnings.append(
             f"Compilation is not on record, so that there are no training seconds, of {', '.join(unknown)}."
         )
     if reference is None:
-        told = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
-        return [*warnings, f"{told}: no ratios."]
-    found = reference.costs[rank_by]
-    if found.is_bound:
+        problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
+        return [*warnings, f"{problem}: no ratios."]
+    spread = reference.costs[rank_by]
+    if spread.is_bound:
         warnings.append(
-            f"The reference {reference.submission} missed the target on {found.n_misses} of {found.n} seeds: its "
+            f"The reference {reference.submission} missed the target on {spread.n_misses} of {spread.n} seeds: its "
             "medians are lower bounds, the budget, and ratios to them are too high."
         )
-    most = max(line.n_searched_trials for line in lines)
-    if reference.n_searched_trials < most and reference.chosen[0].phase is not Phase.REFERENCE:
+    n_most = max(line.n_searched_trials for line in lines)
+    if reference.n_searched_trials < n_most and reference.best_trials[0].phase is not Phase.REFERENCE:
         warnings.append(
             f"The reference {reference.submission} was searched with {reference.n_searched_trials} trials, another "
-            f"submission with {most}."
+            f"submission with {n_most}."
         )
     return warnings

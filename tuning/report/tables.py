@@ -1,7 +1,5 @@
 """A summary as tables: for the terminal, a paper, a spreadsheet and a program."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from tuning import records
 from tuning.report import escapes
 from tuning.report.protocols import Cost
 from tuning.report.summary import Comparison, Line, Ratio, Summary
@@ -47,28 +46,28 @@ def _row(comparison: Comparison, line: Line) -> list[str]:
 
 
 def hits(line: Line) -> str:
-    """Of the best point's trials."""
-    aimed = [trial for trial in line.chosen if trial.target is not None]
-    return f"{sum(trial.hit_at(trial.target) is not None for trial in aimed)}/{len(aimed)}" if aimed else "–"
+    """Hits among the best point's trials."""
+    trials = [trial for trial in line.best_trials if trial.target is not None]
+    return f"{sum(trial.hit_at(trial.target) is not None for trial in trials)}/{len(trials)}" if trials else "–"
 
 
 def share(line: Line) -> str:
-    """Of the search's points, those that reached the target."""
-    n, ended = line.search_hits
-    return f"{n}/{ended}" if ended else "–"
+    """The search's points that reached the target, of those that ended."""
+    n_hits, n_ended = line.search_hits
+    return f"{n_hits}/{n_ended}" if n_ended else "–"
 
 
 def outcomes(line: Line) -> str:
-    """How its trials came out: '13: 12 hit, 1 budget'."""
+    """The outcomes of its trials: '13: 12 hit, 1 budget'."""
     return f"{len(line.trials)}: " + ", ".join(f"{n} {state}" for state, n in line.counts.items())
 
 
 def spread(value: Spread | None, digits: int) -> str:
-    """The median; '≥' where it depends on a miss, which counts as the budget, and a word if all missed."""
+    """The median, with '≥' if it depends on a miss, which counts as the budget, and 'miss' if all trials missed."""
     if value is None:
         return "–"
-    told = f"{'≥ ' if value.is_bound else ''}{value.median:.{digits}f}"
-    return f"{told}, miss" if value.n_misses == value.n else told
+    median = f"{'≥ ' if value.is_bound else ''}{value.median:.{digits}f}"
+    return f"{median}, miss" if value.n_misses == value.n else median
 
 
 def ratio(value: Ratio | None) -> str:
@@ -119,18 +118,14 @@ def latex(summary: Summary) -> str:
 
 
 def as_csv(summary: Summary) -> str:
-    """A row for each workload and submission; what is not there is empty."""
-    records = [record for comparison in summary.comparisons for record in _records(comparison)]
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(text, columns or ["workload"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
-    return text.getvalue()
+    """A row for each workload and submission; missing values are empty."""
+    rows = [record for comparison in summary.comparisons for record in _records(comparison)]
+    text = records.csv_text([{name: _cell(value) for name, value in row.items()} for row in rows])
+    return text if rows else "workload\n"
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """All numbers, for programs; a miss is null."""
+    """All numbers, for programs. A miss is null."""
     return {
         "ranked_by": summary.rank_by,
         "workloads": [
@@ -148,7 +143,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "scores": _scores(summary, summary.score),
         "official_scores": _scores(summary, summary.official_score),
         "performance_ratios": summary.performance,
-        "speed_ups": {name: {"workloads": each, "mean": mean} for name, (each, mean) in summary.speed_ups.items()},
+        "speed_ups": {name: {"workloads": ratios, "mean": mean} for name, (ratios, mean) in summary.speed_ups.items()},
         "n_official_workloads": summary.n_official,
         "hardware_profile": summary.hardware_profile,
         "provenance": summary.provenance,
@@ -159,7 +154,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 def _scores(summary: Summary, score: Any) -> dict[str, dict[str, float]]:
     """Cost -> submission -> score."""
-    return {cost: {name: score(name, cost) for name in own} for cost, own in summary.performance.items()}
+    return {cost: {name: score(name, cost) for name in ratios} for cost, ratios in summary.performance.items()}
 
 
 def _records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -182,11 +177,11 @@ def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
         "test_metric_at_hit": line.test_at_hit,
         "compile_seconds": line.compile_seconds,
         "n_studies": line.n_studies,
-        **{f"algoperf_{cost}": found for cost, found in line.algoperf.items()},
+        **{f"algoperf_{cost}": median for cost, median in line.algoperf.items()},
     }
     for name, value in (*line.costs.items(), *line.levels.items()):
-        own = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
-        record |= {f"{name}_{what}": number for what, number in own.items()}
+        fields = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
+        record |= {f"{name}_{field}": number for field, number in fields.items()}
     for name, ratio in comparison.ratios.get(line.submission, {}).items():
         low, high = ratio.interval or (None, None)
         record |= {f"{name}_ratio": ratio.value, f"{name}_ratio_bound": ratio.bound}

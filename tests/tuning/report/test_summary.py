@@ -94,7 +94,7 @@ def test_a_search_is_confirmed_and_the_best_of_both_seeds_is_shown(tmp_path):
             place = tmp_path / "kfac" / phase / "digits_jax" / f"trial_{trial}"
             write_trial(place, values, point={"learning_rate": rate}, outcome=own, seed=seed)
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.chosen[0].point == {"learning_rate": 0.2} and line.costs[Cost.STEPS].median == 25
+    assert line.best_trials[0].point == {"learning_rate": 0.2} and line.costs[Cost.STEPS].median == 25
     assert line.search_hits == (2, 3) and line.n_searched_trials == 3
 
 
@@ -182,7 +182,7 @@ def test_points_run_on_several_seeds_without_a_search_folder(tmp_path):
             point = {"learning_rate": 0.1 * trial}
             write_trial(place, [0.1] * (hit - 1) + [0.8], point=point, outcome={"submission": "kfac"}, seed=seed)
     (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.costs[Cost.STEPS].median == 30 and line.chosen[0].point == {"learning_rate": 0.2}
+    assert line.costs[Cost.STEPS].median == 30 and line.best_trials[0].point == {"learning_rate": 0.2}
 
 
 def test_pruned_and_unfinished_trials_are_in_no_median(tmp_path):
