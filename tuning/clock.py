@@ -1,8 +1,8 @@
-"""What is timed: the submission's seconds, and the seconds of them that went into compilation.
+"""The two clocks of a trial: submission seconds, and the part of them that compilation takes.
 
-There are two clocks. Submission seconds are AlgoPerf's, compilation included. Training seconds are submission seconds
-without compilation. A device may still compute earlier steps while the host compiles the next. Therefore the device
-runs dry before each compilation begins: that wait is training, and what follows is compilation alone.
+Submission seconds are AlgoPerf's, and include compilation. Training seconds are submission seconds without compilation.
+A device may still compute earlier steps while the host compiles the next one. Therefore the timer waits for the device
+before each compilation. This wait counts as training, so that the compilation seconds contain compilation alone.
 """
 
 import functools
@@ -22,7 +22,7 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class SubmissionClock:
-    """Adds up the seconds of timed blocks; device work handed to a block is done before its clock stops."""
+    """Adds up the seconds of timed blocks. A block's clock stops only when the block's device work is done."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
@@ -31,17 +31,17 @@ class SubmissionClock:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all timed blocks, with the running one up to now. Waits for no device."""
+        """Seconds of all timed blocks, including the running one up to now, without waiting for a device."""
         running_s = 0.0 if self._started_at is None else self._now() - self._started_at
         return self._finished_s + running_s
 
     def add(self, seconds: float) -> None:
-        """Adds what was timed before this process."""
+        """Adds seconds of an earlier process."""
         self._finished_s += seconds
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[Any], None]]:
-        """Times a block. Yields `wait_for(tree)`: the block ends only when the trees' arrays are computed.
+        """Times a block. It yields `wait_for(tree)`: the block ends only when the tree's arrays are computed.
 
         Raises:
             RuntimeError: the clock is running already.
@@ -60,7 +60,7 @@ class SubmissionClock:
 
 @dataclass(frozen=True)
 class CompileCounts:
-    """What was spent on compilation."""
+    """Seconds and numbers of compilations."""
 
     seconds: float = 0.0
     n_compiles: int = 0  # programs compiled or fetched from the persistent cache
@@ -68,35 +68,38 @@ class CompileCounts:
 
 
 class CompileTimer:
-    """Times compilation (tracing, lowering, backend) while the timer is entered, and lets the device run dry before.
+    """Times compilation (tracing, lowering, backend) in a `with` block, and waits for the device before it.
 
-    May be entered again and adds up. Nested and concurrent compilations count once. A program in the persistent cache
-    counts the time of fetching it.
+    The timer may be entered repeatedly, and adds up. Nested and concurrent compilations count once. For a program in
+    the persistent cache it counts the time of fetching the program.
+
+    Args:
+        wait: called before a compilation; by default `wait_for_device`.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter, run_dry: Callable[[], None] | None = None):
-        self._now, self._run_dry = now, run_dry or wait_for_device
+    def __init__(self, now: Callable[[], float] = time.perf_counter, wait: Callable[[], None] | None = None):
+        self._now, self._wait = now, wait or wait_for_device
         self._earlier = CompileCounts()
         self._n_compiles = self._n_cache_hits = 0
         self._compiling: list[tuple[float, float]] = []
         self._waiting: list[tuple[float, float]] = []
-        self._begun: dict[int, list[float]] = defaultdict(list)  # thread -> starts of what it is at, outermost first
+        self._starts: dict[int, list[float]] = defaultdict(list)  # thread -> starts of its nested parts
         self._thread: int | None = None
         self._entered_at = 0.0
 
     def __enter__(self) -> "CompileTimer":
-        _listen()
-        self._begun.clear()
+        _register_listeners()
+        self._starts.clear()
         self._thread, self._entered_at = threading.get_ident(), self._now()
-        _entered.append(self)
+        _active_timers.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _entered.remove(self)
+        _active_timers.remove(self)
 
     @property
     def counts(self) -> CompileCounts:
-        # Both unions are over the same line of time, so the difference is the compilation outside the waits.
+        # The difference of the two unions is the compilation outside the waits.
         seconds = union_s(self._compiling + self._waiting) - union_s(self._waiting)
         return CompileCounts(
             self._earlier.seconds + seconds,
@@ -105,7 +108,7 @@ class CompileTimer:
         )
 
     def add_earlier(self, counts: CompileCounts) -> None:
-        """Adds what was timed before this process."""
+        """Adds the counts of an earlier process."""
         before = self._earlier
         self._earlier = CompileCounts(
             before.seconds + counts.seconds,
@@ -116,15 +119,15 @@ class CompileTimer:
     def begin(self) -> None:
         """A part of a compilation begins in this thread."""
         thread, start = threading.get_ident(), self._now()
-        if thread == self._thread and not self._begun[thread]:
-            self._run_dry()
+        if thread == self._thread and not self._starts[thread]:
+            self._wait()
             self._waiting.append((start, self._now()))
-        self._begun[thread].append(start)
+        self._starts[thread].append(start)
 
     def end(self, event: str, duration_s: float) -> None:
-        """The part that began last in this thread has ended. Old versions of JAX tell the end alone."""
-        end, begun = self._now(), self._begun[threading.get_ident()]
-        start = begun.pop() if begun else max(self._entered_at, end - duration_s)
+        """The part that began last in this thread has ended. Old versions of JAX report only the end."""
+        end, starts = self._now(), self._starts[threading.get_ident()]
+        start = starts.pop() if starts else max(self._entered_at, end - duration_s)
         self._compiling.append((start, end))
         self._n_compiles += event == _BACKEND_COMPILE
 
@@ -133,14 +136,14 @@ class CompileTimer:
 
 
 def wait_for_device() -> None:
-    """Returns once every array that is still alive is computed; what a submission holds for itself is among them."""
+    """Returns once every live array is computed, including arrays that only the submission refers to."""
     for array in jax.live_arrays():
         if not array.is_deleted():
             array.block_until_ready()
 
 
 def union_s(intervals: Iterable[tuple[float, float]]) -> float:
-    """[(start, end)] -> length of their union, all in seconds."""
+    """Length of the union of the intervals (start, end), in seconds."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -148,12 +151,12 @@ def union_s(intervals: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-_entered: list[CompileTimer] = []
+_active_timers: list[CompileTimer] = []
 
 
 @functools.cache
-def _listen() -> None:
-    """Registers the listeners, once per process: JAX 0.7 offers no way to take them out again."""
+def _register_listeners() -> None:
+    """Registers the listeners, once per process: JAX 0.7 cannot unregister them."""
     jax.monitoring.register_scalar_listener(_on_begin)
     jax.monitoring.register_event_duration_secs_listener(_on_end)
     jax.monitoring.register_event_listener(_on_event)
@@ -161,17 +164,17 @@ def _listen() -> None:
 
 def _on_begin(event: str, value: float | int, **_: Any) -> None:
     if event.startswith(_COMPILE_EVENTS):
-        for timer in _entered:
+        for timer in _active_timers:
             timer.begin()
 
 
 def _on_end(event: str, duration_secs: float, **_: Any) -> None:
     if event.startswith(_COMPILE_EVENTS):
-        for timer in _entered:
+        for timer in _active_timers:
             timer.end(event, duration_secs)
 
 
 def _on_event(event: str, **_: Any) -> None:
     if event == _CACHE_HIT:
-        for timer in _entered:
+        for timer in _active_timers:
             timer.add_cache_hit()

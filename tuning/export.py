@@ -1,4 +1,4 @@
-"""A submission as a folder of its own for the official leaderboard: all code that it imports, under one package.
+"""Exports a submission for the official leaderboard: one folder with all the code that the submission imports.
 
 The official checker wants `external_tuning/NAME/` or `self_tuning/NAME/`, with submission.py and, for external tuning,
 tuning_search_space.json. Source: mlcommons/algorithmic-efficiency, `algorithms/submission_checker.py`.
@@ -17,7 +17,7 @@ from tuning import submission
 from tuning.errors import UserError
 
 _NAME = re.compile(r"[a-z0-9_]+")
-# The oldest versions that the tests run on: those that the official harness pins.
+# The oldest versions that the tests run on, which the official harness pins.
 _REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
 
 
@@ -42,59 +42,59 @@ def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> P
     """Writes `out/RULESET/NAME` and returns it.
 
     Args:
-        path: the submission's folder, `.../PACKAGE/NAME`; code beside it in PACKAGE that it imports goes along.
+        path: the submission's folder, `.../PACKAGE/NAME`. Imported code in PACKAGE is exported, too.
 
     Raises:
-        UserError: no such submission, one that the ruleset does not take, code that cannot go along, or a folder that
-            exists.
+        UserError: there is no such submission, the ruleset does not allow it, it imports code that cannot be exported,
+            or the target folder exists.
     """
-    own = submission.load(path)
-    folder = own.file.parent
-    _check(own, ruleset)
+    exported = submission.load(path)
+    folder = exported.file.parent
+    _check(exported, ruleset)
     target = Path(out) / ruleset / folder.name
     if target.exists():
         raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
-    files = needed_files(own.file)
-    contents = {Path("__init__.py"): ""} | {_place(file, folder): _moved(file, folder) for file in files}
-    contents[Path("requirements.txt")] = "\n".join(_requirements(files, own.file)) + "\n"
-    contents[Path("submission_info.yml")] = _yaml(own.file, ruleset, info)
+    files = needed_files(exported.file)
+    contents = {Path("__init__.py"): ""} | {
+        _exported_path(file, folder): _exported_text(file, folder) for file in files
+    }
+    contents[Path("requirements.txt")] = "\n".join(_requirements(files, exported.file)) + "\n"
+    contents[Path("submission_info.yml")] = _yaml(exported.file, ruleset, info)
     target.mkdir(parents=True)
-    for place, text in contents.items():
-        (target / place).parent.mkdir(parents=True, exist_ok=True)
-        (target / place).write_text(text, encoding="utf-8")
+    for relative, text in contents.items():
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        (target / relative).write_text(text, encoding="utf-8")
     if ruleset is Ruleset.EXTERNAL:
-        shutil.copyfile(own.search_space_file, target / "tuning_search_space.json")
+        shutil.copyfile(exported.search_space_file, target / "tuning_search_space.json")
     return target
 
 
 def needed_files(file: Path) -> list[Path]:
     """The file and all files of its package that it imports, with the `__init__.py` of every folder on the way."""
     package = file.parent.parent
-    found, waiting = set(), [file]
-    while waiting:
-        each = waiting.pop()
-        if each in found:
+    needed, pending = set(), [file]
+    while pending:
+        source = pending.pop()
+        if source in needed:
             continue
-        found.add(each)
-        waiting += [init for folder in _folders(each, package) if (init := folder / "__init__.py").exists()]
-        waiting += [module for node in _relative_imports(each) for module in _modules(each, node, package)]
-    return sorted(found - {package / "__init__.py"})
+        needed.add(source)
+        pending += [init for folder in _folders(source, package) if (init := folder / "__init__.py").exists()]
+        pending += [module for node in _relative_imports(source) for module in _modules(source, node, package)]
+    return sorted(needed - {package / "__init__.py"})
 
 
-def _check(own: submission.Submission, ruleset: Ruleset) -> None:
-    name = own.file.parent.name
-    if own.file.name != "submission.py" or not _NAME.fullmatch(name):
-        raise UserError(f"{str(own.file)!r} must be submission.py in a folder of lower-case letters, digits and '_'")
-    if ruleset is Ruleset.EXTERNAL and not own.search_space_file.exists():
-        raise UserError(
-            f"{str(own.file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it"
-        )
-    if ruleset is Ruleset.SELF and _assigned(own.file, "SELF_TUNING") is None:
+def _check(exported: submission.Submission, ruleset: Ruleset) -> None:
+    file, name = exported.file, exported.file.parent.name
+    if file.name != "submission.py" or not _NAME.fullmatch(name):
+        raise UserError(f"{str(file)!r} must be submission.py in a folder of lower-case letters, digits and '_'")
+    if ruleset is Ruleset.EXTERNAL and not exported.search_space_file.exists():
+        raise UserError(f"{str(file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it")
+    if ruleset is Ruleset.SELF and _assigned(file, "SELF_TUNING") is None:
         raise UserError(f"submission {name!r} has no SELF_TUNING setting; add one, or give --ruleset=external_tuning")
 
 
 def _assigned(file: Path, name: str) -> ast.expr | None:
-    """What a module gives the name, unread; None if it does not."""
+    """The expression that a module assigns to the name; None if there is no assignment."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node.value
@@ -111,7 +111,7 @@ def _relative_imports(file: Path) -> list[ast.ImportFrom]:
 
 
 def _modules(file: Path, node: ast.ImportFrom, package: Path) -> list[Path]:
-    """The files that one relative import reads: a module, or a package and those of its names that are modules."""
+    """The files that one relative import reads: a module, or a package and its imported submodules."""
     base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
     if base != package and package not in base.parents:
         raise UserError(f"{str(file)!r} imports from outside {str(package)!r}; move that code beside the submission")
@@ -123,13 +123,13 @@ def _modules(file: Path, node: ast.ImportFrom, package: Path) -> list[Path]:
     return [path for path in [base / "__init__.py", *names] if path.is_file() and path != package / "__init__.py"]
 
 
-def _place(file: Path, folder: Path) -> Path:
-    """Where a file goes in the exported folder: the submission's own at its top, the others as they lie beside it."""
+def _exported_path(file: Path, folder: Path) -> Path:
+    """A file's path in the exported folder: the submission's own files are at the top, beside the package's others."""
     return file.relative_to(folder if folder in file.parents else folder.parent)
 
 
-def _moved(file: Path, folder: Path) -> str:
-    """A file's text. The submission's own files are one folder nearer to the others than before."""
+def _exported_text(file: Path, folder: Path) -> str:
+    """A file's text. Relative imports of the submission's own files lose a level, as the files move up a folder."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     if folder not in file.parents:
         return "".join(lines)
@@ -142,10 +142,10 @@ def _moved(file: Path, folder: Path) -> str:
 
 
 def _requirements(files: list[Path], main: Path) -> list[str]:
-    """The libraries that the files import, and optax in the version that the main file states as OLDEST_OPTAX.
+    """The libraries that the files import; optax in the version that the main file states as OLDEST_OPTAX.
 
     Raises:
-        UserError: one that the official harness does not have.
+        UserError: the official harness does not have a library.
     """
     imported = set()
     for file in files:
@@ -164,7 +164,7 @@ def _requirements(files: list[Path], main: Path) -> list[str]:
 
 
 def _yaml(file: Path, ruleset: Ruleset, info: Info) -> str:
-    """Words in JSON's quotes, which YAML reads as they are."""
+    """The values are JSON strings, which YAML reads alike."""
     description = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     values = {
         "submission_name": info.submission_name or file.parent.name,

@@ -20,21 +20,21 @@ _PLAIN = {
 
 
 def use() -> None:
-    """Lets stdout and stderr write plain characters for those that their encoding lacks, in place of failing."""
-    codecs.register_error("plain", _replaced)
+    """Has stdout and stderr write plain characters in place of those that their encoding lacks."""
+    codecs.register_error("plain", _replace)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
 
 
-def _replaced(error: UnicodeError) -> tuple[str, int]:
+def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    return "".join(map(_plain, lacking)), error.end
+    characters = error.object[error.start : error.end]
+    return "".join(map(_plain, characters)), error.end
 
 
 def _plain(character: str) -> str:
-    """The nearest ASCII text; a question mark where there is none."""
+    """The nearest ASCII text, or a question mark."""
     text = _PLAIN.get(character) or unicodedata.normalize("NFKD", character)
     return text.encode("ascii", "ignore").decode("ascii") or "?"

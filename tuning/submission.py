@@ -32,7 +32,7 @@ class Submission:
 
     @property
     def search_space_file(self) -> Path:
-        """Where the submission's own search space lies (it need not be there).
+        """The path of the submission's own search space, which may not exist.
 
         Official baselines in NAME/jax/ have it in NAME/.
         """
@@ -41,15 +41,15 @@ class Submission:
         return above if above.exists() and not beside.exists() else beside
 
     def with_batch_sizes(self, training: int | None, evaluation: int | None) -> "Submission":
-        """The same with other batch sizes, for a machine that cannot hold its own; None leaves one as it is."""
-        own = {"get_batch_size": training, "get_eval_batch_size": evaluation}
+        """The submission with other batch sizes, for a machine with less memory; None keeps the submission's own."""
+        by_name = {"get_batch_size": training, "get_eval_batch_size": evaluation}
         sizes: dict[str, Any] = {
-            name: lambda workload_name, size=size: size for name, size in own.items() if size is not None
+            name: lambda workload_name, size=size: size for name, size in by_name.items() if size is not None
         }
         return replace(self, **sizes)
 
     def training_batch_size(self, workload_name: str, workload: Any) -> int:
-        """The submission's own for this name, or else the workload's.
+        """The submission's own batch size for this name, or else the workload's.
 
         Raises:
             ValueError: neither has one.
@@ -67,10 +67,10 @@ class Submission:
 
 
 def load(path: str | Path) -> Submission:
-    """Imports the submission at `path` (a folder or a .py file), as a package member where it is one.
+    """Imports the submission at `path` (a folder or a .py file), as part of its package if it is in one.
 
     Raises:
-        UserError: nothing there, an import that fails, or a function of the contract missing.
+        UserError: there is no submission, its import fails, or a function of the contract is missing.
     """
     file = _submission_file(Path(path).expanduser())
     official_api.provide()
@@ -92,15 +92,13 @@ def _submission_file(path: Path) -> Path:
     file = path / "submission.py" if path.is_dir() else path
     if file.is_file() and file.suffix == ".py":
         return file.resolve()
-    folder = path if path.is_dir() and _known(path) else path.parent
-    known = _known(folder)
-    cure = "give a folder with submission.py, or the file"
-    if known:
-        cure = f"{str(folder)!r} has {', '.join(known)}"
+    folder = path if path.is_dir() and _submissions_in(path) else path.parent
+    names = _submissions_in(folder)
+    cure = f"{str(folder)!r} has {', '.join(names)}" if names else "give a folder with submission.py, or the file"
     raise UserError(f"no submission at {str(path)!r}; {cure}")
 
 
-def _known(folder: Path) -> list[str]:
+def _submissions_in(folder: Path) -> list[str]:
     return sorted(file.parent.name for file in folder.glob("*/submission.py"))
 
 
@@ -112,18 +110,18 @@ def _import(file: Path) -> ModuleType:
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    if folders and all(place.name.isidentifier() for place in [*folders, file.with_suffix("")]):
+    if folders and all(path.name.isidentifier() for path in [*folders, file.with_suffix("")]):
         name = ".".join([*(folder.name for folder in folders), file.stem])
         module = importlib.import_module(name)
         if Path(module.__file__ or "").resolve() != file:
             problem = f"submission {str(file)!r} is hidden by {module.__file__!r}, which is {name} too"
             raise UserError(f"{problem}; rename its package")
         return module
-    return _import_by_place(folders, file)
+    return _import_by_path(folders, file)
 
 
-def _import_by_place(folders: list[Path], file: Path) -> ModuleType:
-    """A file outside any package, or below a folder whose name no import statement can hold, as `kfac.v2`."""
+def _import_by_path(folders: list[Path], file: Path) -> ModuleType:
+    """Imports a file outside any package, or in a folder whose name no import statement can hold, such as `kfac.v2`."""
     package = ""
     for folder in folders:
         package += _module_name(folder.name)
@@ -133,12 +131,12 @@ def _import_by_place(folders: list[Path], file: Path) -> ModuleType:
             else:
                 _execute(package, folder / "__init__.py", [str(folder)])
         package += "."
-    alone = "" if folders else f"{_module_name(file.parent.name)}_"
-    return _execute(f"{package}{alone}{_module_name(file.stem)}", file, None)
+    prefix = "" if folders else f"{_module_name(file.parent.name)}_"
+    return _execute(f"{package}{prefix}{_module_name(file.stem)}", file, None)
 
 
 def _module_name(name: str) -> str:
-    """The name itself where it is one of Python's; else one made of it, and of no other."""
+    """The name itself if it is a Python identifier; otherwise an identifier that no other name gives."""
     return name if name.isidentifier() else f"_{re.sub(r'[^0-9A-Za-z]', '_', name)}_{name.encode().hex()}"
 
 

@@ -1,4 +1,4 @@
-"""The contract's functions, called with what they hand on to each other: arrays, input queue and random keys."""
+"""Calls the contract's functions, and keeps the arrays, input queue and random keys that they share."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -78,9 +78,9 @@ class SubmissionRun:
         if self._needs_train_state:
             arguments["train_state"] = MappingProxyType(train_state)
         try:
-            self._keep(self._submission.update_params(**arguments, batch=batch))
+            self._update(self._submission.update_params(**arguments, batch=batch))
         except Exception as error:
-            # AlgoPerf lets a submission end its training; the class is the harness's, so its name must do.
+            # A submission may end its training by this error. The class is the harness's, so it is recognised by name.
             if type(error).__name__ != "TrainingCompleteError":
                 raise
             return False
@@ -89,7 +89,7 @@ class SubmissionRun:
     def prepare_for_eval(self, global_step: int, eval_results: EvalResults) -> None:
         if self._submission.prepare_for_eval is not None:
             arguments = self._arguments(global_step, eval_results, Stream.PREPARE_FOR_EVAL)
-            self._keep(self._submission.prepare_for_eval(**arguments))
+            self._update(self._submission.prepare_for_eval(**arguments))
 
     def evaluate(self, global_step: int) -> dict[str, float]:
         """{"validation/loss": …} of all splits."""
@@ -118,7 +118,7 @@ class SubmissionRun:
             rng=self._keys.of(stream, global_step),
         )
 
-    def _keep(self, updated: tuple[Any, Any, Any]) -> None:
+    def _update(self, updated: tuple[Any, Any, Any]) -> None:
         self._optimizer_state, self._params, self._model_state = updated
 
 

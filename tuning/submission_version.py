@@ -1,6 +1,6 @@
 """A submission's version: a hash of its folder and of the project code that it imports.
 
-A commit would not do: a submission may lie outside any repository, or be edited without a commit.
+A commit would not suffice: a submission may lie outside any repository, or be edited without a commit.
 """
 
 import ast
@@ -20,7 +20,7 @@ _LIBRARY_FOLDERS = {"site-packages", "dist-packages"}  # whosever: an environmen
 def of(file: Path) -> str:
     """Hash of the submission `file`, of the other files in its folder and of all modules that these import.
 
-    Installed libraries are left out: the records name their versions.
+    Installed libraries are not hashed: the records name their versions.
     """
     digest = hashlib.sha256()
     for path in sorted(_sources(file)):
@@ -31,15 +31,15 @@ def of(file: Path) -> str:
 
 def _sources(file: Path) -> set[Path]:
     in_package = (file.parent / "__init__.py").exists()
-    waiting = list(file.parent.rglob("*.py")) if file.stem == "submission" else [file]
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path in found:
+    pending = list(file.parent.rglob("*.py")) if file.stem == "submission" else [file]
+    sources: set[Path] = set()
+    while pending:
+        path = pending.pop()
+        if path in sources:
             continue
-        found.add(path)
-        waiting += _imported(path, None if in_package else file.parent)
-    return found
+        sources.add(path)
+        pending += _imported(path, None if in_package else file.parent)
+    return sources
 
 
 def _imported(path: Path, extra_root: Path | None) -> Iterator[Path]:
@@ -51,22 +51,22 @@ def _imported(path: Path, extra_root: Path | None) -> Iterator[Path]:
             continue
         for length in range(1, len(parts) + 1):
             base = top.joinpath(*parts[:length])
-            yield from (found for found in (base / "__init__.py", base.with_suffix(".py")) if found.is_file())
+            yield from (file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file())
 
 
 def _module_names(path: Path) -> Iterator[str]:
-    """Absolute names of what a source imports; `from a import b` gives `a` and `a.b`, for b may be a module."""
+    """Absolute names that a source imports; `from a import b` gives `a` and `a.b`, as b may be a module."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # nothing can import it
+        return  # no module can import it
     package = _package_of(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *filter(None, [node.module])])
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
             yield from filter(None, [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)])
 
 
@@ -89,11 +89,11 @@ def _top_folder(name: str, extra_root: Path | None) -> Path | None:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    place = Path(places[0]) if places else Path(spec.origin) if spec and spec.origin else None
-    if place is None or _LIBRARY_FOLDERS & set(place.parts) or place.is_relative_to(_standard_library()):
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    path = Path(folders[0]) if folders else Path(spec.origin) if spec and spec.origin else None
+    if path is None or _LIBRARY_FOLDERS & set(path.parts) or path.is_relative_to(_standard_library()):
         return None
-    return place.parent
+    return path.parent
 
 
 @functools.cache

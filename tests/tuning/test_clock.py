@@ -57,11 +57,11 @@ def test_union_counts_nested_and_overlapping_time_once():
 def test_nested_parts_count_once_and_the_wait_before_them_is_no_compilation():
     now, n_waits = FakeTime(), []
 
-    def run_dry():
+    def wait_for_device():
         n_waits.append(now.now)
         now.advance(7.0)
 
-    timer = CompileTimer(now, run_dry)
+    timer = CompileTimer(now, wait_for_device)
     with timer:
         timer.begin()
         now.advance(1.0)

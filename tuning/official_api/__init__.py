@@ -1,7 +1,7 @@
-"""The modules of the official harness that its submissions import, as far as the documented API goes.
+"""The documented API of the official harness, for submissions that import it.
 
-A submission that was written for mlcommons/algorithmic-efficiency says `from algoperf import spec, jax_sharding_utils`.
-Its modes must be this project's: another enum's would silently turn dropout off.
+A submission written for mlcommons/algorithmic-efficiency has `from algoperf import spec, jax_sharding_utils`. It must
+get this project's forward-pass modes: those of another enum would silently turn dropout off.
 """
 
 import importlib
@@ -12,7 +12,7 @@ _MODULES = ("spec", "jax_sharding_utils")
 
 
 def provide() -> None:
-    """Make `import algoperf` find this package, in place of an installed one."""
+    """Makes `import algoperf` find this package in place of an installed one."""
     if sys.modules.get(_NAME) is sys.modules[__name__]:
         return
     for name in [name for name in sys.modules if name == _NAME or name.startswith(f"{_NAME}.")]:
