@@ -1,7 +1,7 @@
 """Time budgets and evaluation periods of AlgoPerf's base workloads, for the machines they were measured on.
 
 Sources: `v100x8`, the AlgoPerf benchmark v0.6 (eight V100; its published logs record the same numbers); `a100x4`, the
-rules of the later rounds (four A100 of 40 GB, TF32), of which only two workloads are known here.
+rules of the later rounds (four A100 of 40 GB, TF32), for which only the budgets of two workloads are known here.
 """
 
 from workloads.spec import Budget
@@ -28,28 +28,27 @@ BUDGETS: dict[str, dict[str, Budget]] = {
 
 
 def budget(workload_name: str, profile: str) -> Budget | None:
-    """The official budget of a base workload, or of a variant named after one; None where none is known.
+    """The official budget of a base workload, or of a variant named after one; None if it is not known.
 
     Raises:
         ValueError: there is no such profile.
     """
     if profile not in BUDGETS:
         raise ValueError(f"unknown hardware profile {profile!r}; known: {', '.join(BUDGETS)}")
-    known = BUDGETS[profile]
-    base = next((name for name in known if f"{workload_name}_".startswith(f"{name}_")), None)
-    return None if base is None else known[base]
+    is_variant_of = f"{workload_name}_".startswith
+    return next((value for name, value in BUDGETS[profile].items() if is_variant_of(f"{name}_")), None)
 
 
 def required(workload_name: str, profile: str) -> Budget:
-    """The official budget, which must be known.
+    """The official budget, as `budget` returns it.
 
     Raises:
-        ValueError: it is not; the message lists the workloads of the profile.
+        ValueError: it is not known; the message lists the workloads of the profile.
     """
-    found = budget(workload_name, profile)
-    if found is None:
+    official = budget(workload_name, profile)
+    if official is None:
         known = ", ".join(BUDGETS[profile])
         raise ValueError(
             f"hardware profile {profile} has no budget for {workload_name!r}, only for {known}; leave it out"
         )
-    return found
+    return official

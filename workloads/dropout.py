@@ -8,8 +8,7 @@ from flax import linen as nn
 class Dropout(nn.Module):
     """Inverted dropout, the same function of rate and random stream as `flax.linen.Dropout`.
 
-    A static rate of 0 draws no random numbers and returns the input itself. At rate 1 the output is 0 and so
-    is its gradient.
+    A static rate of 0 draws no random numbers and returns the input itself. At rate 1 output and gradient are 0.
     """
 
     deterministic: bool

@@ -15,7 +15,7 @@ from workloads.spec import ForwardPassMode, Workload
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Rows of all batches of a split one after another, padding rows included (their weights are 0)."""
+    """The rows of all batches of a split, in order, including padding rows, whose weights are 0."""
 
     logits: np.ndarray  # [rows, outputs] float32
     targets: np.ndarray  # [rows, outputs] float32
@@ -24,10 +24,10 @@ class Predictions:
 
 
 class Predictor:
-    """Runs one workload's forward pass in EVAL mode; compiled once per batch shape, whatever the split.
+    """Runs one workload's forward pass in EVAL mode. It is compiled once per batch shape, and shared by all splits.
 
-    All devices, of all processes, share each batch; its number of rows must be a multiple of theirs. Every process has
-    all outputs.
+    The devices of all processes share each batch, whose number of rows must be a multiple of the number of devices.
+    Every process has all outputs.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -48,8 +48,8 @@ class Predictor:
     def _forward(self) -> Any:
         """Compiled at the first evaluation, so that a workload that is only constructed uses no device."""
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-        everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
-        return jax.jit(self._one_batch, in_shardings=(everywhere, split, everywhere), out_shardings=everywhere)
+        replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
+        return jax.jit(self._one_batch, in_shardings=(replicated, split, replicated), out_shardings=replicated)
 
     def _one_batch(self, params: Any, batch: Mapping[str, Any], model_state: Any) -> tuple[Any, Any, Any]:
         workload = self._workload

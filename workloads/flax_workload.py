@@ -1,4 +1,4 @@
-"""What all workloads here share: a stateless Flax model, trained with dropout and evaluated over whole splits."""
+"""The base of all workloads here: a stateless Flax model, trained with dropout and evaluated over whole splits."""
 
 import abc
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from workloads.spec import ForwardPassMode, TrainingQueue, Workload
 
 
 def loss_sums(losses: jax.Array, is_present: jax.Array) -> dict[str, jax.Array]:
-    """What `loss_fn` returns, from the loss of each term, and whether the term counts, both [batch, ...]."""
+    """The return value of `loss_fn`, from the loss of each term and whether the term counts, both [batch, ...]."""
     losses = jnp.where(is_present, losses, 0.0)
     return {
         "summed": losses.sum(),
@@ -29,7 +29,7 @@ class FlaxWorkload(Workload):
     """A model called as `model(inputs, train=…, dropout_rate=…)`. A subclass adds data, loss and metric."""
 
     model: nn.Module
-    dropout_rate: float  # used where a submission sets none
+    dropout_rate: float  # used if a submission sets none
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FlaxWorkload(Workload):
 
     @abc.abstractmethod
     def _smallest_inputs(self) -> Any:
-        """The model's inputs for one example, whose shapes decide the parameters'."""
+        """The model's inputs for one example, from which the shapes of the parameters follow."""
 
     @abc.abstractmethod
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
@@ -52,7 +52,7 @@ class FlaxWorkload(Workload):
         """Every example of a split once, in a fixed order; the last batch is padded."""
 
     def _model_inputs(self, inputs: Any) -> Any:
-        """A batch's inputs in the form that the model takes."""
+        """Converts a batch's inputs to the model's inputs."""
         return inputs
 
     def _build_input_queue(

@@ -2,7 +2,7 @@
 
 Data: B3DB (Meng et al. 2021, doi 10.1038/s41597-021-01069-5, CC0) from the package `qc-b3db`; of its 7,807
 molecules RDKit parses 7,805. The rarer class (BBB-) is the positive label. The split is random within each class, so
-that validation and test agree; a split by scaffold would measure another quantity on each.
+that validation and test have the same distribution; with a split by scaffold they would not.
 """
 
 import csv
@@ -21,8 +21,8 @@ from workloads.splits import stratified_split
 
 SHA256 = "47a160aea1551423ead2aab70b301fb1646aea03cf151fd614eb37c78fa55b82"
 DEFAULT_DATA_DIR = "~/data"
-# Names what a cached file was made from. A file made from anything else is not used.
 _SPLIT_SEED = 0
+# The source of a cached file. A file from another source is not used.
 _SOURCE = f"{SHA256}, stratified random split, seed {_SPLIT_SEED}"
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class B3dbWorkload(GraphWorkload):
 
 
 def build() -> store.PackedGraphs:
-    """Featurise and split the package's molecules (seconds).
+    """Featurises and splits the package's molecules, which takes seconds.
 
     Raises:
         FileNotFoundError, ValueError: the package is missing or damaged.

@@ -5,10 +5,10 @@ from sklearn.metrics import average_precision_score
 
 
 def mean_average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
-    """Mean over tasks of the average precision, labels and scores and weights all [n_graphs, n_tasks].
+    """Mean over tasks of the average precision; labels, scores and weights are [n_graphs, n_tasks].
 
-    Only entries with a positive weight count. A task without both a positive and a negative is left out; NaN
-    if none remains, or if a score that counts is not finite. Source: ogbg-molpcba's metric (Hu et al. 2020,
+    Only entries with a positive weight count. A task without both a positive and a negative label is left out. The mean
+    is NaN if no task remains, or if a score that counts is not finite. Source: ogbg-molpcba's metric (Hu et al. 2020,
     arXiv 2005.00687).
     """
     if not labels.shape == scores.shape == weights.shape:

@@ -1,7 +1,7 @@
-"""Graph network whose global attribute carries the prediction.
+"""A graph network that predicts from its global attribute.
 
-Source: the AlgoPerf `ogbg` model (Battaglia et al. 2018, arXiv 1806.01261, by `jraph.GraphNetwork`); the
-parameter names are that model's, so that parameter trees can be exchanged.
+Source: the AlgoPerf `ogbg` model (Battaglia et al. 2018, arXiv 1806.01261, by `jraph.GraphNetwork`). The
+parameters have that model's names, so that parameter trees can be exchanged.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from workloads.dropout import Dropout
 class GraphNetworkModel(nn.Module):
     """Node and edge embeddings, message-passing steps with edge, node and global MLPs, a linear decoder.
 
-    Each MLP layer is Dense -> LayerNorm -> activation -> Dropout; neighbours, nodes and edges are summed.
+    Each MLP layer is Dense -> LayerNorm -> activation -> Dropout. Neighbours, nodes and edges are summed.
     """
 
     num_outputs: int

@@ -1,4 +1,4 @@
-"""SMILES strings to labelled, packed graphs; the only file that needs RDKit and ogb."""
+"""Converts SMILES strings to graphs. Only this file needs RDKit and ogb."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
                 yield None
                 continue
             graph = smiles2graph(text)
-            # smiles2graph lists each bond as two neighbouring columns, one per direction.
+            # smiles2graph lists each bond as two adjacent columns, one per direction.
             yield Molecule(
                 atoms=_as_bytes(graph["node_feat"]),
                 bonds=_as_bytes(graph["edge_feat"][::2]),

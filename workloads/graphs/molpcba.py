@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_molpcba(data_dir: str | None) -> store.PackedGraphs:
-    """The packed graphs under `data_dir`, made from the prepared TFDS data set if they are not there yet.
+    """The packed graphs under `data_dir`, which are made from the prepared TFDS data set if they do not exist.
 
     Raises:
         FileNotFoundError, ValueError: the data set is absent or unusable; the message says how to prepare it.
@@ -36,7 +36,7 @@ def store_path(data_dir: str | None) -> Path:
 
 
 def prepare_store(data_dir: str | None, is_new: bool) -> None:
-    """Packs a new data set, or checks the packed graphs of one that was there already; raises as `load_molpcba`."""
+    """Packs a new data set, or checks the packed graphs of an existing one; raises as `load_molpcba`."""
     if is_new:
         pack_molpcba(data_dir)
     else:
@@ -44,7 +44,7 @@ def prepare_store(data_dir: str | None, is_new: bool) -> None:
 
 
 def pack_molpcba(data_dir: str | None) -> store.PackedGraphs:
-    """Reads every molecule of the prepared data set (minutes), writes the packed graphs; raises as `load_molpcba`."""
+    """Packs all molecules of the prepared data set, which takes minutes; raises as `load_molpcba`."""
     graphs, labels, split_codes = [], [], []
     for code, split in enumerate(store.SPLITS):
         for graph, label in _molecules(data_dir, split):

@@ -1,4 +1,4 @@
-"""`ogbg`: 128 bioassays of molecules by a graph network, on ogbg-molpcba; and AlgoPerf's three variants of it.
+"""`ogbg`: a graph network predicts 128 bioassays of molecules (ogbg-molpcba); and AlgoPerf's three variants of it.
 
 Data: TFDS `ogbg_molpcba` 0.1.3. Source of model, sizes, budgets and targets: the AlgoPerf benchmark, v0.6.
 """
@@ -19,7 +19,7 @@ _N_TASKS = 128
 class OgbgWorkload(GraphWorkload):
     model = GraphNetworkModel(num_outputs=_N_TASKS)
     sub_batches = 8
-    smoothing_classes = _N_TASKS  # as AlgoPerf's, which takes the tasks for classes
+    smoothing_classes = _N_TASKS  # as in AlgoPerf, which treats the tasks as classes
     validation_target = Target("mean_average_precision", 0.28098)
     test_target = Target("mean_average_precision", 0.268729)
     budget = budgets.BUDGETS[budgets.V100X8]["ogbg"]

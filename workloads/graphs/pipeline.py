@@ -1,11 +1,11 @@
-"""Batches of packed graphs, planned ahead, with fixed shapes.
+"""Batches of packed graphs with fixed shapes; an epoch's batches are planned in advance.
 
-A batch is S sub-batches one after another. A sub-batch of nominal size B holds at most B graphs, 26 B nodes
-and 56 B directed edges, and is padded to B + 1 graphs, 26 B + 1 nodes and 56 B edges by one graph that owns
-the spare nodes and edges (all at its first node), then empty graphs: what `jraph.dynamically_batch` makes of
-the same graphs in the same order. No edge leaves its sub-batch. The numbers 26 and 56 are AlgoPerf's: the mean numbers
-of nodes and edges in molpcba. Where the number of devices does not divide the number of graphs, nodes or edges, padding
-is added at the end of the batch. No real row moves, so that any number of devices draws the same dropout masks.
+A batch is a sequence of S sub-batches. A sub-batch of nominal size B holds at most B graphs, 26 B nodes and 56 B
+directed edges. It is padded to B + 1 graphs, 26 B + 1 nodes and 56 B edges: one graph owns the spare nodes and edges
+(all edges at its first node), and empty graphs follow. `jraph.dynamically_batch` gives the same for the same graphs in
+the same order. No edge leaves its sub-batch. The numbers 26 and 56 are AlgoPerf's: the mean numbers of nodes and edges
+in molpcba. If the number of devices does not divide the number of graphs, nodes or edges, the end of the batch is
+padded. No real row moves, so that any number of devices draws the same dropout masks.
 """
 
 import dataclasses
@@ -59,18 +59,18 @@ class BatchShape:
 
 
 def plan(graphs: PackedGraphs, order: np.ndarray, shape: BatchShape) -> list[np.ndarray]:
-    """Cut `order` (graph ids) into consecutive sub-batches, each as long as its budget allows.
+    """Cuts `order` (graph ids) into consecutive sub-batches, each as long as the budget of nodes and edges allows.
 
     Raises:
-        ValueError: one graph alone is over the budget; the message names it.
+        ValueError: a single graph exceeds the budget; the message names it.
     """
     nodes = np.diff(graphs.node_offsets)[order]
     edges = 2 * np.diff(graphs.bond_offsets)[order]
     too_large = np.flatnonzero((nodes > shape.max_nodes) | (edges > shape.max_edges))
     if too_large.size:
-        worst = too_large[0]
+        first = too_large[0]
         raise ValueError(
-            f"graph {order[worst]} has {nodes[worst]} nodes and {edges[worst]} edges, but a sub-batch of "
+            f"graph {order[first]} has {nodes[first]} nodes and {edges[first]} edges, but a sub-batch of "
             f"{shape.graphs_per_sub_batch} graphs takes {shape.max_nodes} and {shape.max_edges}: "
             "raise the batch size or lower the number of sub-batches"
         )
@@ -88,14 +88,14 @@ def plan(graphs: PackedGraphs, order: np.ndarray, shape: BatchShape) -> list[np.
 
 
 def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShape) -> dict[str, Any]:
-    """At most S planned sub-batches -> one batch; a missing sub-batch is all padding.
+    """One batch of at most S planned sub-batches; a missing sub-batch is all padding.
 
-    `inputs`: GraphsTuple, features float32, indices int32. `targets`, `weights`: [S (B + 1), n_tasks]
-    float32, both 0 where a label is missing or the graph is padding. The last graph owns the padding that the
-    number of devices needs. Of several processes each fills only the sub-batches in which it has rows.
+    `inputs` is a GraphsTuple with float32 features and int32 indices. `targets` and `weights` are float32
+    [S (B + 1), n_tasks]; both are 0 if a label is missing or the graph is padding. The last graph owns the padding that
+    the number of devices requires. Each of several processes fills only the sub-batches that contain its rows.
     """
     n_graphs, n_nodes, n_edges = shape.totals
-    own = [shards.own_rows(n) for n in shape.totals]
+    own_rows = [shards.own_rows(n) for n in shape.totals]
     sizes = shape.graphs_per_sub_batch + 1, shape.max_nodes + 1, shape.max_edges
     batch = jraph.GraphsTuple(
         nodes=np.zeros((n_nodes, graphs.node_features.shape[1]), np.float32),
@@ -111,14 +111,15 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
     for index in range(shape.sub_batches):
         ids = parts[index] if index < len(parts) else empty
         graph, node, edge = (index * size for size in sizes)
-        if not any(o.start < (index + 1) * size and index * size < o.stop for o, size in zip(own, sizes, strict=True)):
+        ranges = zip(own_rows, sizes, strict=True)
+        if not any(rows.start < (index + 1) * size and index * size < rows.stop for rows, size in ranges):
             continue
         labels[graph : graph + len(ids)] = graphs.labels[ids]
         _fill(batch, graphs, ids, shape, graph=graph, node=node, edge=edge)
     batch.n_node[-1] += n_nodes - shape.sub_batches * (shape.max_nodes + 1)
     batch.n_edge[-1] += n_edges - shape.sub_batches * shape.max_edges
-    rows = {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
-    return shards.joined(jax.tree.map(lambda x: x[shards.own_rows(len(x))], rows))
+    arrays = {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
+    return shards.joined(jax.tree.map(lambda x: x[shards.own_rows(len(x))], arrays))
 
 
 def _fill(
@@ -131,7 +132,7 @@ def _fill(
     node: int,
     edge: int,
 ) -> None:
-    """Write one sub-batch into `batch`, in place, from the rows `graph`, `node` and `edge` on."""
+    """Writes one sub-batch into `batch`, in place, beginning at the rows `graph`, `node` and `edge`."""
     first_node, first_bond = graphs.node_offsets[ids], graphs.bond_offsets[ids]
     node_counts = graphs.node_offsets[ids + 1] - first_node
     bond_counts = graphs.bond_offsets[ids + 1] - first_bond
@@ -143,12 +144,12 @@ def _fill(
     batch.n_edge[padding] = shape.max_edges - used_edges
 
     batch.nodes[node : node + used_nodes] = graphs.node_features.take(_ranges(first_node, node_counts), axis=0)
-    # Each graph's bonds come twice: all in the stored direction, then all in the other.
-    twice = np.repeat(bond_counts, 2)
-    bonds = _ranges(np.repeat(first_bond, 2), twice)
-    backward = np.repeat(np.tile(np.array([0, 1]), len(ids)), twice)
+    # Each graph has its bonds twice: all in the stored direction, then all in the opposite one.
+    counts_per_direction = np.repeat(bond_counts, 2)
+    bonds = _ranges(np.repeat(first_bond, 2), counts_per_direction)
+    is_reversed = np.repeat(np.tile(np.array([0, 1]), len(ids)), counts_per_direction)
     shift = np.repeat((node + np.cumsum(node_counts) - node_counts).astype(np.int32), 2 * bond_counts)
-    ends, tail = graphs.bond_ends.reshape(-1), 2 * bonds + backward
+    ends, tail = graphs.bond_ends.reshape(-1), 2 * bonds + is_reversed
     real, spare = slice(edge, edge + used_edges), slice(edge + used_edges, edge + shape.max_edges)
     batch.edges[real] = graphs.bond_features.take(bonds, axis=0)
     batch.senders[real] = ends.take(tail) + shift
@@ -157,13 +158,13 @@ def _fill(
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[k], [k] -> the ranges start, start + 1, ... of each length, one after another."""
+    """[k], [k] -> the concatenated ranges start, start + 1, ..., each with its own length."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 def evaluation_batches(graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape) -> Iterator[dict[str, Any]]:
-    """Every graph of `indices` once, in that order; the last batch is filled up with empty sub-batches."""
+    """Every graph of `indices` once, in that order; empty sub-batches complete the last batch."""
     parts = plan(graphs, indices, shape)
     for start in range(0, len(parts), shape.sub_batches):
         yield assemble(graphs, parts[start : start + shape.sub_batches], shape)
@@ -172,7 +173,7 @@ def evaluation_batches(graphs: PackedGraphs, indices: np.ndarray, shape: BatchSh
 class TrainingBatches:
     """Endless epochs; each holds every graph of `indices` exactly once, in an order drawn from (seed, epoch).
 
-    The last batch of an epoch may be short. The state is (epoch, batches drawn in it).
+    The last batch of an epoch may have fewer graphs. The state is (epoch, number of its batches drawn so far).
     """
 
     def __init__(self, graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape, *, seed: tuple[int, ...]) -> None:

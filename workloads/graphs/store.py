@@ -1,4 +1,4 @@
-"""Many small graphs in a few flat arrays, and the file that stores them."""
+"""Many small graphs in a few flat arrays, and their file."""
 
 import dataclasses
 import hashlib
@@ -40,13 +40,13 @@ class PackedGraphs:
 
 
 def pack(graphs: Sequence[Graph], labels: np.ndarray, split_codes: np.ndarray) -> PackedGraphs:
-    """Many graphs -> their `PackedGraphs`.
+    """Packs many graphs.
 
     Args:
         labels: [n_graphs, n_tasks] 0, 1, or NaN where missing.
 
     Raises:
-        ValueError: a feature that is no byte, a label that is neither 0, 1 nor NaN, or a graph of 65,536 nodes or more.
+        ValueError: a feature does not fit into a byte, a label is neither 0, 1 nor NaN, or a graph has 65,536 nodes.
     """
     nodes, bonds, ends = zip(*graphs, strict=True)
     if max(map(len, nodes), default=0) >= 2**16:
@@ -71,7 +71,7 @@ def pack(graphs: Sequence[Graph], labels: np.ndarray, split_codes: np.ndarray) -
 
 
 def save(graphs: PackedGraphs, path: Path, *, source: str) -> None:
-    """Write all of `graphs` or nothing; `source` names what they were made from.
+    """Writes a complete file, or none. `source` names what the graphs were made from.
 
     Raises:
         OSError: the folder cannot be written.
@@ -92,11 +92,11 @@ def save(graphs: PackedGraphs, path: Path, *, source: str) -> None:
 
 
 def load(path: Path, *, source: str) -> PackedGraphs:
-    """Read what `save` wrote from the same `source`.
+    """Reads the file that `save` wrote for the same `source`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another format, or made from another source.
+        ValueError: the file is damaged, has another format, or was made from another source.
     """
     names = [field.name for field in dataclasses.fields(PackedGraphs)]
     try:

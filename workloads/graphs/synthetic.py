@@ -1,4 +1,4 @@
-"""Random molecules with the sizes of molpcba's."""
+"""Random molecules that are about as large as those of molpcba."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _MAX_FEATURE = 8
 def synthetic_molecules(
     n_graphs: int, *, n_tasks: int, node_feature_dim: int, bond_feature_dim: int, seed: int | tuple[int, ...]
 ) -> PackedGraphs:
-    """Random trees with a few bonds more, random features and labels, all in the "train" split."""
+    """Random trees with a few additional bonds, random features and random labels, all in the "train" split."""
     generator = np.random.default_rng(seed)
     sizes = np.clip(np.rint(generator.normal(_MEAN_ATOMS, _STDDEV_ATOMS, n_graphs)), 2, 2 * _MEAN_ATOMS).astype(int)
     graphs = []

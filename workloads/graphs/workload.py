@@ -1,4 +1,4 @@
-"""What the graph workloads share: model, loss, metric and batches.
+"""The base of the graph workloads: model, loss, metric and batches.
 
 A subclass adds data, sizes and a target.
 """
@@ -34,7 +34,7 @@ class GraphWorkload(FlaxWorkload):
     node_feature_dim: int = 9
     edge_feature_dim: int = 3
     fills_up_batches = True
-    sub_batches: int = 1  # independent of the number of devices, so that one and many see the same batches
+    sub_batches: int = 1  # not the number of devices, so that any number of devices has the same batches
     smoothing_classes: int = 2  # label smoothing a moves 0 to a / classes, and 1 to 1 - a + a / classes
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class GraphWorkload(FlaxWorkload):
 
     @abc.abstractmethod
     def _load_graphs(self, data_dir: str | None) -> PackedGraphs:
-        """All splits' graphs; called once per folder."""
+        """The graphs of all splits; called once per folder."""
 
     @property
     def loss_type(self) -> LossType:

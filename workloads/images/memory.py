@@ -1,4 +1,4 @@
-"""Batches of images that are held in memory; the batch of any step can be computed directly."""
+"""Batches of images in memory. The batch of any step can be computed directly."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -60,8 +60,7 @@ class TrainingBatches:
             import grain
         except ImportError as error:
             raise ImportError("training on images needs grain: run `pip install grain`") from error
-        # Only indices go through grain, and a batch's images are gathered in one step: examples one by one
-        # are slower.
+        # Only indices go through grain. Gathering a batch's images in one step is faster than one by one.
         indices = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=np.array)
         self._batches = indices.map(lambda batch: shards.batch(images.batch, batch, batch_size))
         self._step = 0
