@@ -1,4 +1,4 @@
-"""Examples a second of processor time from the input pipelines, beside the usual ways to make the same batches."""
+"""Examples per second of processor time of the input pipelines, and of the usual ways to make the same batches."""
 
 import dataclasses
 import io
@@ -17,27 +17,27 @@ from workloads.graphs.store import PackedGraphs
 from workloads.graphs.synthetic import synthetic_molecules
 from workloads.images.streaming import StreamedImages, prepare_jpeg
 
-_N_TASKS, _GRAPHS_A_BATCH = 128, 512
-_HEIGHT, _WIDTH, _OUT, _IMAGES_A_BATCH = 400, 500, 224, 64
+_N_TASKS, _GRAPHS_PER_BATCH = 128, 512
+_HEIGHT, _WIDTH, _OUT, _IMAGES_PER_BATCH = 400, 500, 224, 64
 _N_JPEGS = 64
-# As many examples as ImageNet has. Grain's shuffle draws from at least 2**16 numbers until one is a valid index, which
-# takes 0.45 ms an example for a set of 64, and 9 us for this one.
+# As many as ImageNet has. Grain's shuffle draws from at least 2**16 numbers until one is a valid index, which takes
+# 0.45 ms per example for 64 examples, and 9 us for this number.
 _N_EXAMPLES = 1_281_167
 
-Pipeline = tuple[Iterator[Any], Callable[[Any], int]]  # batches; examples of a batch
+Pipeline = tuple[Iterator[Any], Callable[[Any], int]]  # batches; number of examples of a batch
 
 
 def graphs_table(n_graphs: int, *, n_rounds: int, seed: int) -> str:
     """Batches of 512 random molecules with 128 labels, from the packed store and by jraph.dynamically_batch."""
     graphs = synthetic_molecules(n_graphs, n_tasks=_N_TASKS, node_feature_dim=9, bond_feature_dim=3, seed=seed)
-    shape = BatchShape.of(global_batch_size=_GRAPHS_A_BATCH, sub_batches=8)
+    shape = BatchShape.of(global_batch_size=_GRAPHS_PER_BATCH, sub_batches=8)
     packed = TrainingBatches(graphs, graphs.indices("train"), shape, seed=(seed,))
     single = [_as_jraph(graphs, index) for index in range(min(n_graphs, 20_000))]
     dynamic = jraph.dynamically_batch(
         iter(single * 100),
-        NODES_PER_GRAPH * _GRAPHS_A_BATCH + 1,
-        EDGES_PER_GRAPH * _GRAPHS_A_BATCH,
-        _GRAPHS_A_BATCH + 1,
+        NODES_PER_GRAPH * _GRAPHS_PER_BATCH + 1,
+        EDGES_PER_GRAPH * _GRAPHS_PER_BATCH,
+        _GRAPHS_PER_BATCH + 1,
     )
     ways: dict[str, Pipeline] = {
         "packed store": (packed, lambda batch: int((batch["weights"].max(1) > 0).sum())),
@@ -60,7 +60,7 @@ def images_table(*, n_rounds: int, seed: int) -> str:
     images = StreamedImages(jpegs, np.arange(_N_EXAMPLES) % _N_JPEGS, 1000, _crop_and_flip)
     whole = dataclasses.replace(images, prepare=partial(prepare_jpeg, size=_OUT), mixup_alpha=0.2)
     ways: dict[str, Pipeline] = {
-        name: (split.training_batches(batch_size=_IMAGES_A_BATCH, seed=seed), lambda batch: len(batch["targets"]))
+        name: (split.training_batches(batch_size=_IMAGES_PER_BATCH, seed=seed), lambda batch: len(batch["targets"]))
         for name, split in {
             "this pipeline": images,
             "this pipeline, RandAugment and mixup too": whole,
@@ -76,7 +76,7 @@ def images_table(*, n_rounds: int, seed: int) -> str:
 
 
 def _rates(ways: Mapping[str, Pipeline], n_rounds: int) -> dict[str, float]:
-    """Medians of `n_rounds` rounds, in which the pipelines alternate."""
+    """The median over `n_rounds` rounds, in which the pipelines alternate."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(n_rounds):
         for name, way in ways.items():
@@ -86,8 +86,8 @@ def _rates(ways: Mapping[str, Pipeline], n_rounds: int) -> dict[str, float]:
 
 
 def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 4.0) -> float:
-    """Examples a second of this process's processor time, all threads counted."""
-    for _ in range(12):  # more than the batches that are prepared in advance
+    """Examples per second of this process's processor time, over all threads."""
+    for _ in range(12):  # more batches than are prepared in advance
         next(batches)
     started, spent, n_examples = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < seconds:
@@ -96,7 +96,7 @@ def _rate(batches: Iterator[Any], count: Callable[[Any], int], seconds: float = 
 
 
 def _wait_for_idle_threads(at_most_s: float = 30.0) -> None:
-    """Wait until the pipeline before has prepared its batches in advance: its work would count as the next one's."""
+    """Waits until the previous pipeline has prepared its batches, whose time would count as the next one's."""
     started = time.perf_counter()
     while time.perf_counter() - started < at_most_s:
         spent = time.process_time()
@@ -110,13 +110,13 @@ def _crop_and_flip(encoded: bytes, rng: np.random.Generator | None) -> np.ndarra
 
     if rng is None:
         raise ValueError("random crops are for training batches, which come with a generator")
-    header = decode.header(encoded)
+    header = decode.read_header(encoded)
     box = augment.random_box(header.height, header.width, rng) or augment.central_box(header.height, header.width)
     return augment.random_flip(decode.crop(encoded, header, box, _OUT), rng)
 
 
 def _jpegs(n: int, seed: int) -> list[dict[str, Any]]:
-    """Smooth random pictures with some noise, about as large a file as ImageNet's."""
+    """Smooth random pictures with some noise, whose files are about as large as ImageNet's."""
     from PIL import Image
 
     generator = np.random.default_rng(seed)
@@ -151,7 +151,7 @@ def _tf_data(jpegs: list[bytes], seed: int) -> Iterator[np.ndarray]:
         return tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
 
     data = tf.data.Dataset.from_tensor_slices(jpegs).repeat()
-    data = data.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(_IMAGES_A_BATCH).prefetch(10)
+    data = data.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(_IMAGES_PER_BATCH).prefetch(10)
     return iter(data.as_numpy_iterator())
 
 

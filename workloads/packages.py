@@ -1,4 +1,4 @@
-"""Data files that come inside installed Python packages, found without importing the package and checked."""
+"""Finds data files in installed Python packages, without importing the packages, and checks them."""
 
 import hashlib
 import importlib.util
@@ -14,11 +14,10 @@ def packaged_file(*, module: str, path: str, distribution: str, sha256: str) -> 
     """
     spec = importlib.util.find_spec(module)
     folders = list(spec.submodule_search_locations or []) if spec else []
-    found = next((file for folder in folders if (file := Path(folder) / path).is_file()), None)
-    if found is None:
+    data_file = next((file for folder in folders if (file := Path(folder) / path).is_file()), None)
+    if data_file is None:
         raise FileNotFoundError(f"{module}/{path} is not installed: run `pip install {distribution}`")
-    if hashlib.sha256(found.read_bytes()).hexdigest() != sha256:
-        raise ValueError(
-            f"{found} is damaged or of another version: run `pip install --force-reinstall --no-deps {distribution}`"
-        )
-    return found
+    if hashlib.sha256(data_file.read_bytes()).hexdigest() != sha256:
+        cure = f"run `pip install --force-reinstall --no-deps {distribution}`"
+        raise ValueError(f"{data_file} is damaged or of another version: {cure}")
+    return data_file

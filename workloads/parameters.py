@@ -1,4 +1,4 @@
-"""Shapes and kinds of a Flax parameter tree, as AlgoPerf reports them to submissions."""
+"""Shapes and types of a Flax parameter tree, as AlgoPerf passes them to submissions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,21 +30,21 @@ def param_types(params: Any) -> Any:
 def _types(tree: Any, path: tuple[str, ...]) -> Any:
     if isinstance(tree, Mapping):
         return {name: _types(child, (*path, name)) for name, child in tree.items()}
-    return _kind([part.lower() for part in path[:-1]], path[-1].lower())
+    return _type([part.lower() for part in path[:-1]], path[-1].lower())
 
 
-def _kind(modules: list[str], name: str) -> ParameterType:
-    owner = modules[-1] if modules else ""
-    if "batchnorm" in owner:
+def _type(modules: list[str], name: str) -> ParameterType:
+    module = modules[-1] if modules else ""
+    if "batchnorm" in module:
         return _BATCH_NORM[name]
-    if "layernorm" in owner or "layer_norm" in owner:
+    if "layernorm" in module or "layer_norm" in module:
         return _LAYER_NORM[name]
-    if any("attention" in module for module in modules):
-        return ParameterType.ATTENTION_BIAS if name == "bias" else _ATTENTION.get(owner, ParameterType.WEIGHT)
+    if any("attention" in parent for parent in modules):
+        return ParameterType.ATTENTION_BIAS if name == "bias" else _ATTENTION.get(module, ParameterType.WEIGHT)
     if "bias" in name:
         return ParameterType.BIAS
-    if "conv" in owner:
+    if "conv" in module:
         return ParameterType.CONV_WEIGHT
-    if "embedding" in owner:
+    if "embedding" in module:
         return ParameterType.EMBEDDING
     return ParameterType.WEIGHT

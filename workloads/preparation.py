@@ -1,7 +1,7 @@
-"""Prepares the TFDS data sets of the full-size workloads as array_record files; here alone TensorFlow is needed.
+"""Prepares the TFDS data sets of the full-size workloads as array_record files. Only this module needs TensorFlow.
 
-After an interruption run it again: finished data sets, downloads and extractions are kept, a half-written data set is
-prepared again.
+It can be run again after an interruption: finished data sets, downloads and extractions are kept, and an incomplete
+data set is prepared again.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ def prepare(
     allow_other_archives: bool = False,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Prepare one data set, or check the one that is there.
+    """Prepares one data set, or checks it if it exists.
 
     Args:
         manual_dir: folder of archives downloaded by hand; others are downloaded if their provider allows it.
@@ -37,7 +37,7 @@ def prepare(
         allow_other_archives: accept archives with other checksums or numbers of examples than the published ones.
 
     Raises:
-        ValueError: no such data set, a wrong checksum or a wrong number of examples.
+        ValueError: there is no such data set, or a checksum or a number of examples is wrong.
         FileNotFoundError: an archive is missing and cannot be downloaded.
         ImportError: TensorFlow is not installed.
         OSError: the folder cannot be written.
@@ -46,25 +46,25 @@ def prepare(
     if name not in known:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(known)}")
     data, root = known[name], tfds_data.folder(data_dir)
-    place = root / data.dataset.path
-    if overwrite and place.exists():
-        shutil.rmtree(place)
-    is_there = (place / "dataset_info.json").exists()
-    if is_there:
-        log(f"{place} is there already")
+    folder = root / data.dataset.path
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    exists = (folder / "dataset_info.json").exists()
+    if exists:
+        log(f"{folder} is there already")
     else:
-        for leftover in place.parent.glob(f"{data.dataset.version}.incomplete*"):
+        for leftover in folder.parent.glob(f"{data.dataset.version}.incomplete*"):
             shutil.rmtree(leftover)
         _generate(data, root, Path(manual_dir).expanduser(), allow_other_archives)
     _check_counts(data, tfds_data.prepared_builder(data.dataset, data_dir), allow_other_archives, log)
     if data.finish is not None:
         log("packing: a few minutes for the whole data set, unless it is done already")
-        data.finish(data_dir, not is_there)
+        data.finish(data_dir, not exists)
     log(f"{data.dataset.path} is ready in {root}")
 
 
 def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives: bool) -> None:
-    # TFDS itself would notice only when it is half-way through.
+    # TFDS itself would raise the error only half-way through.
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError("preparing data sets needs TensorFlow: run `make setup-prepare`")
     import tensorflow_datasets as tfds
@@ -75,22 +75,22 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
     parts = [data.dataset.name, *([data.dataset.config] if data.dataset.config else [])]
     builder = tfds.builder(f"{'/'.join(parts)}:{data.dataset.version}", data_dir=root, file_format="array_record")
     if allow_other_archives:
-        _accept(builder, data, manual)
+        _accept_archives(builder, data, manual)
     config = tfds.download.DownloadConfig(manual_dir=manual if manual.is_dir() else None)
     try:
         builder.download_and_prepare(download_config=config)
     except tfds.download.DownloadError as error:
-        raise FileNotFoundError(_by_hand(builder, data, manual)) from error
+        raise FileNotFoundError(_download_message(builder, data, manual)) from error
     except tfds.core.download.download_manager.NonMatchingChecksumError as error:
         raise ValueError(
             f"{' or '.join(data.archives)} has a wrong checksum: delete it from {manual} and download it again"
         ) from error
     except ConnectionError as error:
-        raise FileNotFoundError(_by_hand(builder, data, manual)) from error
+        raise FileNotFoundError(_download_message(builder, data, manual)) from error
 
 
-def _accept(builder: Any, data: PreparedData, manual: Path) -> None:
-    """Registers the checksums of the archives that are there in place of the published ones."""
+def _accept_archives(builder: Any, data: PreparedData, manual: Path) -> None:
+    """Replaces the published checksums by those of the archives in the manual folder."""
     from tensorflow_datasets.core.download import checksums
 
     by_file = {info.filename: url for url, info in builder.url_infos.items()}
@@ -99,16 +99,18 @@ def _accept(builder: Any, data: PreparedData, manual: Path) -> None:
             builder.url_infos[by_file[archive]] = checksums.compute_url_info(manual / archive)
 
 
-def _by_hand(builder: Any, data: PreparedData, manual: Path) -> str:
+def _download_message(builder: Any, data: PreparedData, manual: Path) -> str:
     urls = [url for url, info in builder.url_infos.items() if info.filename in data.archives]
     return f"cannot download {' and '.join(urls)}: get it on another machine, and put it into {manual}"
 
 
 def _check_counts(data: PreparedData, builder: Any, allow_other: bool, log: Callable[[str], None]) -> None:
-    found = {name: builder.info.splits[name].num_examples for name in data.n_examples if name in builder.info.splits}
-    if found == data.n_examples:
+    n_examples = {
+        name: builder.info.splits[name].num_examples for name in data.n_examples if name in builder.info.splits
+    }
+    if n_examples == data.n_examples:
         return
-    differs = f"{builder.data_dir} has {found or 'no'} examples, not {dict(data.n_examples)}"
+    differs = f"{builder.data_dir} has {n_examples or 'no'} examples, not {dict(data.n_examples)}"
     if not allow_other:
         raise ValueError(f"{differs}: check the archives, and prepare it again with --overwrite")
     log(differs)

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def host_seed(rng: Any) -> tuple[int, ...]:
-    """A raw `PRNGKey`, a typed key or an int -> entropy for `numpy.random.SeedSequence`."""
+    """Entropy for `numpy.random.SeedSequence`, from a raw `PRNGKey`, a typed key or an int."""
     if isinstance(rng, (int, np.integer)):
         return (int(rng),)
     if jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):

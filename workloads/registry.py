@@ -1,4 +1,4 @@
-"""Workloads by name. A workload's module is imported when it is asked for, not before."""
+"""Workloads by name. A workload's module is imported only when the workload is loaded."""
 
 import importlib
 
@@ -30,10 +30,10 @@ def load(name: str, hardware_profile: str | None = None) -> Workload:
     """A new instance of the workload called `name`.
 
     Args:
-        hardware_profile: of `budgets`, in place of the workload's own budget.
+        hardware_profile: a profile of `budgets`, whose budget replaces the workload's own.
 
     Raises:
-        ValueError: no workload has this name, or the profile has no budget for it; the message lists those there are.
+        ValueError: no workload has this name, or the profile has no budget for it. The message lists the known ones.
     """
     if name not in _CLASSES:
         raise ValueError(f"unknown workload {name!r}; known workloads: {', '.join(names())}")

@@ -1,7 +1,7 @@
-"""The rows of a global batch that are this process's, and global arrays made of every process's own.
+"""This process's rows of a global batch, and global arrays made of the rows of all processes.
 
 A process that trains alone has all rows, as NumPy arrays. Several that train together (`jax.distributed`) divide the
-rows in the order of their devices, so that any number of them sees the batches of one.
+rows in the order of their devices, so that any number of processes has the same batches.
 """
 
 import functools
@@ -16,34 +16,34 @@ PyTree = Any
 
 
 def own_rows(n_rows: int) -> slice:
-    """Of arrays with `n_rows` rows over all processes.
+    """This process's rows of arrays with `n_rows` rows over all processes.
 
     Raises:
-        ValueError: the devices of all processes do not divide them.
+        ValueError: the number of devices of all processes does not divide `n_rows`.
     """
     if jax.process_count() == 1:
         return slice(0, n_rows)
     n_devices = jax.device_count()
     if n_rows % n_devices:
         raise ValueError(f"a batch of {n_rows} rows does not split over {n_devices} devices; use a multiple")
-    places = [place[0] for place in _split().addressable_devices_indices_map((n_rows,)).values() if place]
-    return slice(min(place.start or 0 for place in places), max(place.stop or n_rows for place in places))
+    slices = [index[0] for index in _split().addressable_devices_indices_map((n_rows,)).values() if index]
+    return slice(min(rows.start or 0 for rows in slices), max(rows.stop or n_rows for rows in slices))
 
 
 def joined(own: PyTree) -> PyTree:
-    """Every array's rows of this process -> the global arrays, of which it holds those rows alone."""
+    """The global arrays, from this process's rows of each. It holds no other rows."""
     if jax.process_count() == 1:
         return own
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(_split(), rows), own)
 
 
 def whole(arrays: PyTree) -> PyTree:
-    """Global arrays -> the same with all rows at every process; unchanged where this one is alone."""
+    """Global arrays with all rows in every process; unchanged if there is only one process."""
     return arrays if jax.process_count() == 1 else _gather()(arrays)
 
 
 def batch(make: Callable[..., PyTree], examples: np.ndarray, size: int) -> PyTree:
-    """The global batch of `examples`, of which this process makes its own rows by `make(examples, size=n_rows)`."""
+    """The global batch of `examples`. This process makes its own rows by `make(examples, size=n_rows)`."""
     rows = own_rows(size)
     return joined(make(examples[rows], size=rows.stop - rows.start))
 

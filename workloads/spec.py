@@ -50,7 +50,7 @@ class ParameterType(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ShapeTuple:
-    """A shape as one leaf, so that a tree of shapes maps like the tree of arrays it describes."""
+    """A shape as one leaf, so that a tree of shapes has the structure of the tree of arrays."""
 
     shape_tuple: tuple[int, ...]
 
@@ -102,14 +102,14 @@ class SplitSizes:
 
 
 class TrainingQueue(Protocol):
-    """An endless iterator over training batches that can be put back to any point of its sequence."""
+    """An endless iterator over training batches that can be set to any position of its sequence."""
 
     def __iter__(self) -> "TrainingQueue": ...
 
     def __next__(self) -> dict[str, Any]: ...
 
     def get_state(self) -> dict[str, int]:
-        """What `set_state` needs to continue after the batches drawn so far."""
+        """The state with which `set_state` continues after the batches drawn so far."""
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Continue as if the batches drawn when `state` was taken had just been drawn."""
@@ -122,10 +122,10 @@ class Workload(abc.ABC):
     test_target: Target
     budget: Budget
     split_sizes: SplitSizes
-    training_batch_size: int | None = None  # for submissions that have none for this workload's name
-    fills_up_batches: bool = False  # with padding; where not, the devices must divide the batch size
-    hardware_profile: str | None = None  # whose budget this is, where the user chose one
-    prepared_data: tuple[PreparedData, ...] = ()  # what `scripts/prepare_data.py` is to make
+    training_batch_size: int | None = None  # for submissions without a batch size for this workload
+    fills_up_batches: bool = False  # with padding; otherwise the number of devices must divide the batch size
+    hardware_profile: str | None = None  # the budget's, if the user chose a profile
+    prepared_data: tuple[PreparedData, ...] = ()  # data sets that `scripts/prepare_data.py` makes
 
     def __init__(self) -> None:
         self.metrics_logger = None
@@ -232,7 +232,7 @@ class Workload(abc.ABC):
     ) -> tuple[Any, Any]:
         """-> (logits, new model state).
 
-        Dropout is active in TRAIN mode only. Its rate may be traced; None stands for the workload's own.
+        Dropout is active in TRAIN mode only. Its rate may be a traced value; None means the workload's own rate.
         """
 
     @abc.abstractmethod
@@ -260,7 +260,7 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
-        """Endless batches of random content in the form of "train"'s, to time steps where there is no data set."""
+        """Endless batches of random content in the form of training batches, to time steps without a data set."""
 
     @abc.abstractmethod
     def _eval_model_on_split(

@@ -1,4 +1,4 @@
-"""Random splits of one data set that keep the shares of its classes."""
+"""Random splits of a data set in which every class keeps its share."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def stratified_split(
 
     Args:
         labels: class of each example [n].
-        validation, test: how many examples each has; all others train.
+        validation, test: number of examples of each split; all others are for training.
     """
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""TFDS data sets as `scripts/prepare_data.py` leaves them, array_record files, read without TensorFlow."""
+"""Reads the TFDS data sets that `scripts/prepare_data.py` makes, array_record files, without TensorFlow."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ _FILE_FORMAT = "array_record"
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One version of a TFDS data set, and perhaps one of its configurations."""
+    """One version of a TFDS data set, with an optional configuration."""
 
     name: str
     version: str
@@ -19,7 +19,7 @@ class Dataset:
 
     @property
     def path(self) -> Path:
-        """Its folder, below that of all data sets."""
+        """The folder of the data set, relative to the folder of all data sets."""
         return Path(self.name, *([self.config] if self.config else []), self.version)
 
 
@@ -30,9 +30,9 @@ class PreparedData:
     Attributes:
         n_examples: split -> the published number of examples.
         archives: files that TFDS prepares it from, looked for in the manual folder.
-        source: where to download those by hand; None where TFDS downloads them itself.
-        finish: called after the preparation with (data folder, whether the data set is new), to convert it to what
-            training reads; None where training reads it as it is.
+        source: where to download the archives by hand; None if TFDS downloads them itself.
+        finish: called after the preparation with (data folder, whether the data set is new), to convert it for
+            training; None if training reads it as it is.
     """
 
     dataset: Dataset
@@ -47,11 +47,11 @@ def folder(data_dir: str | None) -> Path:
 
 
 def read(dataset: Dataset, split: str, data_dir: str | None, *, skip_decoding: Sequence[str] = ()) -> Sequence[Any]:
-    """The examples of a split by random access, dicts of NumPy arrays; bytes for the features of `skip_decoding`.
+    """The examples of a split, with random access: dicts of NumPy arrays, and bytes for features of `skip_decoding`.
 
     Raises:
-        FileNotFoundError: the data set is absent or half prepared, or has no such split.
-        ValueError: it is there in another version or file format.
+        FileNotFoundError: the data set is missing or incomplete, or has no such split.
+        ValueError: the data set has another version or file format.
         ImportError: tensorflow-datasets or array-record is not installed.
     """
     builder = prepared_builder(dataset, data_dir)
@@ -71,20 +71,20 @@ def prepared_builder(dataset: Dataset, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
     root = folder(data_dir)
-    place = root / dataset.path
-    if not (place / "dataset_info.json").is_file():
-        versions = sorted(child.name for child in place.parent.glob("*") if (child / "dataset_info.json").is_file())
+    path = root / dataset.path
+    if not (path / "dataset_info.json").is_file():
+        versions = sorted(child.name for child in path.parent.glob("*") if (child / "dataset_info.json").is_file())
         if versions:
             raise ValueError(
-                f"{place.parent} holds {', '.join(versions)}, not {dataset.version}: {_cure(dataset, data_dir)}"
+                f"{path.parent} holds {', '.join(versions)}, not {dataset.version}: {_cure(dataset, data_dir)}"
             )
-        state = "is only half prepared" if any(place.parent.glob(f"{dataset.version}.incomplete*")) else "is not there"
+        state = "is only half prepared" if any(path.parent.glob(f"{dataset.version}.incomplete*")) else "is not there"
         raise FileNotFoundError(f"data set {dataset.path} {state} in {root}: {_cure(dataset, data_dir)}")
-    builder = tfds.builder_from_directory(place)
+    builder = tfds.builder_from_directory(path)
     if builder.info.file_format is None or builder.info.file_format.value != _FILE_FORMAT:
-        found = builder.info.file_format.value if builder.info.file_format else "unknown"
+        file_format = builder.info.file_format.value if builder.info.file_format else "unknown"
         raise ValueError(
-            f"{place} holds {found} files, not {_FILE_FORMAT}, which random access needs: "
+            f"{path} holds {file_format} files, not {_FILE_FORMAT}, which random access needs: "
             f"{_cure(dataset, data_dir)} --overwrite"
         )
     return builder

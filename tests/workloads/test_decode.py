@@ -22,7 +22,7 @@ def _encoded(pixels, form="JPEG", mode="RGB", **options):
 def test_colours_come_out_whatever_the_encoding(form, mode):
     pixels = _smooth(60, 90)
     encoded = _encoded(pixels, form, mode, **({"quality": 98} if form == "JPEG" else {}))
-    assert decode.header(encoded)[:2] == (60, 90)
+    assert decode.read_header(encoded)[:2] == (60, 90)
     decoded = decode.decode(encoded)
     assert decoded.shape == (60, 90, 3) and np.abs(decoded.astype(int) - pixels).max() <= 8
 
@@ -34,10 +34,10 @@ def test_colours_come_out_whatever_the_encoding(form, mode):
 def test_a_jpegs_header_is_what_pillow_reads(monkeypatch, mode, options):
     encoded = _encoded(_smooth(50, 70), mode=mode, **options)
     filled = encoded[:2] + b"\xff\xff" + encoded[2:]  # a marker may have any number of bytes 0xff before it
-    assert decode.header(encoded) == decode.header(filled) == (50, 70, mode)
+    assert decode.read_header(encoded) == decode.read_header(filled) == (50, 70, mode)
     if mode != "CMYK":
         monkeypatch.delattr(decode, "_pillow_header")  # the quick way needs no help
-        assert decode.header(encoded) == (50, 70, mode)
+        assert decode.read_header(encoded) == (50, 70, mode)
 
 
 def test_grey_images_have_three_equal_channels():
@@ -49,7 +49,7 @@ def test_a_crop_decoded_at_a_reduced_scale_is_the_same_picture():
     pixels = _smooth(1200, 1600)
     encoded = _encoded(pixels, quality=95)
     box = (100, 200, 900, 1000)
-    header = decode.header(encoded)
+    header = decode.read_header(encoded)
     quick, exact = (decode.crop(encoded, header, box, 224, exact=exact).astype(int) for exact in (False, True))
     assert quick.shape == (224, 224, 3) and np.abs(quick - exact).max() <= 4
 

@@ -20,21 +20,21 @@ Image = np.ndarray  # uint8 [height, width, 3]
 
 
 def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """A box (top, left, height, width) of random area and aspect ratio in an image; None if ten draws found none."""
-    least, most = (fraction * height * width for fraction in _AREA)
+    """A box (top, left, height, width) of random area and aspect ratio in an image; None if ten draws do not fit."""
+    min_area, max_area = (fraction * height * width for fraction in _AREA)
     for _ in range(_ATTEMPTS):
         aspect = rng.uniform(*_ASPECT)
-        low = round((least / aspect) ** 0.5)
-        high = min(round((most / aspect) ** 0.5), height, int((width + 0.5) / aspect))
+        low = round((min_area / aspect) ** 0.5)
+        high = min(round((max_area / aspect) ** 0.5), height, int((width + 0.5) / aspect))
         rows = low if low >= high else int(rng.integers(low, high + 1))
         columns = round(rows * aspect)
-        if 0 < rows <= height and 0 < columns <= width and least <= rows * columns <= most:
+        if 0 < rows <= height and 0 < columns <= width and min_area <= rows * columns <= max_area:
             return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
     return None
 
 
 def central_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """The square box that takes 224/256 of the shorter side."""
+    """The central square box whose side is 224/256 of the image's shorter side."""
     side = max(1, int(_EVAL_FRACTION * min(height, width)))
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
@@ -42,12 +42,12 @@ def central_box(height: int, width: int) -> tuple[int, int, int, int]:
 def random_flip(image: Image, rng: np.random.Generator) -> Image:
     import cv2
 
-    # A reversed view costs nothing here, but far more than this when its pixels are copied into a batch.
+    # A reversed view would be free here, but slower to copy into a batch than this is.
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
 
 
 def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Image:
-    """The image shifted at random by up to `padding` pixels along each axis; zeros come in at the edges."""
+    """The image shifted at random by up to `padding` pixels along each axis. Zeros fill the edges."""
     padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
     top, left = rng.integers(2 * padding + 1, size=2)
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
@@ -56,9 +56,9 @@ def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Im
 def mixup(
     images: np.ndarray, targets: np.ndarray, rng: np.random.Generator, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mix every image, uint8 [batch, …], with the one before it in the batch, all by one weight.
+    """Mixes every image, uint8 [batch, …], with the one before it in the batch, all with the same weight.
 
-    The targets [batch, n] are mixed likewise.    Mixed pixels are rounded to whole numbers.
+    The targets [batch, n] are mixed likewise. Mixed pixels are rounded to whole numbers.
     """
     weight = np.float32(rng.beta(alpha, alpha))
     mixed = weight * images + (1 - weight) * np.roll(images, 1, axis=0)
@@ -66,7 +66,7 @@ def mixup(
 
 
 def rand_augment(image: Image, rng: np.random.Generator) -> Image:
-    """Two of `OPERATIONS`, drawn at random, one after the other, at magnitude 10."""
+    """Applies two of `OPERATIONS`, drawn at random, at magnitude 10."""
     for index in rng.integers(len(OPERATIONS), size=_N_LAYERS):
         image = OPERATIONS[index](image, rng)
     return image
@@ -108,7 +108,7 @@ def color(image: Image, rng: np.random.Generator) -> Image:
 
 
 def contrast(image: Image, rng: np.random.Generator) -> Image:
-    # AlgoPerf's mean counts the pixels, not their values: the histogram's bins hold their number.
+    # AlgoPerf's mean is that of the histogram's bins, which hold numbers of pixels, not of the pixels' values.
     mean = min(image.shape[0] * image.shape[1] / 256, 255)
     return _blend(np.uint8(mean), image)
 
@@ -184,7 +184,7 @@ def _grey(image: Image) -> np.ndarray:
 
 
 def _blend(plain: np.ndarray | np.uint8, image: Image) -> Image:
-    """From `plain` towards the image and beyond it, by the factor `_ENHANCE`, clipped to bytes."""
+    """Extrapolates from `plain` beyond the image, by the factor `_ENHANCE`, and clips to bytes."""
     start = plain.astype(np.float32)
     return _to_bytes(start + np.float32(_ENHANCE) * (image - start))
 
@@ -194,7 +194,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _affine(image: Image, matrix: np.ndarray) -> Image:
-    """Pixel (x, y) is the image's pixel nearest to `matrix` (x, y, 1); grey outside of the image."""
+    """Pixel (x, y) of the result is the image's pixel nearest to `matrix` (x, y, 1), or grey outside the image."""
     import cv2
 
     return cv2.warpAffine(

@@ -1,6 +1,6 @@
-"""`cifar10_wrn`: Wide ResNet 16-4 on CIFAR-10, the model whose update step the K-FAC-expand and -reduce paper times.
+"""`cifar10_wrn`: Wide ResNet 16-4 on CIFAR-10. The K-FAC-expand and -reduce paper times this model's update step.
 
-Data: TFDS `cifar10` 3.0.2, of whose training images every tenth is for validation. Its targets are not set yet.
+Data: TFDS `cifar10` 3.0.2. Every tenth training image is for validation. The targets are not set yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class Cifar10WrnWorkload(ImageWorkload):
 
 
 def pad_crop_flip(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """With a generator, the usual augmentation of CIFAR-10's training images; without one, the image itself."""
+    """CIFAR-10's usual augmentation of training images; without a generator, the image itself."""
     return image if rng is None else augment.random_flip(augment.pad_and_crop(image, rng), rng)
 
 

@@ -1,4 +1,4 @@
-"""Decodes images by OpenCV; JPEGs at a lower resolution where the crop needs no more."""
+"""Decodes images by OpenCV. JPEGs are decoded at a lower resolution if that suffices for the crop."""
 
 import functools
 import io
@@ -12,15 +12,15 @@ _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressi
 
 
 class Header(NamedTuple):
-    """An encoded image's size in pixels, and Pillow's name of its colour space."""
+    """An encoded image's size in pixels, and Pillow's name for its colour space."""
 
     height: int
     width: int
     mode: str
 
 
-def header(encoded: bytes) -> Header:
-    """Reads the header alone, without decoding the pixels.
+def read_header(encoded: bytes) -> Header:
+    """Reads the header without decoding the pixels.
 
     Raises:
         ValueError: the image cannot be read.
@@ -34,13 +34,15 @@ def decode(encoded: bytes) -> np.ndarray:
     Raises:
         ValueError: the image cannot be read.
     """
-    return _decode(encoded, header(encoded), 1)
+    return _decode(encoded, read_header(encoded), 1)
 
 
-def crop(encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False) -> np.ndarray:
+def crop(
+    encoded: bytes, header: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False
+) -> np.ndarray:
     """The box (top, left, height, width) as RGB uint8 [out, out, 3], by bicubic interpolation.
 
-    `known` is the image's header, which the caller has read to choose the box. If the box is at least twice as large as
+    `header` is the image's, which the caller has read to choose the box. If the box is at least twice as large as
     `out`, the image is decoded at half the resolution (or a quarter, an eighth), unless `exact`.
 
     Raises:
@@ -50,7 +52,7 @@ def crop(encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int
     reduction = 1
     while not exact and reduction < 8 and min(height, width) >= 2 * reduction * out:
         reduction *= 2
-    pixels = _decode(encoded, known, reduction)
+    pixels = _decode(encoded, header, reduction)
     first_row, first_column = round(top / reduction), round(left / reduction)
     rows, columns = max(1, round(height / reduction)), max(1, round(width / reduction))
     part = pixels[first_row : first_row + rows, first_column : first_column + columns]
@@ -61,18 +63,18 @@ def crop(encoded: bytes, known: Header, box: tuple[int, int, int, int], out: int
 def _cv2() -> Any:
     import cv2
 
-    cv2.setNumThreads(0)  # images are prepared side by side, and its own threads only wait for each other
+    cv2.setNumThreads(0)  # images are prepared in parallel, so that OpenCV's own threads would only compete
     return cv2
 
 
-def _decode(encoded: bytes, known: Header, reduction: int) -> np.ndarray:
-    """RGB at 1 / `reduction` of the size (1, 2, 4 or 8), rounded up."""
+def _decode(encoded: bytes, header: Header, reduction: int) -> np.ndarray:
+    """RGB at 1 / `reduction` of the size, rounded up; the reduction is 1, 2, 4 or 8."""
     cv2 = _cv2()
-    if known.mode in ("CMYK", "YCCK"):  # OpenCV takes Adobe's inverted inks for plain ones
+    if header.mode in ("CMYK", "YCCK"):  # OpenCV does not invert Adobe's inverted inks
         from PIL import Image
 
         pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        size = -(-known.width // reduction), -(-known.height // reduction)
+        size = -(-header.width // reduction), -(-header.height // reduction)
         return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     scale = {
         1: 0,
@@ -88,15 +90,15 @@ def _decode(encoded: bytes, known: Header, reduction: int) -> np.ndarray:
 
 
 def _jpeg_header(encoded: bytes) -> Header | None:
-    """The header of a common JPEG, grey or of three colours, in 1.4 us where Pillow takes 22; None for other images."""
-    place = len(_JPEG_START) if encoded.startswith(_JPEG_START) else len(encoded)
-    while place + 10 <= len(encoded) and encoded[place] == 0xFF != encoded[place + 1]:
-        marker, length = struct.unpack_from(">BH", encoded, place + 1)
+    """The header of a grey or three-colour JPEG, in 1.4 us (Pillow takes 22 us); None for other images."""
+    offset = len(_JPEG_START) if encoded.startswith(_JPEG_START) else len(encoded)
+    while offset + 10 <= len(encoded) and encoded[offset] == 0xFF != encoded[offset + 1]:
+        marker, length = struct.unpack_from(">BH", encoded, offset + 1)
         if marker in _JPEG_FRAMES:
-            height, width, n_components = struct.unpack_from(">HHB", encoded, place + 5)
+            height, width, n_components = struct.unpack_from(">HHB", encoded, offset + 5)
             mode = {1: "L", 3: "RGB"}.get(n_components)
             return Header(height, width, mode) if mode and height and width else None
-        place += 2 + length
+        offset += 2 + length
     return None
 
 

@@ -1,7 +1,7 @@
 """Batches of images that are read, decoded and augmented on demand, by grain's threads.
 
-The order of the examples comes from (seed, epoch) and an example's random numbers from (seed, epoch, its position in
-the split), so neither the number of threads nor that of processes changes what is drawn.
+The order of the examples depends on (seed, epoch). An example's random numbers depend on (seed, epoch, its position in
+the split). So the numbers of threads and of processes do not change what is drawn.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from workloads import shards
 from workloads.images import augment, decode
 
 _N_THREADS = max(2, os.cpu_count() or 1)
-_CHUNK = 16  # examples in one element of grain's stream, so that its overhead is paid once for all of them
-_PREFETCH = 512  # examples decoded in advance, beside those that the threads are working on
+_CHUNK = 16  # examples in one element of grain's stream, to spread grain's overhead per element
+_PREFETCH = 512  # examples decoded in advance, besides those that the threads are decoding
 _ON_DEVICE = 2  # batches copied to the devices in advance
 
 Prepare = Callable[[Any, np.random.Generator | None], np.ndarray]
@@ -29,11 +29,11 @@ Prepare = Callable[[Any, np.random.Generator | None], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class StreamedImages:
-    """A split by random access.
+    """A split with random access.
 
     Attributes:
         examples: index -> {"image", "label"}.
-        indices: which of the examples belong to the split.
+        indices: of the examples that belong to the split.
         prepare: (encoded image, generator) -> uint8 [height, width, channels]; the generator, for random augmentation,
             is None in evaluation.
         mixup_alpha: of training batches; None for no mixup.
@@ -74,28 +74,28 @@ class StreamedImages:
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every image exactly once, in order; the last batch is padded with zeros of weight 0.
 
-        Of several processes each reads its own rows.
+        Each of several processes reads its own rows.
         """
         import grain
 
         rows = shards.own_rows(batch_size)
-        own = [range(len(self))[start:][:batch_size][rows] for start in range(0, len(self), batch_size)]
-        positions = list(itertools.chain.from_iterable(own))
+        own_positions = [range(len(self))[start:][:batch_size][rows] for start in range(0, len(self), batch_size)]
+        positions = list(itertools.chain.from_iterable(own_positions))
 
         def chunk(start: int) -> list[tuple[np.ndarray, int]]:
             return [self.pixels(position, None) for position in positions[start : start + _CHUNK]]
 
         chunks = grain.MapDataset.range(0, len(positions), _CHUNK).map(chunk)
         stream = itertools.chain.from_iterable(chunks.to_iter_dataset(_read_options(grain)))
-        for part in own:
-            parts = list(itertools.islice(stream, len(part)))
-            yield shards.joined(_batch(parts, self._shape, self.n_classes, rows.stop - rows.start))
+        for part in own_positions:
+            examples = list(itertools.islice(stream, len(part)))
+            yield shards.joined(_batch(examples, self._shape, self.n_classes, rows.stop - rows.start))
 
 
 class StreamedBatches:
     """Endless full batches on the devices, every epoch in a new random order; the state is a batch number.
 
-    Of several processes each draws its rows of the global batch.
+    Each of several processes draws its own rows of the global batch.
 
     Raises:
         ValueError: the devices of several processes do not divide the batch size.
@@ -107,11 +107,11 @@ class StreamedBatches:
             import grain
         except ImportError as error:
             raise ImportError("training on images needs grain: run `pip install grain`") from error
-        own = shards.own_rows(batch_size)
-        rows = np.arange(own.start, own.stop)
+        own_rows = shards.own_rows(batch_size)
+        rows = np.arange(own_rows.start, own_rows.stop)
         self._size, self._n_before = len(rows), 0
         if images.mixup_alpha is not None and self._size < batch_size:
-            self._n_before, rows = 1, np.r_[(own.start - 1) % batch_size, rows]  # what the first one is mixed with
+            self._n_before, rows = 1, np.r_[(own_rows.start - 1) % batch_size, rows]  # mixed with the first row
         self._images, self._n_drawn, self._seed = images, len(rows), seed
         self._n_chunks = -(-len(rows) // _CHUNK)  # of a batch
         share = _Share(
@@ -147,14 +147,14 @@ class StreamedBatches:
         self._chunks.set_state({"next_index": self._step * self._n_chunks})
 
     def _send(self, step: int) -> dict[str, jax.Array]:
-        parts = list(itertools.chain.from_iterable(itertools.islice(self._chunks, self._n_chunks)))
-        batch = _batch(parts, parts[0][0].shape, self._images.n_classes, self._n_drawn)
+        examples = list(itertools.chain.from_iterable(itertools.islice(self._chunks, self._n_chunks)))
+        batch = _batch(examples, examples[0][0].shape, self._images.n_classes, self._n_drawn)
         if self._images.mixup_alpha is not None:
             rng = np.random.default_rng((self._seed, step))
             mixed = augment.mixup(batch["inputs"], batch["targets"], rng, self._images.mixup_alpha)
             batch["inputs"], batch["targets"] = mixed
-        own = {name: part[self._n_before :] for name, part in batch.items()}
-        return {name: jax.make_array_from_process_local_data(self._sharding, part) for name, part in own.items()}
+        own_rows = {name: array[self._n_before :] for name, array in batch.items()}
+        return {name: jax.make_array_from_process_local_data(self._sharding, rows) for name, rows in own_rows.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +162,9 @@ class _Share:
     """One process's share of the endless stream of epochs.
 
     Attributes:
-        positions: place in the stream -> position in the split.
-        key: [2] uint64, of all random numbers.
-        rows: its places in a batch.
+        positions: number in the stream -> position in the split.
+        key: [2] uint64, from which all random numbers are derived.
+        rows: the process's rows of a batch.
     """
 
     images: StreamedImages
@@ -174,21 +174,21 @@ class _Share:
     rows: np.ndarray
 
     def chunk(self, number: int) -> list[tuple[np.ndarray, int]]:
-        """Up to `_CHUNK` neighbouring rows of a batch: chunks are numbered batch by batch."""
+        """Up to `_CHUNK` successive rows of a batch. Chunks are numbered batch by batch."""
         step, part = divmod(number, -(-len(self.rows) // _CHUNK))
         rows = self.rows[part * _CHUNK : (part + 1) * _CHUNK]
         return [self._example(step * self.batch_size + int(row)) for row in rows]
 
-    def _example(self, place: int) -> tuple[np.ndarray, int]:
-        epoch, position = place // len(self.images), self.positions[place]
+    def _example(self, number: int) -> tuple[np.ndarray, int]:
+        epoch, position = number // len(self.images), self.positions[number]
         # A counter-based generator: 2**64 blocks of numbers for each (epoch, position), without the cost of seeding.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, epoch, position]))
         return self.images.pixels(position, rng)
 
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:
-    """ImageNet's preparation: with a generator a random crop, flip and RandAugment, without one the central crop."""
-    header = decode.header(encoded)
+    """ImageNet's preparation: a random crop, flip and RandAugment; without a generator, the central crop."""
+    header = decode.read_header(encoded)
     if rng is None:
         return decode.crop(encoded, header, augment.central_box(header.height, header.width), size, exact=True)
     box = augment.random_box(header.height, header.width, rng) or augment.central_box(header.height, header.width)
@@ -196,12 +196,12 @@ def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) 
 
 
 def _batch(
-    parts: Sequence[tuple[np.ndarray, int]], shape: tuple[int, ...], n_classes: int, size: int
+    examples: Sequence[tuple[np.ndarray, int]], shape: tuple[int, ...], n_classes: int, size: int
 ) -> dict[str, np.ndarray]:
     inputs, targets = np.zeros((size, *shape), np.uint8), np.zeros((size, n_classes), np.float32)
-    for row, (image, label) in enumerate(parts):
+    for row, (image, label) in enumerate(examples):
         inputs[row], targets[row, label] = image, 1
-    return {"inputs": inputs, "targets": targets, "weights": (np.arange(size) < len(parts)).astype(np.float32)}
+    return {"inputs": inputs, "targets": targets, "weights": (np.arange(size) < len(examples)).astype(np.float32)}
 
 
 def _read_options(grain: Any) -> Any:

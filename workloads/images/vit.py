@@ -1,4 +1,4 @@
-"""Vision transformer of AlgoPerf's `imagenet_vit`, with its parameter names.
+"""The vision transformer of AlgoPerf's `imagenet_vit`, with its parameter names.
 
 Source: the simplified ViT (Beyer et al. 2022, arXiv 2205.01580): fixed sine-cosine position embedding, mean
 pooling, tanh pre-logits, zero-initialised head. The enums are AlgoPerf's three variants.
@@ -33,7 +33,7 @@ _TEMPERATURE = 10_000.0
 
 
 def position_embedding(height: int, width: int, features: int) -> jax.Array:
-    """[1, height * width, features]: sin x, cos x, sin y, cos y over a geometric ladder of frequencies.
+    """[1, height * width, features]: sin x, cos x, sin y, cos y for frequencies in geometric progression.
 
     Source: MoCo v3 (arXiv 2104.02057). Raises ValueError unless `features` is a multiple of 4 above 4.
     """

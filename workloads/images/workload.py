@@ -1,6 +1,6 @@
-"""What the image workloads share: loss, metric and batches.
+"""The base of the image workloads: loss, metric and batches.
 
-A subclass adds model, data, sizes and a target. Images are copied to the device as bytes, and normalised there.
+A subclass adds model, data, sizes and a target. Images are copied to the device as bytes and normalised there.
 """
 
 import abc
@@ -32,7 +32,7 @@ class ImageWorkload(FlaxWorkload):
     model: nn.Module  # with `num_classes`
     dropout_rate = 0.0
     image_shape: tuple[int, int, int]  # height, width, channels
-    # A pixel becomes (pixel / 255 - mean) / stddev, with a number for all channels or one for each.
+    # A pixel becomes (pixel / 255 - mean) / stddev, with one number for all channels or one per channel.
     pixel_mean: float | tuple[float, ...]
     pixel_stddev: float | tuple[float, ...]
 
@@ -42,7 +42,7 @@ class ImageWorkload(FlaxWorkload):
 
     @abc.abstractmethod
     def _load_splits(self, data_dir: str | None) -> Mapping[str, Images]:
-        """ "train", "validation" and "test"; called once per folder."""
+        """The splits "train", "validation" and "test"; called once per folder."""
 
     @property
     def loss_type(self) -> LossType:
@@ -75,7 +75,7 @@ class ImageWorkload(FlaxWorkload):
         return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)
 
     def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingQueue:
-        grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # which is one integer
+        grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain's seed is one integer
         return self._loaded(data_dir)["train"].training_batches(batch_size=batch_size, seed=grain_seed)
 
     def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -103,9 +103,9 @@ class ImageWorkload(FlaxWorkload):
 
 
 def accuracy(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
-    """Fraction of the images with a positive weight whose largest logit is the label's; NaN if a logit is not finite.
+    """Fraction of the images whose largest logit is the label's, among those with a positive weight.
 
-    Targets one-hot and logits [n, n_classes], weights [n].
+    It is NaN if a logit is not finite. Targets (one-hot) and logits are [n, n_classes], weights [n].
     """
     present = weights > 0
     if not present.any() or not np.isfinite(logits[present]).all():

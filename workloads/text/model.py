@@ -14,7 +14,7 @@ _TEMPERATURE = 10_000.0
 
 
 def position_embedding(length: int, features: int) -> jax.Array:
-    """[length, features]: sines, then cosines, of the position over a geometric ladder of frequencies."""
+    """[length, features]: sines, then cosines, of the position, for frequencies in geometric progression."""
     n_frequencies = features // 2
     frequencies = _TEMPERATURE ** (-jnp.arange(n_frequencies) / n_frequencies)
     angles = jnp.arange(length)[:, None] * frequencies

@@ -1,9 +1,9 @@
-"""`pydoc_lm`: which character comes next in Python's language reference? A small causal transformer over characters.
+"""`pydoc_lm`: a small causal transformer predicts the next character of Python's language reference.
 
 Data: 273,308 characters in 1,760 paragraphs of the text that comes with CPython (`workloads.text.corpus`). The
 paragraphs are divided at random: nine tenths of the characters train, and a twentieth each are for validation and test.
-The metric is the cross-entropy of a character in nats, lower being better. Each character is predicted from at most the
-63 before it.
+The metric is the cross-entropy per character in nats, where lower is better. Each character is predicted from at most
+the 64 before it.
 """
 
 from collections.abc import Iterator
@@ -98,10 +98,10 @@ class PydocLmWorkload(FlaxWorkload):
 
 def split_paragraphs(paragraphs: list[str], seed: int) -> dict[str, Text]:
     """The paragraphs in random order; the first twentieth of their characters is "validation", the next one "test"."""
-    drawn = [paragraphs[i] + "\n" for i in np.random.default_rng(seed).permutation(len(paragraphs))]
-    characters = np.array(list("".join(drawn)))
+    shuffled = [paragraphs[i] + "\n" for i in np.random.default_rng(seed).permutation(len(paragraphs))]
+    characters = np.array(list("".join(shuffled)))
     _, codes = np.unique(characters, return_inverse=True)
-    ends = np.cumsum([len(paragraph) for paragraph in drawn])
+    ends = np.cumsum([len(paragraph) for paragraph in shuffled])
     twentieths = [int(ends[ends.searchsorted(len(codes) * share)]) for share in (0.05, 0.1)]
     parts = np.split(codes.astype(np.int32), twentieths)
     return {name: Text(part, _LENGTH) for name, part in zip(("validation", "test", "train"), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""Batches of windows of a text: each character of a window is predicted from those before it in the window."""
+"""Batches of windows of a text. Each character of a window is predicted from the characters before it."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from workloads import shards
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A split: codes of its characters, in windows of `length` that follow one another.
+    """A split: the codes of its characters, in successive windows of `length` characters.
 
     Attributes:
         codes: [n_characters] int32.
@@ -20,23 +20,23 @@ class Text:
     length: int
 
     def __len__(self) -> int:
-        """Number of windows that together predict every character but the first; the last one may be partly empty."""
+        """Number of windows that predict every character but the first. The last window may be partly empty."""
         return -(-(len(self.codes) - 1) // self.length)
 
     def batch(self, starts: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
-        """The windows that begin at `starts`, padded to `size` windows by some of weight 0.
+        """The windows that begin at `starts`, padded to `size` windows by windows of weight 0.
 
-        `inputs`, `targets` int32 and `weights` float32, all [size, length]; a target is the character after its input,
-        with weight 0 beyond the text's end.
+        `inputs`, `targets` int32 and `weights` float32 are [size, length]. A target is the character after its input;
+        its weight is 0 beyond the end of the text.
         """
-        places = np.full(size, len(self.codes))
-        places[: len(starts)] = starts
-        places = places[:, None] + np.arange(self.length)
+        positions = np.full(size, len(self.codes))
+        positions[: len(starts)] = starts
+        positions = positions[:, None] + np.arange(self.length)
         last = len(self.codes) - 1
         return {
-            "inputs": self.codes[np.minimum(places, last)],
-            "targets": self.codes[np.minimum(places + 1, last)],
-            "weights": (places < last).astype(np.float32),
+            "inputs": self.codes[np.minimum(positions, last)],
+            "targets": self.codes[np.minimum(positions + 1, last)],
+            "weights": (positions < last).astype(np.float32),
         }
 
     def part(self, n_windows: int) -> "Text":
@@ -51,10 +51,10 @@ class Text:
 
 
 class TrainingBatches:
-    """Endless full batches. An epoch has each whole window once; where the windows begin, and their order, are drawn
-    from (seed, epoch). Windows that do not fill a batch are left out.
+    """Endless full batches. An epoch has each whole window once, except windows that do not fill a batch.
 
-    The state is (epoch, batches drawn in it).
+    The offset of the windows and their order are drawn from (seed, epoch). The state is (epoch, number of its batches
+    drawn so far).
 
     Raises:
         ValueError: the text does not fill a batch.
