@@ -1,6 +1,6 @@
-"""K-FAC-expand against K-FAC-reduce on one model: seconds, memory and counted operations of an update step.
+"""K-FAC-expand against K-FAC-reduce on one model: seconds, memory and operation counts of an update step.
 
-Source: the paper's timing of a Wide ResNet, Eschenhagen et al., 2023.
+Source: the timing of a Wide ResNet in Eschenhagen et al., 2023.
 """
 
 import math
@@ -27,12 +27,12 @@ def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int,
     for batch_size in batch_sizes:
         workload = registry.load(workload_name)
         batch = next(workload.synthetic_queue(seed, batch_size))
-        found = {}
+        costs = {}
         for sharing in Sharing:
             programs = step_programs(workload, KFAC(sharing), batch, seed)
-            found[sharing] = milliseconds(programs, n_rounds=n_rounds), programs["new factors"].bytes / 2**30
-        base = found[Sharing.EXPAND][0]["new factors"]
-        for sharing, (steps, memory) in found.items():
+            costs[sharing] = milliseconds(programs, n_rounds=n_rounds), programs["new factors"].bytes / 2**30
+        base = costs[Sharing.EXPAND][0]["new factors"]
+        for sharing, (steps, memory) in costs.items():
             cells = [steps[name] for name in STEPS]
             rows.append([batch_size, sharing.value, *cells, base / steps["new factors"], memory])
     columns = [*(f"{name} (ms)" for name in STEPS), "expand / reduce, new factors", "memory, new factors (GiB)"]
@@ -40,17 +40,17 @@ def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int,
 
 
 def operations_table(workload_name: str, batch_size: int) -> str:
-    """A row for each distinct layer side: operations of its factor, counted by the compiler, against the ideal saving.
+    """A row for each distinct layer side: operations of its factor, counted by the compiler, and the ideal saving.
 
-    With R positions of an example and width d, expand multiplies R d² numbers for an example and reduce adds R d and
-    multiplies d²: ideally R d / (R + d) times fewer.
+    With R positions of an example and width d, expand multiplies R d² numbers for an example; reduce adds R d numbers
+    and multiplies d². Ideally reduce needs R d / (R + d) times fewer operations.
     """
-    rows, seen = [], set()
+    rows, listed = [], set()
     for layer, side, use in sides(workload_name, batch_size):
         positions, width = positions_and_width(use)
-        if positions == 1 or (positions, width) in seen:
+        if positions == 1 or (positions, width) in listed:
             continue
-        seen.add((positions, width))
+        listed.add((positions, width))
         counts = {sharing: factor_flops(side, use, layer, sharing) for sharing in Sharing}
         ideal = positions * width / (positions + width)
         saving = counts[Sharing.EXPAND] / counts[Sharing.REDUCE]
@@ -61,7 +61,7 @@ def operations_table(workload_name: str, batch_size: int) -> str:
 
 
 def factor_flops(side: str, use: Use, layer: Layer, sharing: Sharing) -> float:
-    """Floating-point operations of the compiled factor "A" or "B" of one use, whose `values` may be a shape alone."""
+    """Floating-point operations of the compiled factor "A" or "B" of one use, whose `values` may be only a shape."""
 
     def factor(values: jax.Array) -> jax.Array:
         uses = [use._replace(values=values)]
@@ -73,7 +73,7 @@ def factor_flops(side: str, use: Use, layer: Layer, sharing: Sharing) -> float:
 
 
 def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use]]:
-    """Every captured layer's "A" and "B" side and its first use, whose `values` is a shape alone."""
+    """Every captured layer's "A" and "B" side and its first use, whose `values` is only a shape."""
     workload = registry.load(workload_name)
     batch = next(workload.synthetic_queue(0, batch_size))
     params = jax.eval_shape(lambda: workload.init_model_fn(jax.random.PRNGKey(0))[0])
@@ -83,9 +83,9 @@ def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use
     def values(params: Any) -> tuple[dict, dict]:
         problem = Problem(workload, batch, None, 0.0, None, jax.random.PRNGKey(0))
         traced = trace(problem.forward, params)
-        found, _ = families(traced.products, params, layers)
-        convolutions.update({kernel: family.uses[0].raw_convolution for kernel, family in found.items()})
-        captured = capture(traced, params, found)
+        by_kernel, _ = families(traced.products, params, layers)
+        convolutions.update({kernel: family.uses[0].raw_convolution for kernel, family in by_kernel.items()})
+        captured = capture(traced, params, by_kernel)
         return captured.inputs, captured.pullback(captured.outputs)[1]
 
     inputs, gradients = jax.eval_shape(values, params)
@@ -97,7 +97,7 @@ def sides(workload_name: str, batch_size: int) -> Iterator[tuple[Layer, str, Use
 
 
 def positions_and_width(use: Use) -> tuple[int, int]:
-    """R and d of a layer's side, those of its patches where it is a convolution."""
+    """R and d of a layer's side; for a convolution, those of its patches."""
     shape, convolution = use.values.shape, use.convolution
     if convolution is not None:
         shape = jax.eval_shape(lambda x: patches(x, convolution), use.values).shape

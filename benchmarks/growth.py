@@ -1,4 +1,4 @@
-"""How a step's time grows with a model's width, its depth and the shared positions of an example."""
+"""Growth of a step's time with a model's width, its depth and the number of shared positions of an example."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def table(axis: str, costs: Mapping[int, Cost]) -> str:
 
 
 def plot(by_axis: Mapping[str, Mapping[int, Cost]], path: Path, title: str) -> None:
-    """A panel for each axis and kind of step, a line for each algorithm and for SGD, on logarithmic scales."""
+    """Plots a panel for each axis and kind of step, with a line for each algorithm and for SGD, on log scales."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 

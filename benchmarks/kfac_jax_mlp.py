@@ -1,6 +1,6 @@
-"""kfac-jax beside this K-FAC on a model that both can train, a stack of Dense layers: factors, then seconds a step.
+"""Compares kfac-jax with this K-FAC on a stack of Dense layers: their factors, and seconds per step.
 
-kfac-jax is no dependency: install it from its repository, google-deepmind/kfac-jax, at a commit that runs on the
+kfac-jax is no dependency. Install it from its repository, google-deepmind/kfac-jax, at a commit that supports the
 installed JAX.
 """
 
@@ -63,7 +63,7 @@ def version() -> str:
 
 
 def factors_table(width: int, batch_size: int, seed: int) -> str:
-    """The exact Fisher's factors of one batch by both, and the largest difference relative to the largest entry."""
+    """A row for each factor of the exact Fisher on one batch: the largest difference, relative to the largest entry."""
     workload = MLPWorkload(width)
     batch, params = _start(workload, batch_size, seed)
     layers = find_layers(params)
@@ -92,7 +92,7 @@ def factors_table(width: int, batch_size: int, seed: int) -> str:
 
 
 def steps_table(widths: Sequence[int], batch_size: int, *, n_rounds: int, seed: int) -> str:
-    """Milliseconds a step, averaged over whole periods of both libraries, side by side."""
+    """A row for each width: milliseconds per step of both libraries, averaged over whole periods."""
     rows = []
     for width in widths:
         blocks = {"this": _own_block(width, batch_size, seed), "kfac-jax": _kfac_jax_block(width, batch_size, seed)}
@@ -119,7 +119,7 @@ def _summed_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array
 
 
 class _EveryPeriod(KFAC):
-    """With kfac-jax's fixed period between refreshes, not one that grows."""
+    """K-FAC with kfac-jax's fixed period between refreshes, in place of a growing one."""
 
     def variant(self, global_step: int, h: Any) -> bool:
         return global_step % PERIOD == 0

@@ -1,4 +1,4 @@
-"""Device memory of one step of the full-size workloads, by the compiled program's own count; nothing is run."""
+"""Device memory of one step of the full-size workloads, as the compiler counts it. Nothing is run."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from workloads import registry
 
 
 def table(cases: Sequence[tuple[str, int, int]], algorithms: dict[str, CurvatureAlgorithm]) -> str:
-    """A row for each (workload, batch size, micro-batches) and algorithm: GiB of its largest step, which does all."""
+    """A row for each (workload, batch size, micro-batches) and algorithm: GiB of its largest step, the refresh."""
     rows = []
     for name, batch_size, micro_batches in cases:
         workload = registry.load(name)

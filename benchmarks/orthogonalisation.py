@@ -1,4 +1,4 @@
-"""Methods to refresh an eigenbasis: their seconds, and how orthogonal and how diagonalising the result is."""
+"""Methods to refresh an eigenbasis: their time, the basis's orthogonality, and how well it diagonalises the factor."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,17 +15,17 @@ def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
     """A row for each width and method, on a rank-deficient factor and the eigenbasis of an earlier factor.
 
     "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
-    relative to the whole: how far the factor is from diagonal afterwards ("before": in the earlier basis).
+    relative to the norm of the whole matrix ("before": the same in the earlier basis).
     """
     rows = []
     for width in widths:
         m, before = _lagging(width, seed)
-        ways = {name: jax.jit(way) for name, way in _WAYS.items()}
-        timings = in_turn({name: partial(way, m) for name, way in ways.items()}, n_rounds=n_rounds)
-        for name, way in ways.items():
-            turn = np.asarray(way(m), np.float64)
-            error = float(np.abs(turn.T @ turn - np.eye(width)).max())
-            after = _off_diagonal(turn.T @ np.asarray(m, np.float64) @ turn)
+        methods = {name: jax.jit(method) for name, method in _METHODS.items()}
+        timings = in_turn({name: partial(method, m) for name, method in methods.items()}, n_rounds=n_rounds)
+        for name, method in methods.items():
+            basis = np.asarray(method(m), np.float64)
+            error = float(np.abs(basis.T @ basis - np.eye(width)).max())
+            after = _off_diagonal(basis.T @ np.asarray(m, np.float64) @ basis)
             rows.append([width, name, 1e3 * timings[name].median, f"{error:.0e}", f"{after:.0e}", f"{before:.0e}"])
     return markdown(["width", "way", "ms", "orthogonality", "off-diagonal", "before"], rows)
 
@@ -47,4 +47,4 @@ def _off_diagonal(m: np.ndarray) -> float:
     return float(np.linalg.norm(m - np.diag(np.diag(m))) / np.linalg.norm(m))
 
 
-_WAYS = {"power iteration": eigenbasis.power_iteration, "eigendecomposition": eigenbasis.eigenvectors}
+_METHODS = {"power iteration": eigenbasis.power_iteration, "eigendecomposition": eigenbasis.eigenvectors}

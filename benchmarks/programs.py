@@ -1,4 +1,4 @@
-"""Compiled training steps that do ever more: SGD alone, with curvature, with new factors, with a refresh."""
+"""Compiled training steps, each with more work: SGD, with curvature, with new factors, with a refresh."""
 
 import functools
 from collections import namedtuple
@@ -19,17 +19,17 @@ from submissions.kfac.layers import find_layers
 
 PyTree = Any
 
-# Each takes what the one before it takes, and more.
+# Each step does the work of the one before it, and more.
 STEPS = ("SGD", "between refreshes", "new factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
-_EVERY_ROW = {"rows_per_width": 0}  # as the paper has it: factors over all rows
+_EVERY_ROW = {"rows_per_width": 0}  # as in the paper: factors over all rows
 
 
 def work(compiled: jax.stages.Compiled) -> Mapping[str, float]:
-    """What the compiler counts of a program: "flops", "bytes accessed" and more.
+    """The compiler's counts for a program: "flops", "bytes accessed" and more.
 
     Raises:
-        NotImplementedError: this device's compiler counts nothing.
+        NotImplementedError: this device's compiler does not count.
     """
     counted = compiled.cost_analysis()
     if counted is None:
@@ -38,10 +38,10 @@ def work(compiled: jax.stages.Compiled) -> Mapping[str, float]:
 
 
 class Program:
-    """A compiled step that feeds its own state back to itself: (state, batch) -> state.
+    """A compiled step (state, batch) -> state, which is called with the state that it returned before.
 
     Args:
-        state, batch: arrays, or their shapes where the program is not to be called.
+        state, batch: arrays, or their shapes if the program will not be called.
     """
 
     def __init__(self, step: Callable[[PyTree, PyTree], PyTree], state: PyTree, batch: PyTree):
@@ -54,7 +54,7 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """Device memory of arguments, results and temporaries, by the compiler's own count."""
+        """Device memory of arguments, results and temporaries, as the compiler counts it."""
         m = self._compiled.memory_analysis()
         if m is None:
             raise NotImplementedError(f"the compiler for {jax.default_backend()} counts no memory: use a CPU")
@@ -70,8 +70,8 @@ def step_programs(
 ) -> dict[str, Program]:
     """The program of each of `STEPS`.
 
-    SGD; the algorithm's step with the curvature that it has; one that also estimates factors; one that also refreshes
-    what is computed from them.
+    They are: SGD; the algorithm's step with its present curvature; a step that also estimates factors; a step that also
+    refreshes the results that are computed from the factors.
     """
     h = _hyperparameters(algorithm)
     state, batch = _start(workload, algorithm, h, seed), jax.device_put(batch)
@@ -81,7 +81,7 @@ def step_programs(
 def whole_step(
     workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
 ) -> Program:
-    """The program of a step with a refresh, from shapes alone, to ask for its memory."""
+    """The program of a step with a refresh, compiled from shapes only, to read its memory."""
     h = _hyperparameters(algorithm, micro_batches=micro_batches)
     state, batch = jax.eval_shape(lambda b: (_start(workload, algorithm, h, seed), b), batch)
     return Program(_step(STEPS[-1], workload, algorithm, h), state, batch)
@@ -105,7 +105,7 @@ def _step(name: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Ca
 
 
 def milliseconds(programs: Mapping[str, Program], *, n_rounds: int) -> dict[str, float]:
-    """Of each program, the median of the rounds."""
+    """The median over the rounds, for each program."""
     return {name: 1e3 * timing.median for name, timing in in_turn(programs, n_rounds=n_rounds).items()}
 
 
@@ -135,7 +135,7 @@ def _with_curvature(
 def _without_refresh(
     algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
 ) -> PyTree:
-    """A step that estimates factors, but refreshes nothing that is computed from them."""
+    """A step that estimates factors, but does not refresh the results that are computed from them."""
     del variant
     state, params, model_state, key = carry
     key, model_key, step_key = jax.random.split(key, 3)

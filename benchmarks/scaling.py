@@ -1,7 +1,7 @@
-"""Weak scaling from the compiled program: what devices send each other in a step, and how a refresh is spread.
+"""Weak scaling from compiled programs: the bytes that devices send in a step, and each device's share of a refresh.
 
-Nothing is run, so that simulated devices do. Their number is set once per process; each number has a process of its
-own, which reads "WORKLOAD BATCH_SIZE SEED SUBMISSION..." from its arguments and prints JSON.
+Nothing is run, so that simulated devices suffice. A process has a fixed number of devices. Therefore every number has a
+process of its own, with the arguments "WORKLOAD BATCH_SIZE SEED SUBMISSION...", which prints JSON.
 """
 
 import json
@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import jax
 
+from benchmarks.operations import lowered_steps
 from benchmarks.timing import markdown
-from tuning import search_space, submission
+from tuning import submission
 from tuning.errors import UserError
-from workloads import registry
 
 N_DEVICES = (1, 2, 4, 8)
 
@@ -35,10 +35,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Counts(NamedTuple):
-    """Of one device's program.
+    """Counts of one device's program.
 
     Attributes:
-        collective_bytes: of the results of its collectives.
+        collective_bytes: bytes of the results of its collectives.
         refresh_work: Σ n³ over the matrices `[n, n]` that it factorises.
     """
 
@@ -47,22 +47,22 @@ class Counts(NamedTuple):
 
 
 def counts(program: str) -> Counts:
-    """Of an optimised program's text, loops as often as they turn."""
+    """Counts in an optimised program's text; the body of a loop counts once per iteration."""
     computations, entry = _computations(program)
-    times: dict[str, int] = defaultdict(int)
-    times[entry] = 1
+    n_calls: dict[str, int] = defaultdict(int)
+    n_calls[entry] = 1
     n_bytes = work = 0
     for name in _callers_first(computations, entry):
         for line in computations[name]:
             kind, operation = _INSTRUCTION.match(line).groups()  # type: ignore[union-attr]
             trips = _TRIPS.search(line)
             for called in _called(line):
-                times[called] += times[name] * (int(trips[1]) if trips and operation == "while" else 1)
+                n_calls[called] += n_calls[name] * (int(trips[1]) if trips and operation == "while" else 1)
             if operation.removesuffix("-start") in _COLLECTIVES:
-                n_bytes += times[name] * sum(math.prod(shape) * size for size, shape in _arrays(kind))
+                n_bytes += n_calls[name] * sum(math.prod(shape) * size for size, shape in _arrays(kind))
             elif _FACTORISATIONS.search(line):
                 _, shape = next(_arrays(kind))
-                work += times[name] * math.prod(shape) * shape[-1]
+                work += n_calls[name] * math.prod(shape) * shape[-1]
     return Counts(n_bytes, work)
 
 
@@ -72,61 +72,52 @@ def table(workload: str, batch_size: int, submissions: Sequence[str], seed: int)
     Raises:
         UserError: a submission or the workload does not compile.
     """
-    found = {n: _in_a_process(n, [workload, str(n * batch_size), str(seed), *submissions]) for n in N_DEVICES}
+    counted = {n: _in_a_process(n, [workload, str(n * batch_size), str(seed), *submissions]) for n in N_DEVICES}
     rows = []
     for name in submissions:
-        for variant in found[1][name]:
-            alone = found[1][name][variant]
+        for variant in counted[1][name]:
+            single = counted[1][name][variant]
             for n in N_DEVICES:
-                own = found[n][name][variant]
-                share = own["refresh_work"] / alone["refresh_work"] if alone["refresh_work"] else None
-                kind = "refresh" if alone["refresh_work"] else "plain"
-                sent = [own["collective_bytes"] / 1e6, own["gradient_bytes"] / 1e6 if n > 1 else 0.0]
+                several = counted[n][name][variant]
+                share = several["refresh_work"] / single["refresh_work"] if single["refresh_work"] else None
+                kind = "refresh" if single["refresh_work"] else "plain"
+                sent = [several["collective_bytes"] / 1e6, several["gradient_bytes"] / 1e6 if n > 1 else 0.0]
                 rows.append([name, kind, n, *sent, *(("-", "-") if share is None else (share, 1 / n))])
     titles = ["submission", "step", "devices", "collectives (MB)", "gradient (MB)", "share of refresh", "ideal"]
     return markdown(titles, rows)
 
 
 def _in_a_process(n_devices: int, arguments: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
-    own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n_devices}", "JAX_PLATFORMS": "cpu"}
+    variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n_devices}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "benchmarks.scaling", *arguments]
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, env=os.environ | own, cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"the programs for {n_devices} devices do not compile: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout)
+    process = subprocess.run(command, env=os.environ | variables, cwd=root, capture_output=True, text=True)
+    if process.returncode:
+        raise UserError(f"the programs for {n_devices} devices do not compile: {process.stderr.strip()[-300:]}")
+    return json.loads(process.stdout)
 
 
 def _of_each_step(workload_name: str, batch_size: int, seed: int, name: str) -> dict[str, dict[str, int]]:
-    workload, key, chosen = (
-        registry.load(workload_name),
-        jax.random.PRNGKey(seed),
-        submission.load(f"submissions/{name}"),
-    )
-    point = search_space.points(search_space.read(chosen.search_space_file), 1, seed)[0]
-    batch = next(workload.synthetic_queue(key, batch_size))
-    params, model_state = workload.init_model_fn(key)
-    state, steps = chosen.init_optimizer_state(workload, params, model_state, point, key)
+    params, _, lowered = lowered_steps(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
     gradient_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    found = {}
-    for variant in dict.fromkeys(steps.variants(point, workload.step_hint)):
-        lowered = steps.lower(variant, point, state, params, model_state, batch, key)
-        # Only the code that would be run is made quickly; what is counted is decided before.
-        text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
-        found[str(variant)] = counts(text)._asdict() | {"gradient_bytes": gradient_bytes}
-    return found
+    by_variant = {}
+    for variant, program in lowered.items():
+        # Machine code is not optimised, since it is not run. The counts do not depend on it.
+        text = program.compile({"xla_backend_optimization_level": 0}).as_text()
+        by_variant[str(variant)] = counts(text)._asdict() | {"gradient_bytes": gradient_bytes}
+    return by_variant
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """(name -> lines of its instructions, name of the first one to run)"""
+    """(name of a computation -> lines of its instructions, name of the entry computation)"""
     computations: dict[str, list[str]] = {}
-    entry, own = "", list[str]()
+    entry, instructions = "", list[str]()
     for line in program.splitlines():
         if header := _HEADER.match(line):
-            own = computations[header[2]] = []
+            instructions = computations[header[2]] = []
             entry = header[2] if header[1] else entry
         elif _INSTRUCTION.match(line):
-            own.append(line)
+            instructions.append(line)
     return computations, entry
 
 

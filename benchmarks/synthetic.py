@@ -1,4 +1,4 @@
-"""What the benchmarks' own models train on: random images of any shape."""
+"""Random images of any shape, for the benchmarks' own models."""
 
 from workloads.images.memory import LabelledImages
 from workloads.images.workload import ImageWorkload

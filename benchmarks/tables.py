@@ -1,4 +1,4 @@
-"""The tables of `scripts/bench_step.py`, each a Markdown file with where and how it was measured."""
+"""The tables of `scripts/bench_step.py`. Each is a Markdown file that also says where and how it was measured."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -32,13 +32,13 @@ class Options:
     """What to measure.
 
     Attributes:
-        workloads, submissions: for the table of whole steps; ratios are to the first submission.
-        batch_size: of those, None for each submission's own.
-        synthetic: whether those run on random batches, as without the data set.
-        batch_sizes: for expand against reduce.
-        n_rounds: repetitions, of which the median counts.
-        widths: of layers, for how cost grows.
-        minutes: after them no new measurement begins; None for no limit.
+        workloads, submissions: of the table of whole steps. Ratios are to the first submission.
+        batch_size: of that table; None for each submission's own.
+        synthetic: whether that table uses random batches, which need no data set.
+        batch_sizes: of the table of expand against reduce.
+        n_rounds: repetitions, whose median is reported.
+        widths: of layers, for the growth of cost.
+        minutes: no new measurement begins after this time; None for no limit.
     """
 
     workloads: Sequence[str]
@@ -55,10 +55,10 @@ class Options:
 
 
 def write(name: str, options: Options) -> str:
-    """Measure the table called `name`, write it to `options.out`, and return it.
+    """Measures the table called `name`, writes it to `options.out`, and returns it.
 
     Raises:
-        UserError: there is no such table, or what it needs is not installed.
+        UserError: there is no such table, or a library that it needs is not installed.
     """
     if name not in _TABLES:
         raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
@@ -71,17 +71,17 @@ def write(name: str, options: Options) -> str:
 
 
 def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
-    """Time the steps of the full-size models at full batch; the table is written again after every model.
+    """Times the steps of the full-size models at full batch size. The table is written again after every model.
 
-    The most informative models come first. If the time is over before the last one, the page says so.
+    The most informative models come first. The page lists the models that were not run, as the time was over.
     """
     deadline, parts = Deadline(options.minutes), list[str]()
     for workload, batch_size, micro_batches in _GPU_SUITE:
         if parts and deadline.has_passed:
             parts.append(f"Not run, as the {options.minutes:g} minutes were over: {workload}, batch {batch_size}.\n")
         else:
-            own = dataclasses.replace(options, workloads=[workload], batch_size=batch_size, synthetic=True)
-            parts.append(_workload_steps(own, workload, micro_batches, deadline))
+            model_options = dataclasses.replace(options, workloads=[workload], batch_size=batch_size, synthetic=True)
+            parts.append(_workload_steps(model_options, workload, micro_batches, deadline))
             log(parts[-1])
         text = "\n".join([*_head("Seconds of an update step", options), "", *_ABOUT_STEPS, "", *parts])
         records.write_text(options.out / "steps.md", text)

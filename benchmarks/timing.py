@@ -1,4 +1,4 @@
-"""Timings of several functions in alternation, so that a change of the machine's speed affects all of them alike."""
+"""Times several functions in alternation, so that a change of the machine's speed affects all of them alike."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import jax
 
 
 class Deadline:
-    """A time after which no new measurement begins; never, if no minutes are given."""
+    """A time after which no new measurement begins; without minutes there is no such time."""
 
     def __init__(self, minutes: float | None = None):
         self._at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
@@ -22,7 +22,7 @@ class Deadline:
 
 @dataclass
 class Timing:
-    """Seconds a call, one figure a round."""
+    """Seconds per call, one value per round."""
 
     name: str
     rounds: list[float] = field(default_factory=list)
@@ -35,10 +35,10 @@ class Timing:
 def in_turn(
     functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2
 ) -> dict[str, Timing]:
-    """Call all functions once to warm up, then in rounds, each so often that it takes about `min_round_s`.
+    """Calls all functions once to warm up, then in rounds, in which each function runs for about `min_round_s`.
 
-    A function returns its arrays. The device works off the calls in order, so a round ends when the last call's arrays
-    are ready.
+    A function returns its arrays. The device carries out the calls in order, so a round ends when the arrays of the
+    last call are ready.
     """
     calls = {}
     for name, function in functions.items():

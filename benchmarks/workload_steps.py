@@ -1,9 +1,10 @@
 """Step times of submissions on a workload: every compiled step by itself, and the mean over a whole run.
 
 A submission chooses one of its compiled steps by the step number (for K-FAC: a step that only applies the curvature, or
-one that also estimates and refreshes it). Each of these is timed in blocks of its own. The blocks of all submissions
-alternate (A B C A B C …), so that a change of the machine's speed affects all alike. The mean over a run weights the
-steps by how often the run takes each: it is exact for a run of any length, and no such run is needed.
+one that also estimates and refreshes it). Each compiled step is timed in blocks of its own. The blocks of all
+submissions alternate (A B C A B C …), so that a change of the machine's speed affects all alike. The mean over a run
+weights each compiled step by the number of times that the run takes it. So it needs no such run, and holds for a run of
+any length.
 """
 
 import statistics
@@ -21,10 +22,10 @@ from tuning.randomness import Keys, Stream
 from tuning.submission import Submission
 from workloads import registry
 
-# Intended seconds of a block of steps.
+# Approximate seconds of a block of steps.
 _ROUND_S = 0.5
 
-# The beginning of a run, in which the curvature is refreshed most often.
+# Steps at the beginning of a run, in which the curvature is refreshed most often.
 BEGINNING_STEPS = 100
 
 
@@ -33,9 +34,9 @@ class StepCosts:
     """One submission's compiled steps.
 
     Attributes:
-        compile_s: seconds until every one of them, and the optimizer's state, was compiled.
-        timings: variant of the step -> its seconds, one figure a round.
-        in_run, in_beginning: variant -> how many of the run's steps, and of its first `BEGINNING_STEPS`, it takes.
+        compile_s: seconds to compile all of them and the initialisation of the optimizer's state.
+        timings: variant of the step -> its seconds, one value per round.
+        in_run, in_beginning: variant -> its number of steps in a run, and in the run's first `BEGINNING_STEPS` steps.
     """
 
     name: str
@@ -87,12 +88,12 @@ class _Stepper:
         self._n_calls = {variant: max(1, round(_ROUND_S / self.block(variant, 2))) for variant in self._step_of}
 
     def round(self) -> None:
-        """Time every compiled step for about `_ROUND_S` seconds."""
+        """Times every compiled step for about `_ROUND_S` seconds."""
         for variant, timing in self.costs.timings.items():
             timing.rounds.append(self.block(variant, self._n_calls[variant]))
 
     def block(self, variant: Hashable, n_steps: int) -> float:
-        """Take `n_steps` steps of one variant and return the mean seconds of one."""
+        """Takes `n_steps` steps of one variant, and returns the mean seconds per step."""
         step = self._step_of[variant]
         jax.block_until_ready((self._state[0], self._params))
         started = time.perf_counter()
@@ -126,12 +127,12 @@ def measure(
     data_dir: str,
     deadline: Deadline,
 ) -> list[StepCosts]:
-    """Compile and time the steps of every submission, on one batch.
+    """Compiles and times the steps of every submission, on one batch.
 
     Args:
-        synthetic: time the steps on a random batch, for which no data set is needed.
-        deadline: after it no further submission is compiled, and no further round begins; the first submission and
-            round are always measured.
+        synthetic: use a random batch, which needs no data set.
+        deadline: after it no further submission is compiled, and no further round begins. The first submission and the
+            first round are always measured.
     """
     workload = registry.load(workload_name)
     key = Keys(seed, 1).of(Stream.DATA)
@@ -154,7 +155,7 @@ def measure(
 
 
 def table(costs: Sequence[StepCosts]) -> str:
-    """A row for each submission; ratios are to the first one, round by round, medians of them."""
+    """A row for each submission. Ratios are to the first one, as medians of the rounds' ratios."""
     first, rows = costs[0], []
     for own in costs:
         run, beginning = (
