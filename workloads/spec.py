@@ -122,6 +122,8 @@ class Workload(abc.ABC):
     test_target: Target
     budget: Budget
     split_sizes: SplitSizes
+    loss_type: LossType
+    eval_batch_size: int
     training_batch_size: int | None = None  # for submissions without a batch size for this workload
     fills_up_batches: bool = False  # with padding; otherwise the number of devices must divide the batch size
     hardware_profile: str | None = None  # the budget's, if the user chose a profile
@@ -202,14 +204,6 @@ class Workload(abc.ABC):
         if self._param_types is None:
             raise ValueError("the parameter types are not known yet: call init_model_fn first")
         return self._param_types
-
-    @property
-    @abc.abstractmethod
-    def loss_type(self) -> LossType: ...
-
-    @property
-    @abc.abstractmethod
-    def eval_batch_size(self) -> int: ...
 
     @abc.abstractmethod
     def is_output_params(self, param_key: str) -> bool:

@@ -35,11 +35,8 @@ class B3dbWorkload(GraphWorkload):
     validation_target = Target("mean_average_precision", 0.872475)
     test_target = Target("mean_average_precision", 0.87569)
     budget = Budget(step_hint=1500, max_allowed_runtime_s=1200, eval_period_s=1200, eval_period_steps=20)
+    eval_batch_size = 64
     split_sizes = SplitSizes(train=5463, eval_train=250, validation=1171, test=1171)
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 64
 
     def _load_graphs(self, data_dir: str | None) -> store.PackedGraphs:
         path = Path(data_dir or DEFAULT_DATA_DIR).expanduser() / "b3db" / "packed_graphs.npz"

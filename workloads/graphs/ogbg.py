@@ -23,16 +23,13 @@ class OgbgWorkload(GraphWorkload):
     validation_target = Target("mean_average_precision", 0.28098)
     test_target = Target("mean_average_precision", 0.268729)
     budget = budgets.BUDGETS[budgets.V100X8]["ogbg"]
+    eval_batch_size = 32_768
     split_sizes = SplitSizes(train=350_343, eval_train=43_793, validation=43_793, test=43_793)
     prepared_data = (
         PreparedData(
             DATASET, {"train": 350_343, "validation": 43_793, "test": 43_793}, ("pcba.zip",), finish=prepare_store
         ),
     )
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 32_768
 
     def _load_graphs(self, data_dir: str | None) -> PackedGraphs:
         return load_molpcba(data_dir)

@@ -30,6 +30,7 @@ class GraphWorkload(FlaxWorkload):
     """Binary tasks on molecules, labels possibly missing."""
 
     model: GraphNetworkModel
+    loss_type = LossType.SIGMOID_CROSS_ENTROPY
     dropout_rate = 0.1
     node_feature_dim: int = 9
     edge_feature_dim: int = 3
@@ -44,10 +45,6 @@ class GraphWorkload(FlaxWorkload):
     @abc.abstractmethod
     def _load_graphs(self, data_dir: str | None) -> PackedGraphs:
         """The graphs of all splits; called once per folder."""
-
-    @property
-    def loss_type(self) -> LossType:
-        return LossType.SIGMOID_CROSS_ENTROPY
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key == self.model.output_layer_name

@@ -28,12 +28,9 @@ class Cifar10WrnWorkload(ImageWorkload):
     validation_target = Target("accuracy", float("inf"))
     test_target = Target("accuracy", float("inf"))
     budget = Budget(step_hint=35_200, max_allowed_runtime_s=14_400, eval_period_s=300)
+    eval_batch_size = 1000
     split_sizes = SplitSizes(train=45_000, eval_train=5_000, validation=5_000, test=10_000)
     prepared_data = (tfds_data.PreparedData(DATASET, {"train": 50_000, "test": 10_000}, ("cifar-10-binary.tar.gz",)),)
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 1000
 
     def _load_splits(self, data_dir: str | None) -> dict[str, StreamedImages]:
         """All images decoded into memory; raises as `tfds_data.read`."""

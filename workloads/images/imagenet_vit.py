@@ -29,6 +29,7 @@ class ImagenetVitWorkload(ImageWorkload):
     validation_target = Target("accuracy", 0.77309)
     test_target = Target("accuracy", 0.6519)
     budget = budgets.BUDGETS[budgets.V100X8]["imagenet_vit"]
+    eval_batch_size = 2048
     split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
     prepared_data = (
         tfds_data.PreparedData(
@@ -39,10 +40,6 @@ class ImagenetVitWorkload(ImageWorkload):
         ),
         tfds_data.PreparedData(TEST, {"test": 10_000}, ("imagenetv2-matched-frequency.tar.gz",)),
     )
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 2048
 
     def _load_splits(self, data_dir: str | None) -> dict[str, StreamedImages]:
         """JPEGs, decoded as they are needed; raises as `tfds_data.read`."""

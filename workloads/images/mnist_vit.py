@@ -28,11 +28,8 @@ class MnistVitWorkload(ImageWorkload):
     validation_target = Target("accuracy", 0.912)
     test_target = Target("accuracy", 0.928)
     budget = Budget(step_hint=2000, max_allowed_runtime_s=1200, eval_period_s=1200, eval_period_steps=25)
+    eval_batch_size = 64
     split_sizes = SplitSizes(train=3500, eval_train=100, validation=1000, test=500)
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 64
 
     def _load_splits(self, data_dir: str | None) -> dict[str, LabelledImages]:
         """The digits come with the package, so `data_dir` is not used.

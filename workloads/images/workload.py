@@ -30,6 +30,7 @@ class ImageWorkload(FlaxWorkload):
     """Single-label classification of images."""
 
     model: nn.Module  # with `num_classes`
+    loss_type = LossType.SOFTMAX_CROSS_ENTROPY
     dropout_rate = 0.0
     image_shape: tuple[int, int, int]  # height, width, channels
     # A pixel becomes (pixel / 255 - mean) / stddev, with one number for all channels or one per channel.
@@ -43,10 +44,6 @@ class ImageWorkload(FlaxWorkload):
     @abc.abstractmethod
     def _load_splits(self, data_dir: str | None) -> Mapping[str, Images]:
         """The splits "train", "validation" and "test"; called once per folder."""
-
-    @property
-    def loss_type(self) -> LossType:
-        return LossType.SOFTMAX_CROSS_ENTROPY
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key == "head"

@@ -30,26 +30,20 @@ _SPLIT_SEED = 0
 
 class PydocLmWorkload(FlaxWorkload):
     model = CharacterTransformer(vocabulary=103, width=64, depth=2, num_heads=2, mlp_dim=128)
+    loss_type = LossType.SOFTMAX_CROSS_ENTROPY
     dropout_rate = 0.0
     training_batch_size = 16
     # Not set yet: see docs/workloads.md.
     validation_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
     test_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
     budget = Budget(step_hint=1500, max_allowed_runtime_s=1200, eval_period_s=1200, eval_period_steps=20)
+    eval_batch_size = 32
     # Windows of 64 characters.
     split_sizes = SplitSizes(train=3841, eval_train=50, validation=214, test=216)
 
     def __init__(self) -> None:
         super().__init__()
         self._splits: dict[str, Text] = {}
-
-    @property
-    def loss_type(self) -> LossType:
-        return LossType.SOFTMAX_CROSS_ENTROPY
-
-    @property
-    def eval_batch_size(self) -> int:
-        return 32
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key == "head"
