@@ -16,7 +16,7 @@ from typing import Any
 
 from tuning import disk, submission_version
 from tuning.errors import UserError, setup_phase, short_json
-from tuning.ruleset import TuningRuleset, ruleset_of
+from tuning.ruleset import TuningRuleset
 from tuning.submission import Submission
 
 _LOG = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def describe(
     """
     if not 0 <= rng_seed <= _LARGEST_SEED:
         raise UserError(f"seed {rng_seed} is out of range; give one from 0 to {_LARGEST_SEED}")
-    ruleset = ruleset_of(point)
+    ruleset = TuningRuleset.EXTERNAL if point else TuningRuleset.SELF
     max_steps = int(ruleset.budget_factor * workload.step_hint)
     with setup_phase():
         batch_size = submission.training_batch_size(workload_name, workload)

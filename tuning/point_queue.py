@@ -145,17 +145,14 @@ class PointQueue:
         except study_storage.FAILURES:
             pass
 
+    @_patiently
     def report(self, lease: Lease, step: int, value: float) -> bool:
         """Stores an intermediate value, for pruners; returns False if another worker took the point."""
         try:
-            self._report(lease, step, value)
-            return True
+            self._study.storage.set_trial_intermediate_value(lease.trial_id, step, value)
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
-
-    @_patiently
-    def _report(self, lease: Lease, step: int, value: float) -> None:
-        self._study.storage.set_trial_intermediate_value(lease.trial_id, step, value)
+        return True
 
     @_patiently
     def should_prune(self, lease: Lease, pruner: optuna.pruners.BasePruner) -> bool:

@@ -26,10 +26,6 @@ class TuningRuleset(StrEnum):
 SELF_TUNING_POINT = namedtuple("Hyperparameters", ())()  # stands for the None that the submission receives
 
 
-def ruleset_of(point: tuple) -> TuningRuleset:
-    return TuningRuleset.EXTERNAL if point else TuningRuleset.SELF
-
-
 def space_and_points(
     ruleset: TuningRuleset,
     space_file: str | None,

@@ -8,7 +8,7 @@ nothing more.
 import faulthandler
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tuning import disk, faults, pruning, records
@@ -16,7 +16,7 @@ from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.description import TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import RUN_AGAIN, Interruption
-from tuning.outcome import Miss, Outcome, Progress
+from tuning.outcome import Miss, Progress
 from tuning.point_queue import Lease
 from tuning.sweep import Sweep
 from tuning.trial import finished_outcome, run_trial
@@ -25,6 +25,12 @@ from workloads.spec import Direction
 _IDLE_S = 1.0  # between two looks at a queue that has no free point
 _PROBE_PERIOD_S = 60.0  # of an idle worker
 _MAX_REFUSALS = 5  # of one folder, a heartbeat apart, before the refusal counts as final
+
+# Fields of the outcome that the storage keeps.
+_SUMMARY_FIELDS = (
+    *("steps_to_target", "seconds_to_target", "training_seconds_to_target", "compile_seconds_to_target"),
+    *("reason", "error", "global_step", "step_budget", "best_validation_metric", "submission_seconds"),
+)
 
 
 class FaultInTrial(MachineFault):
@@ -131,15 +137,15 @@ class Worker:
         with claim:
             if lease.n_deaths + len(lease.faults) > self._request.max_retries:
                 return _given_up(lease, description, claim)
-            outcome = finished_outcome(description, trial_dir) or self._run(study, lease, description, claim)
+            finished = finished_outcome(description, trial_dir)
+            outcome = self._run(study, lease, description, claim) if finished is None else finished.to_json()
             claim.check()
         direction = self._sweep.workload.validation_target.direction
-        return _plain(outcome) | {"higher_is_better": direction is Direction.HIGHER_IS_BETTER}
+        summary = {name: outcome.get(name) for name in _SUMMARY_FIELDS}
+        return summary | {"higher_is_better": direction is Direction.HIGHER_IS_BETTER}
 
-    def _run(
-        self, study: int, lease: Lease, description: TrialDescription, claim: Claim
-    ) -> Outcome | Mapping[str, Any]:
-        """The trial's outcome. An error during training is a crash of the trial, unless the machine is at fault.
+    def _run(self, study: int, lease: Lease, description: TrialDescription, claim: Claim) -> dict[str, Any]:
+        """The trial's outcome as JSON. An error in training is a crash of the trial, unless the machine is at fault.
 
         Raises:
             UserError: the disk is full, or the set-up failed, as it would for the next point (for example no data set).
@@ -152,7 +158,7 @@ class Worker:
                 raise ClaimLost(f"trial {lease.index} is another worker's by now")
 
         try:
-            return run_trial(
+            outcome = run_trial(
                 description,
                 self._sweep.workload,
                 self._sweep.submission,
@@ -163,6 +169,7 @@ class Worker:
                 resume=True,
                 interruption=self._interruption,
             )
+            return outcome.to_json()
         except UserError:
             raise
         except Exception as error:
@@ -206,10 +213,3 @@ def _given_up(lease: Lease, description: TrialDescription, claim: Claim) -> dict
     crash = {"reason": str(Miss.CRASHED), "error": "; ".join(reasons)}
     records.write_json(claim.folder / "outcome.json", description.to_json() | crash, claim.write)
     return crash | ({"is_machine_fault": True} if lease.faults else {})
-
-
-def _plain(outcome: Outcome | Mapping[str, Any]) -> dict[str, Any]:
-    content = outcome.to_json() if isinstance(outcome, Outcome) else outcome
-    names = ["steps_to_target", "seconds_to_target", "training_seconds_to_target", "compile_seconds_to_target"]
-    names += ["reason", "error", "global_step", "step_budget", "best_validation_metric", "submission_seconds"]
-    return {name: content.get(name) for name in names}

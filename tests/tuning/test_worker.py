@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,8 @@ def run(tmp_path, monkeypatch):
                 ending = ending(claim, report)
             if isinstance(ending, BaseException):
                 raise ending
-            return {"reason": "budget", "steps_to_target": None, "step_budget": 5, "best_validation_metric": 0.5}
+            content = {"reason": "budget", "steps_to_target": None, "step_budget": 5, "best_validation_metric": 0.5}
+            return SimpleNamespace(to_json=lambda: content)
 
         monkeypatch.setattr(worker, "run_trial", trial)
         before(sweep)
