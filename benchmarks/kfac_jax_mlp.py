@@ -67,7 +67,7 @@ def factors_table(width: int, batch_size: int, seed: int) -> str:
     workload = MLPWorkload(width)
     batch, params = _start(workload, batch_size, seed)
     layers = find_layers(params)
-    own = estimate(
+    factors = estimate(
         lambda p: (_logits(workload, p, batch), None),
         lambda z: (_summed_loss(z, batch), jnp.asarray(batch_size)),
         params,
@@ -84,7 +84,7 @@ def factors_table(width: int, batch_size: int, seed: int) -> str:
     theirs = _kfac_jax_factors(optimizer, state)
     rows = []
     for layer in layers:
-        for side, ours in zip("AB", own[layer.name], strict=True):
+        for side, ours in zip("AB", factors[layer.name], strict=True):
             if ours is not None:
                 difference = min(_difference(np.asarray(ours), other) for other in theirs)
                 rows.append([layer.name, side, f"{len(ours)}", f"{difference:.1e}"])

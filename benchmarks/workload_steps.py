@@ -156,23 +156,23 @@ def measure(
 
 def table(costs: Sequence[StepCosts]) -> str:
     """A row for each submission. Ratios are to the first one, as medians of the rounds' ratios."""
-    first, rows = costs[0], []
-    for own in costs:
-        run, beginning = (
-            statistics.median(a / b for a, b in zip(own.means(mine), first.means(theirs), strict=True))
-            for mine, theirs in ((own.in_run, first.in_run), (own.in_beginning, first.in_beginning))
+    base, rows = costs[0], []
+    for cost in costs:
+        run_ratio, beginning_ratio = (
+            statistics.median(a / b for a, b in zip(cost.means(counts), base.means(base_counts), strict=True))
+            for counts, base_counts in ((cost.in_run, base.in_run), (cost.in_beginning, base.in_beginning))
         )
-        n_steps = sum(own.in_run.values())
+        n_steps = sum(cost.in_run.values())
         rows.append(
             [
-                own.name,
-                len(own.timings),
-                f"{own.compile_s:.1f}",
-                f"{1e3 * own.commonest.median:.1f}",
-                f"{1e3 * own.slowest.median:.1f}",
-                f"{n_steps - max(own.in_run.values())} of {n_steps}",
-                f"{run:.2f}",
-                f"{beginning:.2f}",
+                cost.name,
+                len(cost.timings),
+                f"{cost.compile_s:.1f}",
+                f"{1e3 * cost.commonest.median:.1f}",
+                f"{1e3 * cost.slowest.median:.1f}",
+                f"{n_steps - max(cost.in_run.values())} of {n_steps}",
+                f"{run_ratio:.2f}",
+                f"{beginning_ratio:.2f}",
             ]
         )
     columns = ["submission", "compiled steps", "compilation (s)", "commonest step (ms)", "slowest step (ms)"]

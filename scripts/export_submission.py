@@ -1,4 +1,4 @@
-"""Writes a submission as a folder of its own, as the official AlgoPerf leaderboard takes it.
+"""Exports a submission as one folder, in the form of the official AlgoPerf leaderboard.
 
 python scripts/export_submission.py --submission=kfac_reduce --ruleset=external_tuning --out=exported
 """

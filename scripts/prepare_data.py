@@ -1,4 +1,4 @@
-"""Prepares the data sets of the full-size workloads, from downloads or from archives that lie in the manual folder.
+"""Prepares the data sets of the full-size workloads, from downloads or from archives in the manual folder.
 
 python scripts/prepare_data.py --dataset=ogbg_molpcba --data_dir=~/data
 """

@@ -1,4 +1,4 @@
-"""Reports which training algorithm reaches the target first: a page, figures and tables, from trial folders alone.
+"""Reports which training algorithm reaches the target first: a page, figures and tables from trial folders.
 
 python scripts/report.py experiments/sweep --out=report
 """

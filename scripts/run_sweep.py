@@ -1,9 +1,9 @@
-"""Sweeps a submission's search space on one workload, over as many workers and machines as join in.
+"""Sweeps a submission's search space on one workload, with any number of workers and machines.
 
     python scripts/run_sweep.py --workload=b3db --submission_path=submissions/kfac_reduce \
         --num_tuning_trials=20 --workers=2 --experiment_dir=experiments --experiment_name=sweep
 
-Run again, it continues; with --show it only prints the ranking, for which the experiment's folder and name will do.
+Run again, it continues. With --show it only prints the ranking; this needs only the experiment's folder and name.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Several trials of one submission on one workload, in one process, so that they share what is compiled."""
+"""Several trials of one submission on one workload, in one process, so that they share compiled programs."""
 
 import logging
 from contextlib import ExitStack, nullcontext
@@ -48,14 +48,14 @@ def run_experiment(
     """Runs the trials, each in `trial_N` of the request's folder, N from 1.
 
     Args:
-        interruption: signals that end it.
-        processes: those that carry it out together; without the first one's files the others have no outcome of a
-            trial that was done before.
+        interruption: signals that end the trials with a checkpoint.
+        processes: those that carry out the trials together. Only the first one has the outcomes of trials that were
+            finished before.
 
     Raises:
-        UserError: the request cannot be carried out as it stands; the message says what to change. The folder
-            is untouched unless all but the hyperparameters' values and the data were right.
-        Interrupted: a signal ended it; it can be resumed.
+        UserError: the request cannot be carried out; the message says what to change. The folder is unchanged, unless
+            only the data or the values of the hyperparameters are wrong.
+        Interrupted: a signal ended a trial, which can be resumed.
     """
     processes = processes or Processes()
     with processes.led():
@@ -95,7 +95,7 @@ def _outcome(
     interruption: Interruption | None,
     processes: Processes,
 ) -> Outcome | None:
-    """The outcome of one trial: found, where it is finished and to be resumed, or of its run."""
+    """Runs one trial and returns its outcome. A finished trial that is to be resumed does not run again."""
     with _claim(request.folder / f"trial_{description.trial_index}", processes) as claim:
         done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
         if processes.same(done is not None):
@@ -117,16 +117,16 @@ def _outcome(
 
 
 def _clear(request: Request, claim: Claim) -> None:
-    """Removes an earlier experiment where that was asked for; every trial folder is claimed for it first."""
-    own = [path for path in claim.folder.iterdir() if not path.name.startswith(".claim")]
-    if request.resume or not own:
+    """Removes an earlier experiment if the request says so. It claims every trial folder first."""
+    entries = [path for path in claim.folder.iterdir() if not path.name.startswith(".claim")]
+    if request.resume or not entries:
         return
     if not request.overwrite:
-        taken = f"experiment {str(claim.folder)!r} exists"
-        raise UserError(f"{taken}; give --resume, --overwrite or another --experiment_name")
+        problem = f"experiment {str(claim.folder)!r} exists"
+        raise UserError(f"{problem}; give --resume, --overwrite or another --experiment_name")
     with ExitStack() as claims, disk.errors_explained(claim.folder):
         for trial_dir in sorted(claim.folder.glob("trial_*")):
             if trial_dir.is_dir():
                 claims.enter_context(Claim.take(trial_dir))
-        for path in own:
+        for path in entries:
             claim.discard(path)

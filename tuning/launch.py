@@ -1,4 +1,4 @@
-"""Workers of a sweep as processes on this machine, kept alive until the sweep is done."""
+"""Runs the workers of a sweep as processes on this machine, and replaces those that die, until the sweep is done."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ class Stopped(Interrupted):
 
 @dataclass
 class _Slot:
-    """A place for a worker, with devices or cores of its own."""
+    """A slot for a worker process, with devices or cores of its own."""
 
     devices: str | None
     cores: list[int] | None

@@ -48,9 +48,9 @@ def read(path: str | Path) -> dict | list:
     except UnicodeDecodeError as error:
         raise SearchSpaceError(f"search space {str(path)!r} is not UTF-8 text; save it as JSON") from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
+        position = f"line {error.lineno} column {error.colno}"
         problem = f"search space {str(path)!r} is not valid JSON: {error.msg}"
-        raise SearchSpaceError(f"{problem}; look at {place}") from error
+        raise SearchSpaceError(f"{problem}; look at {position}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise SearchSpaceError(f"search space {str(path)!r} cannot be read: {one_line(error)}; simplify it") from error
     check(space)

@@ -1,4 +1,4 @@
-"""Workers of a sweep as a Slurm array, by submitit."""
+"""Runs the workers of a sweep as a Slurm array, by submitit."""
 
 import os
 import shutil

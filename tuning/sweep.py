@@ -1,6 +1,6 @@
-"""A sweep: every point of a search space is carried out once, by any number of workers on any number of machines.
+"""A sweep: any number of workers, on any number of machines, carry out every point of a search space once.
 
-This module holds the request and the queues of its points. `worker` carries points out, `launch` and `slurm` start
+This module has the request and the queues of its points. `worker` carries out points; `launch` and `slurm` start
 workers.
 """
 
@@ -30,8 +30,8 @@ class Request(TrialsRequest):
     Attributes:
         storage: SQLAlchemy URL; None is an SQLite file in the experiment's folder.
         sampling: how ranges are drawn, a value of `search_space.Sampling`.
-        prune: when a trial is stopped before its budget, a value of `pruning.Pruning`; not for official scores.
-        max_retries: how many deaths of workers and faults of machines a point survives before it counts as crashed.
+        prune: the rule that stops trials early, a value of `pruning.Pruning`; not for official scores.
+        max_retries: number of workers' deaths and machines' faults that a point survives. With the next it has crashed.
     """
 
     num_tuning_trials: int = 5
@@ -119,7 +119,7 @@ class Sweep:
         return sum(queue.retry_crashed() for queue in self.queues)
 
     def _identity(self, trials: list[TrialDescription], space: dict | list | None) -> dict[str, Any]:
-        """What all workers must agree on."""
+        """The values that must be equal for all workers."""
         description = trials[0].to_json()
         shared = {name: value for name, value in description.items() if name not in (*_OF_THE_WORKER, *_OF_THE_TRIAL)}
         return shared | {

@@ -1,4 +1,4 @@
-"""Which trials to run: what a single process (`experiment`) and a sweep (`sweep`) are both asked for."""
+"""Which trials to run: the request that `experiment` (one process) and `sweep` (many workers) have in common."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +25,22 @@ class TrialsRequest:
     experiment_name: str
     tuning_ruleset: str = TuningRuleset.EXTERNAL
     tuning_search_space: str | None = None  # a file; None is the submission's own
-    num_tuning_trials: int = 1  # a list of fewer points is run to its end
+    num_tuning_trials: int = 1  # at most the points of a search space that is a list
     rng_seed: int = 0
     max_global_steps: int | None = None
-    hardware_profile: str | None = None  # whose budget of an official workload; None is the workload's own
+    hardware_profile: str | None = None  # sets the budget of an official workload; None is the workload's own
     batch_size: int | None = None  # None is the submission's own
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
     data_dir: str = "~/data"
     checkpoints_to_keep: int = 2  # of each trial
-    checkpoint_period_s: int = 0  # between two evaluations; 0 makes none there
+    checkpoint_period_s: int = 0  # between two evaluations; 0 for never
 
     @property
     def experiment_folder(self) -> Path:
-        """The folder of this experiment: directly in the folder of all experiments, and of exactly its name.
+        """The folder of this experiment, which is directly in the folder of all experiments.
 
         Raises:
-            UserError: the name is no name of one folder.
+            UserError: the experiment's name is not the name of a single folder.
         """
         name = self.experiment_name.rstrip("/")
         if not name or "/" in name or name in (".", "..") or not name.isprintable():
