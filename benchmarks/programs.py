@@ -1,8 +1,7 @@
 """Compiled training steps, each with more work: SGD, with curvature, with new factors, with a refresh."""
 
-import functools
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -98,50 +97,26 @@ def _start(workload: Any, algorithm: CurvatureAlgorithm, h: Any, seed: int) -> P
 
 
 def _step(name: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
-    if name == "SGD":
-        return functools.partial(_sgd, workload)
-    step = _without_refresh if name == "new factors" else _with_curvature
-    return functools.partial(step, algorithm, h, name == "refresh", workload)
+    def step(carry: PyTree, batch: PyTree) -> PyTree:
+        state, params, model_state, key = carry
+        key, model_key, step_key = jax.random.split(key, 3)
+        problem = Problem(workload, batch, model_state, 0.0, None, model_key)
+        if name in ("between refreshes", "refresh"):
+            result = algorithm.step(name == "refresh", problem, state, params, h, step_key)
+            return result.state, result.params, result.model_state, key
+        if name == "SGD":
+            gradients = estimate(problem.forward, problem.loss, params).gradients
+            updates = jax.tree.map(lambda g: -_POINT["learning_rate"] * g, gradients)
+        else:  # new factors, without a refresh of the results that are computed from them
+            layers = find_layers(params)
+            estimated, curvature = algorithm.estimate(problem, params, layers, h, step_key)
+            optimizer = algorithm.optimizer(layers, h)
+            updates, state = optimizer.update(estimated.gradients, state, params, refresh=False, **curvature)
+        return state, optax.apply_updates(params, updates), model_state, key
+
+    return step
 
 
 def milliseconds(programs: Mapping[str, Program], *, n_rounds: int) -> dict[str, float]:
     """The median over the rounds, for each program."""
     return {name: 1e3 * timing.median for name, timing in in_turn(programs, n_rounds=n_rounds).items()}
-
-
-def _problem(workload: Any, batch: PyTree, model_state: PyTree, key: jax.Array) -> Problem:
-    return Problem(workload, batch, model_state, 0.0, None, key)
-
-
-def _sgd(workload: Any, carry: PyTree, batch: PyTree) -> PyTree:
-    state, params, model_state, key = carry
-    key, model_key = jax.random.split(key)
-    problem = _problem(workload, batch, model_state, model_key)
-    gradients = estimate(problem.forward, problem.loss, params).gradients
-    updates = jax.tree.map(lambda g: -_POINT["learning_rate"] * g, gradients)
-    return state, optax.apply_updates(params, updates), model_state, key
-
-
-def _with_curvature(
-    algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
-) -> PyTree:
-    state, params, model_state, key = carry
-    key, model_key, step_key = jax.random.split(key, 3)
-    problem = _problem(workload, batch, model_state, model_key)
-    result = algorithm.step(variant, problem, state, params, h, step_key)
-    return result.state, result.params, result.model_state, key
-
-
-def _without_refresh(
-    algorithm: CurvatureAlgorithm, h: Any, variant: Hashable, workload: Any, carry: PyTree, batch: PyTree
-) -> PyTree:
-    """A step that estimates factors, but does not refresh the results that are computed from them."""
-    del variant
-    state, params, model_state, key = carry
-    key, model_key, step_key = jax.random.split(key, 3)
-    problem, layers = _problem(workload, batch, model_state, model_key), find_layers(params)
-    estimated, curvature = algorithm.estimate(problem, params, layers, h, step_key)
-    updates, state = algorithm.optimizer(layers, h).update(
-        estimated.gradients, state, params, refresh=False, **curvature
-    )
-    return state, optax.apply_updates(params, updates), model_state, key
