@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from workloads import parameters
 from workloads.evaluation import Predictions, Predictor
 from workloads.random_keys import host_seed
-from workloads.spec import ForwardPassMode, TrainingQueue, Workload
+from workloads.spec import ForwardPassMode, LossType, TrainingQueue, Workload
 
 
 def loss_sums(losses: jax.Array, is_present: jax.Array) -> dict[str, jax.Array]:
@@ -115,3 +116,30 @@ class FlaxWorkload(Workload):
         batches = self._build_input_queue(rng, split, data_dir, global_batch_size)
         predictions = self._predictor(params, model_state, batches)
         return {"loss": predictions.mean_loss, **self._metrics(predictions)}
+
+
+class SoftmaxWorkload(FlaxWorkload):
+    """Classification of examples, or of each of their positions. The model's output layer is called "head"."""
+
+    loss_type = LossType.SOFTMAX_CROSS_ENTROPY
+    dropout_rate = 0.0
+
+    def is_output_params(self, param_key: str) -> bool:
+        return param_key == "head"
+
+    def loss_fn(
+        self,
+        label_batch: jax.Array,
+        logits_batch: jax.Array,
+        mask_batch: jax.Array | None = None,
+        label_smoothing: float = 0.0,
+    ) -> dict[str, jax.Array]:
+        """Softmax cross-entropy of every term [...], for logits [..., n_classes] and a mask [...].
+
+        Labels are integers [...], or one-hot (or mixed) [..., n_classes]. `n_valid_examples` is the number of terms
+        with a positive mask; `per_example` [batch] sums over an example's terms.
+        """
+        if label_batch.ndim < logits_batch.ndim:
+            label_batch = jax.nn.one_hot(label_batch, logits_batch.shape[-1])
+        losses = optax.softmax_cross_entropy(logits_batch, optax.smooth_labels(label_batch, label_smoothing))
+        return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)

@@ -11,27 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
 from workloads import shards
 from workloads.evaluation import Predictions
-from workloads.flax_workload import FlaxWorkload, loss_sums
+from workloads.flax_workload import SoftmaxWorkload
 from workloads.images.memory import LabelledImages
 from workloads.images.streaming import StreamedImages
 from workloads.random_keys import host_seed
-from workloads.spec import LossType, TrainingQueue
+from workloads.spec import TrainingQueue
 
 _EVAL_TRAIN_SEED = 0
 Images = LabelledImages | StreamedImages
 
 
-class ImageWorkload(FlaxWorkload):
+class ImageWorkload(SoftmaxWorkload):
     """Single-label classification of images."""
 
     model: nn.Module  # with `num_classes`
-    loss_type = LossType.SOFTMAX_CROSS_ENTROPY
-    dropout_rate = 0.0
     image_shape: tuple[int, int, int]  # height, width, channels
     # A pixel becomes (pixel / 255 - mean) / stddev, with one number for all channels or one per channel.
     pixel_mean: float | tuple[float, ...]
@@ -45,9 +42,6 @@ class ImageWorkload(FlaxWorkload):
     def _load_splits(self, data_dir: str | None) -> Mapping[str, Images]:
         """The splits "train", "validation" and "test"; called once per folder."""
 
-    def is_output_params(self, param_key: str) -> bool:
-        return param_key == "head"
-
     def _smallest_inputs(self) -> jax.Array:
         return jnp.zeros((1, *self.image_shape))
 
@@ -55,21 +49,6 @@ class ImageWorkload(FlaxWorkload):
         """uint8 [batch, height, width, channels] -> float32."""
         pixels = inputs.astype(jnp.float32) / 255
         return (pixels - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_stddev)
-
-    def loss_fn(
-        self,
-        label_batch: jax.Array,
-        logits_batch: jax.Array,
-        mask_batch: jax.Array | None = None,
-        label_smoothing: float = 0.0,
-    ) -> dict[str, jax.Array]:
-        """Softmax cross-entropy; labels one-hot (or mixed) and logits [batch, n_classes], mask [batch].
-
-        `n_valid_examples` is the number of images with a positive mask, `per_example` is [batch].
-        """
-        labels = optax.smooth_labels(label_batch, label_smoothing)
-        losses = optax.softmax_cross_entropy(logits_batch, labels)
-        return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)
 
     def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingQueue:
         grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain's seed is one integer

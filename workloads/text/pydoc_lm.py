@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from workloads import shards
 from workloads.evaluation import Predictions
-from workloads.flax_workload import FlaxWorkload, loss_sums
+from workloads.flax_workload import SoftmaxWorkload
 from workloads.random_keys import host_seed
-from workloads.spec import Budget, Direction, LossType, SplitSizes, Target
+from workloads.spec import Budget, Direction, SplitSizes, Target
 from workloads.text.corpus import shared_paragraphs
 from workloads.text.model import CharacterTransformer
 from workloads.text.windows import Text, TrainingBatches
@@ -28,10 +27,8 @@ _LENGTH = 64
 _SPLIT_SEED = 0
 
 
-class PydocLmWorkload(FlaxWorkload):
+class PydocLmWorkload(SoftmaxWorkload):
     model = CharacterTransformer(vocabulary=103, width=64, depth=2, num_heads=2, mlp_dim=128)
-    loss_type = LossType.SOFTMAX_CROSS_ENTROPY
-    dropout_rate = 0.0
     training_batch_size = 16
     # Not set yet: see docs/workloads.md.
     validation_target = Target("loss", float("inf"), Direction.LOWER_IS_BETTER)
@@ -45,26 +42,8 @@ class PydocLmWorkload(FlaxWorkload):
         super().__init__()
         self._splits: dict[str, Text] = {}
 
-    def is_output_params(self, param_key: str) -> bool:
-        return param_key == "head"
-
     def _smallest_inputs(self) -> jax.Array:
         return jnp.zeros((1, _LENGTH), jnp.int32)
-
-    def loss_fn(
-        self,
-        label_batch: jax.Array,
-        logits_batch: jax.Array,
-        mask_batch: jax.Array | None = None,
-        label_smoothing: float = 0.0,
-    ) -> dict[str, jax.Array]:
-        """Softmax cross-entropy of every position; labels and mask [batch, length], logits [batch, length, vocabulary].
-
-        `n_valid_examples` is the number of positions with a positive mask, `per_example` [batch] sums positions.
-        """
-        labels = optax.smooth_labels(jax.nn.one_hot(label_batch, logits_batch.shape[-1]), label_smoothing)
-        losses = optax.softmax_cross_entropy(logits_batch, labels)
-        return loss_sums(losses, jnp.ones(losses.shape, bool) if mask_batch is None else mask_batch > 0)
 
     def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingBatches:
         del data_dir
