@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tuning.errors import MachineFault, UserError, one_line
+from workloads.shards import over_devices
 
 PyTree = Any
 T = TypeVar("T")
@@ -89,10 +89,8 @@ class Processes:
         On CPUs the first collective waits only 30 s for the other processes, which may still be compiling later on.
         """
         self._client.wait_at_barrier("connect", int(1000 * _ANSWER_S))
-        mesh = Mesh(np.array(jax.devices()), ("all",))
-        split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
-        ones = jax.make_array_from_process_local_data(split, np.ones(jax.local_device_count()))
-        jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=whole)(ones))
+        ones = jax.make_array_from_process_local_data(over_devices("batch"), np.ones(jax.local_device_count()))
+        jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=over_devices())(ones))
         multihost_utils.sync_global_devices("connected")
 
     def refuse_other(self, values: dict[str, Any], what: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from workloads import shards
 from workloads.spec import ForwardPassMode, Workload
@@ -47,8 +46,7 @@ class Predictor:
     @functools.cached_property
     def _forward(self) -> Any:
         """Compiled at the first evaluation, so that a workload that is only constructed uses no device."""
-        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-        replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
+        replicated, split = shards.over_devices(), shards.over_devices("batch")
         return jax.jit(self._one_batch, in_shardings=(replicated, split, replicated), out_shardings=replicated)
 
     def _one_batch(self, params: Any, batch: Mapping[str, Any], model_state: Any) -> tuple[Any, Any, Any]:

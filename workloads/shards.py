@@ -26,7 +26,7 @@ def own_rows(n_rows: int) -> slice:
     n_devices = jax.device_count()
     if n_rows % n_devices:
         raise ValueError(f"a batch of {n_rows} rows does not split over {n_devices} devices; use a multiple")
-    slices = [index[0] for index in _split().addressable_devices_indices_map((n_rows,)).values() if index]
+    slices = [index[0] for index in over_devices("batch").addressable_devices_indices_map((n_rows,)).values() if index]
     return slice(min(rows.start or 0 for rows in slices), max(rows.stop or n_rows for rows in slices))
 
 
@@ -34,7 +34,7 @@ def joined(own: PyTree) -> PyTree:
     """The global arrays, from this process's rows of each. It holds no other rows."""
     if jax.process_count() == 1:
         return own
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(_split(), rows), own)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(over_devices("batch"), rows), own)
 
 
 def whole(arrays: PyTree) -> PyTree:
@@ -50,9 +50,10 @@ def batch(make: Callable[..., PyTree], examples: np.ndarray, size: int) -> PyTre
 
 @functools.cache
 def _gather() -> Callable[[PyTree], PyTree]:
-    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(_split().mesh, PartitionSpec()))
+    return jax.jit(lambda arrays: arrays, out_shardings=over_devices())
 
 
 @functools.cache
-def _split() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch"))
+def over_devices(*axes: str) -> NamedSharding:
+    """Over the devices of all processes: `over_devices("batch")` splits the first axis, `over_devices()` replicates."""
+    return NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec(*axes))

@@ -3,21 +3,19 @@
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+
+from workloads.shards import over_devices
 
 PyTree = Any
 
 
-def _over_devices(*axes: str) -> NamedSharding:
-    return NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec(*axes))
-
-
 def get_replicate_sharding() -> NamedSharding:
-    return _over_devices()
+    return over_devices()
 
 
 def get_batch_dim_sharding() -> NamedSharding:
-    return _over_devices("batch")
+    return over_devices("batch")
 
 
 def replicate(x: PyTree) -> PyTree:

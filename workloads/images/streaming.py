@@ -123,9 +123,7 @@ class StreamedBatches:
         )
         chunks = grain.MapDataset.range(sys.maxsize).map(share.chunk)
         self._chunks = iter(chunks.to_iter_dataset(_read_options(grain)))
-        self._sharding = jax.sharding.NamedSharding(
-            jax.sharding.Mesh(np.array(jax.devices()), ("batch",)), jax.sharding.PartitionSpec("batch")
-        )
+        self._sharding = shards.over_devices("batch")
         self._sent: deque[dict[str, jax.Array]] = deque()
         self._step = 0
 
