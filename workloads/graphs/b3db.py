@@ -7,10 +7,10 @@ that validation and test have the same distribution; with a split by scaffold th
 
 import csv
 import logging
-from pathlib import Path
 
 import numpy as np
 
+from workloads import tfds_data
 from workloads.graphs import store
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.molecules import featurise
@@ -20,7 +20,6 @@ from workloads.spec import Budget, SplitSizes, Target
 from workloads.splits import stratified_split
 
 SHA256 = "47a160aea1551423ead2aab70b301fb1646aea03cf151fd614eb37c78fa55b82"
-DEFAULT_DATA_DIR = "~/data"
 _SPLIT_SEED = 0
 # The source of a cached file. A file from another source is not used.
 _SOURCE = f"{SHA256}, stratified random split, seed {_SPLIT_SEED}"
@@ -39,7 +38,7 @@ class B3dbWorkload(GraphWorkload):
     split_sizes = SplitSizes(train=5463, eval_train=250, validation=1171, test=1171)
 
     def _load_graphs(self, data_dir: str | None) -> store.PackedGraphs:
-        path = Path(data_dir or DEFAULT_DATA_DIR).expanduser() / "b3db" / "packed_graphs.npz"
+        path = tfds_data.folder(data_dir) / "b3db" / "packed_graphs.npz"
         try:
             return store.load(path, source=_SOURCE)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
