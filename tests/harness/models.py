@@ -173,7 +173,7 @@ class DeepSpeech(nn.Module):
         x = Dropout()(nn.Dense(WIDTH)(x), train, rate)
         x = MaskedBatchNorm()(x, paddings, train)
         lengths = (1 - paddings).sum(1).astype(jnp.int32)
-        cells = [nn.RNN(nn.LSTMCell(4, param_dtype=self.dtype)) for _ in range(2)]
+        cells = [nn.RNN(nn.OptimizedLSTMCell(4, param_dtype=self.dtype)) for _ in range(2)]
         x = nn.Bidirectional(*cells)(x, seq_lengths=lengths)
         x = x + FeedForward()(x, train, rate)
         return nn.Dense(self.n_labels)(x), paddings
