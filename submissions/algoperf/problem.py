@@ -128,15 +128,18 @@ class Problem:
 
 
 def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:
-    """The new model state with the old one's structure, where both hold arrays of the same shapes.
+    """The new model state with the old one's structure and shapes, where both hold the same arrays.
 
-    A workload may start from `{}` where it has no state and return None, or return another kind of mapping; with one
-    structure for all steps, one compiled program serves them all.
+    A workload may start from `{}` where it has no state and return None, or return another kind of mapping, or its
+    averages with leading axes of length one, which a mean over kept axes gives them; with one form for all steps, one
+    compiled program serves them all, and a checkpoint's arrays have the form that the run starts from.
     """
     old, new = jax.tree.leaves(before), jax.tree.leaves(after)
-    if [jnp.shape(x) for x in old] != [jnp.shape(x) for x in new]:
+    shapes = [(jnp.shape(x), jnp.shape(y)) for x, y in zip(old, new, strict=False)]
+    if len(old) != len(new) or not all(wide == (1,) * (len(wide) - len(shape)) + shape for shape, wide in shapes):
         return after
-    return jax.tree.unflatten(jax.tree.structure(before), new)
+    values = [y if shape == wide else y.reshape(shape) for y, (shape, wide) in zip(new, shapes, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(before), values)
 
 
 def _training_mode(workload: Any) -> Any:

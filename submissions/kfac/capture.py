@@ -73,6 +73,9 @@ class KernelUse(NamedTuple):
     def arrange_gradient(self, gradient: Array) -> Array:
         """An output gradient in the same order `[n_layers, lead, *time, *sites, d]`."""
         product, n_scans = self.product, len(self.product.lengths)
+        if product.columns is not None:
+            axis, start, stop = product.columns
+            gradient = jax.lax.slice_in_dim(gradient, start, stop, axis=n_scans + axis)
         if product.kind is Kind.CONVOLUTION:
             return self._time_behind(gradient.transpose(*range(n_scans), *(n_scans + a for a in product.output_axes)))
         return self._time_behind(self._merged(gradient, product.output_axes))
@@ -264,12 +267,12 @@ def _use(product: Product, layer: Layer) -> KernelUse | str:
 
 
 def _bias_reason(products: Products, kernel: Path, bias: Path, layer: Layer) -> str:
-    all_uses = {use for product in products.by_leaf[kernel] for use in products.consumers[product.key]}
+    all_uses = {use for product in products.by_leaf[kernel] for use in products.consumers[product.output_key]}
     consumers = sorted(use for use in all_uses if isinstance(use, str))
     if consumers:
         return f"its product goes into {', '.join(consumers)}, not into the sum with its {layer.bias} alone"
     if bias in products.problems:
         return f"its {layer.bias} goes into {products.problems[bias]}, not into the sum with its product alone"
-    if products.is_added_elsewhere(bias, {product.key for product in products.by_leaf[kernel]}):
+    if products.is_added_elsewhere(bias, {product.output_key for product in products.by_leaf[kernel]}):
         return f"its {layer.bias} is added to another kernel's product too"
     return f"its {layer.bias} is not added to each of its products"

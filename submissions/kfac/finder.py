@@ -13,8 +13,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from .layers import Path
-from .products import PRODUCTS, Key, Product, View, array_type
-from .views import Output, Tag, kernel_operand, lies_along_outputs, sum_of, view_after
+from .products import PRODUCTS, Key, Product, View, array_type, of_each_leaf
+from .views import Output, Tag, kernel_operand, lies_along_outputs, side_by_side, sum_of, view_after
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
 REMATERIALISED = ("remat2", "remat", "checkpoint")
@@ -39,7 +39,7 @@ class Products:
     Attributes:
         by_leaf: leaf -> its products, in order.
         problems: leaf -> what else it is used for, if for anything but products.
-        consumers: product's key -> what the product's output is used for; the path of a leaf that is added to it.
+        consumers: product's output -> what it is used for; the path of a leaf that is added to it.
     """
 
     by_leaf: dict[Path, list[Product]] = dataclasses.field(default_factory=dict)
@@ -48,7 +48,7 @@ class Products:
 
     def bias_of(self, leaf: Path) -> Path | None:
         """The leaf that is added to each of the kernel's products and used for nothing else; None if there is none."""
-        keys = {product.key for product in self.by_leaf[leaf]}
+        keys = {product.output_key for product in self.by_leaf[leaf]}
         (first, *others) = {tuple(self.consumers[key]) for key in keys}
         bias = first[0] if first else None
         if others or len(first) != 1 or not isinstance(bias, tuple):
@@ -102,9 +102,11 @@ class _Finder:
     def consume(self, tag: Tag, by: str) -> None:
         """Note a use of a tagged value that is no part of a linear layer."""
         if isinstance(tag, View):
-            self.found.problems.setdefault(tag.leaf, by)
+            for leaf in tag.leaves:
+                self.found.problems.setdefault(leaf, "`concatenate`" if tag.parts else by)
         elif isinstance(tag, Output):
-            self.found.consumers[tag.product.key].append(by)
+            for product in tag.products:
+                self.found.consumers[product.output_key].append(by)
 
     def _step(
         self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
@@ -118,27 +120,33 @@ class _Finder:
         if name in ("add", "add_any") and (pair := sum_of(tags)):
             output, bias = pair
             if lies_along_outputs(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
-                self.found.consumers[output.product.key].append(bias.leaf)
+                for product, leaf in zip(output.products, bias.leaves, strict=True):
+                    self.found.consumers[product.output_key].append(leaf)
                 return nothing
         if name in _KEEP_VALUES:
             return tags[: len(eqn.outvars)]
         if isinstance(tags[0], Output) and name == "transpose":
             return [dataclasses.replace(tags[0], axes=tuple(tags[0].axes[i] for i in eqn.params["permutation"]))]
+        if name == "concatenate" and (joined := side_by_side(eqn, tags)):
+            return [joined]
         if isinstance(tags[0], View) and (view := view_after(eqn, tags[0])):
             return [view]
         match = PRODUCTS.get(name)
         kernel = kernel_operand(tags)
         product = match(eqn, *kernel) if match and kernel is not None else None
+        products = of_each_leaf(product, kernel[1]) if product is not None and kernel is not None else None
         for operand, tag in enumerate(tags):
-            if product is None or kernel is None or operand != kernel[0]:
+            if products is None or kernel is None or operand != kernel[0]:
                 self.consume(tag, _described(eqn))
-        if product is None:
+        if products is None:
             return nothing
-        product = dataclasses.replace(product, key=at, lengths=lengths)
-        self.found.by_leaf.setdefault(product.leaf, []).append(product)
-        self.found.consumers[at] = []
-        features = product.output_axes[-1:] if product.convolution else product.output_axes
-        return [Output(product, tuple(range(len(product.output.shape))), features)]
+        products = tuple(dataclasses.replace(each, key=at, lengths=lengths) for each in products)
+        for each in products:
+            self.found.by_leaf.setdefault(each.leaf, []).append(each)
+            self.found.consumers[each.output_key] = []
+        first = products[0]
+        features = first.output_axes[-1:] if first.convolution else first.output_axes
+        return [Output(products, tuple(range(len(first.output.shape))), features)]
 
     def _scan(
         self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
@@ -148,7 +156,8 @@ class _Finder:
         for operand, tag in enumerate(tags):
             is_sliced = operand >= n_consts + n_carry
             is_carry = n_consts <= operand < n_consts + n_carry
-            if not isinstance(tag, View) or is_carry or (is_sliced and (tag.axes[0] != 0 or any(tag.is_sliced))):
+            is_whole = isinstance(tag, View) and tag.axes[:1] == (0,) and not any(tag.is_sliced) and not tag.parts
+            if not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
                 self.consume(tag, "a `scan`, as its carry" if is_carry else "a `scan`, not by its first axis")
                 inner.append(None)
             elif is_sliced:

@@ -42,6 +42,8 @@ class Product:
         is_sliced: for each of these, whether it slices the kernel.
         convolution: geometry, where it is one.
         last_index: of a lookup that clips its indices, the largest one; else None.
+        columns: of kernels side by side in one product, the output's axis that they share and this one's part
+            (axis, start, stop) of it; else None.
     """
 
     key: Key
@@ -56,20 +58,61 @@ class Product:
     is_sliced: tuple[bool, ...]
     convolution: Convolution | None = None
     last_index: int | None = None
+    columns: tuple[int, int, int] | None = None
+
+    @property
+    def output_key(self) -> Key:
+        """The place of this kernel's own part of the output."""
+        return self.key if self.columns is None else (*self.key, self.columns[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A leaf's place `[start, stop)` among leaves that lie side by side."""
+
+    leaf: Path
+    start: int
+    stop: int
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
     """A value equal to a leaf, possibly with another dtype, another order of its axes, and axes added or dropped.
 
-    `axes` are the leaf's, without the one that a scan slices; None for one that is new. `is_broadcast` where a new axis
-    repeats the leaf.
+    Or to several leaves of the same number of axes side by side, which all have this view but for their place.
+
+    Attributes:
+        leaf: the leaf; of several the first.
+        axes: the leaf's, without the one that a scan slices; None for one that is new.
+        is_sliced: for each scan around, whether it slices the leaf.
+        is_broadcast: whether a new axis repeats the leaf.
+        parts: the leaves, in order, where there are several.
+        along: the leaf's axis along which they lie.
     """
 
     leaf: Path
     axes: tuple[int | None, ...]
     is_sliced: tuple[bool, ...] = ()
     is_broadcast: bool = False
+    parts: tuple[Part, ...] = ()
+    along: int | None = None
+
+    @property
+    def leaves(self) -> tuple[Path, ...]:
+        return tuple(part.leaf for part in self.parts) or (self.leaf,)
+
+
+def of_each_leaf(product: Product, view: View) -> tuple[Product, ...] | None:
+    """A view's product, or for leaves side by side one product of each; None where they do not lie along outputs."""
+    if not view.parts:
+        return (product,)
+    free = [axis for axis in range(len(view.axes)) if axis not in product.contracted]
+    if product.kind is not Kind.DENSE or view.along not in free:
+        return None
+    axis = product.output_axes[free.index(view.along)]
+    return tuple(
+        dataclasses.replace(product, leaf=part.leaf, columns=(axis, part.start, part.stop)) for part in view.parts
+    )
 
 
 def array_type(variable: Var | Literal) -> jax.ShapeDtypeStruct:

@@ -7,17 +7,18 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from .layers import KERNEL_NAMES
-from .products import Product, View, array_type
+from .products import Part, Product, View, array_type
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
     """A value equal to a product's output, possibly with another dtype and another order of its axes.
 
-    `axes` are those of the product's output; `features` are the ones along which a bias lies.
+    `products` is one, or one for each of several kernels side by side. `axes` are those of the product's output;
+    `features` are the ones along which a bias lies.
     """
 
-    product: Product
+    products: tuple[Product, ...]
     axes: tuple[int, ...]
     features: tuple[int, ...]
 
@@ -33,13 +34,26 @@ def sum_of(tags: Sequence[Tag]) -> tuple[Output, View] | None:
 
 
 def lies_along_outputs(output: Output, bias: View, shape: Sequence[int]) -> bool:
-    """Whether a leaf added to a product lies along the output features alone, in order, and is sliced as the kernel."""
+    """Whether a leaf added to a product lies along the output features alone, in order, and is sliced as the kernel.
+
+    Leaves side by side are added to products that lie so.
+    """
+    first = output.products[0]
     positions = {axis: position for position, axis in enumerate(output.features)}
     expected = [positions.get(axis) for axis in output.axes]
-    sizes = [output.product.output.shape[axis] for axis in output.axes]
+    sizes = [first.output.shape[axis] for axis in output.axes]
+    if [product.columns for product in output.products] != _columns(output, bias):
+        return False
     own = [axis if size > 1 else None for axis, size in zip(bias.axes, shape, strict=True)]
     due = [axis if size > 1 else None for axis, size in zip(expected, sizes, strict=True)]
-    return own == due and bias.is_sliced == output.product.is_sliced
+    return own == due and bias.is_sliced == first.is_sliced
+
+
+def _columns(output: Output, bias: View) -> list[tuple[int, int, int] | None]:
+    """Where the leaves of a bias lie in the output that they are added to, as `Product.columns` says it."""
+    if bias.along is None:
+        return [None]
+    return [(output.features[bias.along], part.start, part.stop) for part in bias.parts]
 
 
 def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:
@@ -48,6 +62,20 @@ def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:
     if len(views) > 1:
         views = [(i, view) for i, view in views if view.leaf[-1] in KERNEL_NAMES]
     return views[0] if len(views) == 1 else None
+
+
+def side_by_side(eqn: JaxprEqn, tags: Sequence[Tag]) -> View | None:
+    """The view that a concatenation makes of leaves; None if these have different axes, or one of them comes twice."""
+    views = [tag for tag in tags if isinstance(tag, View) and not tag.is_broadcast and not tag.parts]
+    along = views[0].axes[eqn.params["dimension"]] if len(views) == len(tags) else None
+    alike = {dataclasses.replace(view, leaf=()) for view in views}
+    if along is None or len(alike) > 1 or len({view.leaf for view in views}) < len(views):
+        return None
+    stops = np.cumsum([array_type(v).shape[eqn.params["dimension"]] for v in eqn.invars]).tolist()
+    parts = tuple(
+        Part(view.leaf, start, stop) for view, start, stop in zip(views, [0, *stops[:-1]], stops, strict=True)
+    )
+    return dataclasses.replace(views[0], parts=parts, along=along)
 
 
 def view_after(eqn: JaxprEqn, view: View) -> View | None:

@@ -122,7 +122,7 @@ class Subsampling(nn.Module):
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch statistics of the frames that are not padding."""
+    """Batch statistics of the frames that are not padding; a step gives the averages two leading axes of length one."""
 
     @nn.compact
     def __call__(self, x: Array, paddings: Array, train: bool) -> Array:
@@ -133,8 +133,8 @@ class MaskedBatchNorm(nn.Module):
         if train:
             present = (1 - paddings)[..., None]
             count = jnp.maximum(present.sum(), 1)
-            new_mean = (present * x).sum((0, 1)) / count
-            new_var = (present * (x - new_mean) ** 2).sum((0, 1)) / count
+            new_mean = (present * x).sum((0, 1), keepdims=True) / count
+            new_var = (present * (x - new_mean) ** 2).sum((0, 1), keepdims=True) / count
             if not self.is_initializing():
                 mean.value, var.value = 0.9 * mean.value + 0.1 * new_mean, 0.9 * var.value + 0.1 * new_var
         else:
@@ -173,7 +173,7 @@ class DeepSpeech(nn.Module):
         x = Dropout()(nn.Dense(WIDTH)(x), train, rate)
         x = MaskedBatchNorm()(x, paddings, train)
         lengths = (1 - paddings).sum(1).astype(jnp.int32)
-        cells = [nn.RNN(nn.LSTMCell(4, param_dtype=self.dtype)) for _ in range(2)]
+        cells = [nn.RNN(nn.OptimizedLSTMCell(4, param_dtype=self.dtype)) for _ in range(2)]
         x = nn.Bidirectional(*cells)(x, seq_lengths=lengths)
         x = x + FeedForward()(x, train, rate)
         return nn.Dense(self.n_labels)(x), paddings

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from submissions.algoperf import contract
+from submissions.algoperf.problem import Problem
+from submissions.kfac import find_layers
+from submissions.kfac.coverage import describe
 from tests.harness.runner import Run
 from tests.harness.workloads import KINDS
 from tuning.clock import CompileTimer
@@ -59,6 +62,17 @@ def test_a_kind_of_model_trains_and_resumes(kind, name, monkeypatch, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, arrays(restored), arrays(run))
     still = [x for x, y in zip(*map(jax.tree.leaves, (at_start[1], run.params)), strict=True) if np.array_equal(x, y)]
     assert not still, "a parameter that never moved"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kernels_but_grouped_ones_have_factors(kind):
+    """Found in the forward pass that the runner's workload gives, without running it."""
+    workload, key = KINDS[kind](), jax.random.PRNGKey(0)
+    params, model_state = workload.init_model_fn(key)
+    problem = Problem(workload, workload.batch(np.random.default_rng(0)), model_state, 0.0, None, key)
+    lines = describe(params, find_layers(params), problem.forward).splitlines()
+    without = [line for line in lines if "kernel" in line.split(":")[0] and ": fallback" in line]
+    assert all("grouped" in line for line in without), without
 
 
 @pytest.mark.parametrize(("name", "oldest"), [("muon", "0.2.7"), ("schedule_free_adamw", "0.2.3")])

@@ -1,9 +1,9 @@
 """Nine small workloads of the official ones' kinds, with the official classes' names, types and habits.
 
 What the official classes do and a submission must bear: an enum of their own for the mode, `{}` that becomes None,
-tuples as inputs, targets and outputs, a loss type that is not the loss's, parameter types under lower-cased names, and
-losses in whole-number or low-precision arithmetic. Parameters and batches are drawn by NumPy, the same in every
-environment.
+running averages that a step gives more axes, tuples as inputs, targets and outputs, a loss type that is not the loss's,
+parameter types under lower-cased names, and losses in whole-number or low-precision arithmetic. Parameters and batches
+are drawn by NumPy, the same in every environment.
 """
 
 import enum

@@ -95,9 +95,11 @@ def test_encoder_decoder():
 
 
 class Recurrent(nn.Module):
+    cell: type[nn.RNNCellBase]
+
     @nn.compact
     def __call__(self, x):
-        x = nn.RNN(nn.LSTMCell(WIDTH, name="cell"), name="lstm")(nn.Dense(3, name="stem")(x))
+        x = nn.RNN(self.cell(WIDTH, name="cell"), name="lstm")(nn.Dense(3, name="stem")(x))
         return nn.Dense(N_WORDS, name="head")(x)
 
 
@@ -120,9 +122,11 @@ def by_hand(params, x):
     return nn.Dense(N_WORDS).apply({"params": params["head"]}, jnp.stack(states, 1))
 
 
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell])
 @pytest.mark.parametrize("sharing", Sharing)
-def test_lstm_shares_its_weights_over_time(sharing):
-    model, x = Recurrent(), normal(3, 4, 2)
+def test_lstm_shares_its_weights_over_time(sharing, cell):
+    """Also where the gates' kernels lie side by side in one product."""
+    model, x = Recurrent(cell), normal(3, 4, 2)
     params = initialised(model, x)["params"]
     captured = {"stem", "head"} | {f"cell.{side}{gate}" for side in "hi" for gate in "ifgo"}
     check(
