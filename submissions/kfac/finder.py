@@ -120,8 +120,8 @@ class _Finder:
         if name in ("add", "add_any") and (pair := sum_of(tags)):
             output, bias = pair
             if lies_along_outputs(output, bias, array_type(eqn.invars[tags.index(bias)]).shape):
-                for product, leaf in zip(output.products, bias.leaves, strict=True):
-                    self.found.consumers[product.output_key].append(leaf)
+                for summand, leaf in zip(output.products, bias.leaves, strict=True):
+                    self.found.consumers[summand.output_key].append(leaf)
                 return nothing
         if name in _KEEP_VALUES:
             return tags[: len(eqn.outvars)]

@@ -198,12 +198,18 @@ def _layers_of_node(path: Path, leaves: Mapping[str, Any], is_attention: bool, m
 
 
 def _is_attention(path: Path, nodes: Mapping[Path, Mapping[str, Any]]) -> bool:
-    """Whether a node is a projection of Flax's attention: `[d, heads, d_head]`, and `out` of `[heads, d_head, d]`."""
+    """Whether a node is a projection of attention: `[d, heads, d_head]`, and Flax's `out` of `[heads, d_head, d]`.
+
+    Attention may project its result by a layer of another name, whose kernel has two axes.
+    """
     projections = {name: nodes.get((*path[:-1], name), {}).get("kernel") for name in (*_PROJECTIONS, "out")}
-    shapes = {name: tuple(getattr(kernel, "shape", ())) for name, kernel in projections.items()}
+    shapes = {name: tuple(kernel.shape) for name, kernel in projections.items() if kernel is not None}
     if not path or path[-1] not in shapes or any(len(shape) != 3 for shape in shapes.values()):
         return False
-    return {shapes[name][1:] for name in _PROJECTIONS} == {shapes["out"][:2]}
+    if not shapes.keys() >= set(_PROJECTIONS):
+        return False
+    heads = {shapes[name][1:] for name in _PROJECTIONS}
+    return len(heads) == 1 and ("out" not in shapes or heads == {shapes["out"][:2]})
 
 
 def replace_layers(tree: PyTree, layers: Sequence[Layer], matrices: Mapping[str, Array]) -> PyTree:

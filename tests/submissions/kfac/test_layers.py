@@ -98,6 +98,15 @@ def test_attention_without_biases_is_known_by_its_projections():
     assert find_layers(other) == ()
 
 
+def test_attention_whose_result_goes_through_a_layer_of_another_name_is_known_too():
+    shapes = {"query": (6, 2, 3), "key": (5, 2, 3), "value": (5, 2, 3), "projection": (6, 6)}
+    params = {"a": {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}}
+    found = {layer.name: (layer.d_in, layer.d_out) for layer in find_layers(params)}
+    assert found == {"a.query": (6, 6), "a.key": (5, 6), "a.value": (5, 6), "a.projection": (6, 6)}
+    del params["a"]["value"]
+    assert {layer.name for layer in find_layers(params)} == {"a.projection"}
+
+
 def test_replace_changes_the_named_layers_alone(params):
     layers = find_layers(params)
     conv = next(layer for layer in layers if layer.name == "conv")
