@@ -43,7 +43,7 @@ class _SweepWithoutEnd:
     """Of which no trial ends."""
 
     def __init__(self, folder, max_retries=1):
-        self.request = SimpleNamespace(folder=folder, max_retries=max_retries, heartbeat_s=1)
+        self.request = SimpleNamespace(experiment_folder=folder, max_retries=max_retries, heartbeat_s=1)
         self.given_back = []
 
     def recover(self):
