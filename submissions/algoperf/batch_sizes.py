@@ -19,6 +19,7 @@ _SIZES = {
     "ogbg": 512,
     "wmt": 128,
 }
+_WITHOUT_VARIANTS = ("cifar", "mnist")  # their names also begin those of other workloads
 
 
 def batch_size(workload_name: str) -> int:
@@ -27,7 +28,9 @@ def batch_size(workload_name: str) -> int:
     Raises:
         ValueError: unknown workload.
     """
-    known = [name for name in _SIZES if workload_name == name or workload_name.startswith(name + "_")]
+    with_variants = [name for name in _SIZES if name not in _WITHOUT_VARIANTS]
+    known = [name for name in with_variants if workload_name.startswith(name + "_")]
+    known += [name for name in _SIZES if workload_name == name]
     if not known:
         raise ValueError(f"no batch size for workload {workload_name}; known are {', '.join(_SIZES)}")
     return _SIZES[max(known, key=len)]

@@ -316,6 +316,8 @@ def test_batch_sizes(submission):
     # A variant with a size of its own, and a name that begins as another workload's does.
     assert submission.get_batch_size("imagenet_resnet_silu") == 512 < sizes["imagenet_resnet"]
     assert submission.get_batch_size("mnist") == 16
+    with pytest.raises(ValueError, match="no batch size for workload mnist_vit"):
+        submission.get_batch_size("mnist_vit")
     with pytest.raises(ValueError, match="no_such_workload.*known are cifar.*wmt"):
         submission.get_batch_size("no_such_workload")
 
