@@ -6,7 +6,7 @@ import json
 import lzma
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuning import records
@@ -25,7 +25,8 @@ def pack(folders: Sequence[Path], out: Path, workload: str | None = None) -> int
     """Writes the trial folders under `folders` into the archive `out`, and returns their number.
 
     It keeps what a report reads: outcome, point, the workload's numbers, flags that name the submission, and every
-    evaluation. Times are rounded to six digits, metrics are not rounded. Equal folders give equal bytes.
+    evaluation. Times are rounded to six digits, metrics are not rounded. The machine's folders of data and submissions
+    are left out. Equal folders give equal bytes.
 
     Args:
         workload: pack only the trials of this workload.
@@ -66,6 +67,9 @@ def _shortened_json(name: str, content: Mapping[str, Any]) -> bytes:
         content = {key: value for key, value in content.items() if key.startswith("workload.") or key in _META}
     if name == "flags_0.json":
         content = {key: value for key, value in content.items() if key in _FLAGS}
+    content = {key: value for key, value in content.items() if key != "data_dir"}
+    if isinstance(path := content.get("submission_path"), str):
+        content["submission_path"] = PurePosixPath(path).relative_to(PurePosixPath(path).parent.parent).as_posix()
     return json.dumps(content, separators=(",", ":")).encode()
 
 

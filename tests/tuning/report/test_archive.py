@@ -1,5 +1,8 @@
 """Packed trial folders are read as the folders are."""
 
+import json
+import tarfile
+
 import pytest
 
 from tests.tuning.report.folders import write_comparison
@@ -18,6 +21,19 @@ def test_an_archive_gives_the_tables_of_its_folders(tmp_path):
     archive.pack([folder], packed)
     assert packed.read_bytes() == first
     assert len(first) < 5_000
+
+
+def test_an_archive_does_not_tell_the_machines_folders(tmp_path):
+    folder = write_comparison(tmp_path / "comparison")
+    trial = folder / "digits" / "kfac" / "search" / "trial_2"
+    outcome = json.loads((trial / "outcome.json").read_text())
+    places = {"data_dir": "/home/someone/data", "submission_path": "/home/someone/submissions/kfac/submission.py"}
+    (trial / "outcome.json").write_text(json.dumps(outcome | places))
+    archive.pack([folder], tmp_path / "trials.tar.xz")
+    with tarfile.open(tmp_path / "trials.tar.xz") as packed:
+        contents = [packed.extractfile(member).read().decode() for member in packed.getmembers()]
+    assert not any("someone" in content for content in contents)
+    assert any('"submission_path":"kfac/submission.py"' in content for content in contents)
 
 
 def test_only_one_workloads_trials(tmp_path):
