@@ -106,25 +106,42 @@ class Problem:
     def position_loss(self, logits_shape: tuple[int, ...]) -> Callable[[Array], Array]:
         """The loss as a function of the logits `[n_outputs]` of one position, for a valid target, without smoothing.
 
+        The batch is one example of one position, where the workload's loss allows that: the compiler would fold the
+        softmax of all positions of a large vocabulary into constants, for minutes.
+
         Args:
             logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
         """
         targets, weights = self.batch["targets"], self.weights
-        origin = (0,) * (len(logits_shape) - 1)
 
-        # Everything is made inside, so that it holds none of the values of a step that is being traced.
-        def loss(position: Array) -> Array:
-            target = jnp.zeros((1, *targets.shape[1:]), targets.dtype)
-            if targets.ndim == len(logits_shape):
-                target = target.at[..., 0].set(1)
-            mask = None if weights is None else jnp.ones((1, *weights.shape[1:]), weights.dtype)
-            logits = jnp.zeros((1, *logits_shape[1:]), position.dtype).at[origin].set(position)
-            values = self.workload.loss_fn(
-                label_batch=target, logits_batch=logits, mask_batch=mask, label_smoothing=0.0
-            )
-            return values["summed"]
+        def one_example(shape: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
+            kept = zip(shape[1:], positions, strict=False)
+            return (1, *(1 if size == n else size for size, n in kept), *shape[1 + len(positions) :])
 
-        return loss
+        def loss_with(positions: tuple[int, ...]) -> Callable[[Array], Array]:
+            # Everything is made inside, so that it holds none of the values of a step that is being traced.
+            def loss(position: Array) -> Array:
+                target = jnp.zeros(one_example(targets.shape, positions), targets.dtype)
+                if targets.ndim == len(logits_shape):
+                    target = target.at[..., 0].set(1)
+                mask = None if weights is None else jnp.ones(one_example(weights.shape, positions), weights.dtype)
+                logits = jnp.zeros(one_example(logits_shape, positions), position.dtype)
+                values = self.workload.loss_fn(
+                    label_batch=target,
+                    logits_batch=logits.at[(0,) * (len(logits_shape) - 1)].set(position),
+                    mask_batch=mask,
+                    label_smoothing=0.0,
+                )
+                return values["summed"]
+
+            return loss
+
+        alone = loss_with(logits_shape[1:-1])
+        try:
+            jax.eval_shape(alone, jax.ShapeDtypeStruct(logits_shape[-1:], jnp.float32))
+        except (TypeError, ValueError):  # the loss needs the whole number of positions
+            return loss_with(())
+        return alone
 
 
 def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:
