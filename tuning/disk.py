@@ -50,7 +50,7 @@ def refuse_unwritable(folder: Path) -> None:
     """
     with errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # A file without a name, of which a kill leaves nothing behind.
+        # A file without a name: nothing of it stays on the disk if the process is killed.
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(b"\0" * _PROBE_BYTES)
 

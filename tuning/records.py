@@ -1,4 +1,4 @@
-"""Writes results to files, each of which is complete at any moment."""
+"""Writes result files atomically: a reader finds the old content or the new, never a part."""
 
 import csv
 import glob

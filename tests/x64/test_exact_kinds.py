@@ -99,6 +99,17 @@ class Recurrent(nn.Module):
         return nn.Dense(N_CLASSES, name="head")(x[:, 0])
 
 
+class SideBySide(nn.Module):
+    """Kernels concatenated before one product: those of a cell's gates, over one step of time, and two others."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.RNN(nn.OptimizedLSTMCell(4, name="lstm", **WIDE))(x)
+        a = self.param("a", nn.initializers.normal(), (4, 2))
+        b = self.param("b", nn.initializers.normal(), (4, 3))
+        return nn.Dense(N_CLASSES, name="head")(nn.tanh(x @ jnp.concatenate([a, b], axis=1))[:, 0])
+
+
 class LowRank(nn.Module):
     """A frozen kernel with a trained low-rank addition; no leaf is called kernel."""
 
@@ -238,6 +249,12 @@ KINDS = {
     "embeddings": (linen, Words(), TOKENS, {"words", "dense", "classes"}),
     "scan over depth": (linen, Depth(), VECTOR, {"head", *(f"stack.dense[{i}]" for i in range(3))}),
     "recurrent": (linen, Recurrent(), VECTOR, GATES | {"head"}),
+    "side by side": (
+        linen,
+        SideBySide(),
+        VECTOR,
+        {*(f"lstm.{side}{gate}" for side in "ih" for gate in "ifgo"), "a", "b", "head"},
+    ),
     "low rank": (linen, LowRank(), VECTOR, {"a", "b"}),
     "NNX dense": (of_nnx, NnxDense, VECTOR, {"split", "merged", "head"} | EINSUMS),
     "NNX attention": (of_nnx, NnxAttention, VECTOR, ATTENTION | {"head"}),
