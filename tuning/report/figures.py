@@ -69,7 +69,7 @@ def figures(summary: Summary) -> list[Figure]:
             result.append(Figure(f"seconds_{file}", c.workload, title, alt, partial(_seconds, c)))
     if summary.comparisons and summary.score_by in summary.performance:
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
-        title = f"Performance profile, by {summary.score_by.words}"
+        title = f"Performance profile of {summary.scored}, by {_AXES[summary.score_by]}"
         result.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
     return result
 
@@ -213,5 +213,6 @@ def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel(f"within this factor of the workload's best {summary.score_by.words}")
     axes.set_ylabel("part of the workloads")
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
+    legend = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
+    legend.set_title(f"of {summary.scored}, by {_AXES[summary.score_by]}", {"size": 8})
     return figure

@@ -6,7 +6,7 @@ The K-FAC paper's: the best point, repeated over seeds. AlgoPerf's: the median o
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -38,6 +38,29 @@ class Cost(StrEnum):
         return self.value.replace("_", " ")
 
 
+class Scored(StrEnum):
+    """The times that performance profiles and scores are made from. The value is their name in texts."""
+
+    STUDIES = "AlgoPerf's median over studies of each one's best trial"
+    REPEATS = "the median over the timed repeats"
+
+    @classmethod
+    def of(cls, trials: Iterable[Trial]) -> "Scored":
+        """REPEATS for a report with timed trials: the seconds of its searches cannot be compared with theirs."""
+        return cls.REPEATS if any(trial.phase.is_timed for trial in trials) else cls.STUDIES
+
+    def studies(self, trials: Sequence[Trial]) -> dict[int, list[Trial]]:
+        """Study -> the trials of one submission on one workload that count. Each timed repeat is a study of its own."""
+        if self is Scored.REPEATS:
+            timed = (trial for trial in best_point(trials)[0] if trial.phase.is_timed)
+            return {number: [trial] for number, trial in enumerate(timed, start=1)}
+        studies: dict[int, list[Trial]] = defaultdict(list)
+        for trial in trials:
+            if trial.phase is Phase.SEARCH:
+                studies[trial.study].append(trial)
+        return studies
+
+
 def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
     """The trials of the best point, one per seed, and a description of how they were chosen."""
     ended = [trial for trial in trials if trial.state not in NO_RESULT]
@@ -60,7 +83,7 @@ def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
 
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
-    """AlgoPerf's median over studies of the best trial; None if it is a miss, or a hit's cost is not on record."""
+    """The median over studies of the best trial; None if it is a miss, or a hit's cost is not on record."""
     times = {}
     for study, trials in studies.items():
         hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]

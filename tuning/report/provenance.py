@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tuning.report.reading import Phase, Trial
+from tuning.report.reading import Trial
 
 _VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -34,8 +34,8 @@ def differences(trials: Sequence[Trial]) -> list[str]:
 
     Seeds are meant to differ. A search, whose trials share the cores, may differ from the timed trials.
     """
-    timed = [trial for trial in trials if trial.phase in (Phase.REPEAT, Phase.REFERENCE)]
-    searched = [trial for trial in trials if trial.phase in (Phase.SEARCH, Phase.CONFIRM)]
+    timed = [trial for trial in trials if trial.phase.is_timed]
+    searched = [trial for trial in trials if not trial.phase.is_timed]
     warnings = [
         f"The trials differ in {name}: {', '.join(values)}."
         for group in (searched, timed)

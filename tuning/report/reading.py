@@ -57,6 +57,11 @@ class Phase(StrEnum):
     REPEAT = "repeat"
     REFERENCE = "target_reference"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether its trials are there to be timed. Those of a search share the cores and the compiled programs."""
+        return self in (Phase.REPEAT, Phase.REFERENCE)
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:

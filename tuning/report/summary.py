@@ -11,7 +11,7 @@ from typing import Any
 
 from tuning import scoring
 from tuning.report import protocols, provenance
-from tuning.report.protocols import Cost
+from tuning.report.protocols import Cost, Scored
 from tuning.report.reading import STATES, FileProblem, Phase, Records, Trial
 from tuning.scoring import Spread
 
@@ -41,7 +41,8 @@ class Line:
         costs: medians over `best_trials`, of the costs that are on record.
         compile_seconds: mean over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
-        n_studies, algoperf: number of studies, and AlgoPerf's median over them; None for a miss or no record.
+        studies: study -> its trials that are scored; see `protocols.Scored`.
+        algoperf: medians over `studies` of the best trial; None for a miss or no record.
         search_hits: (hits, ended trials) of the search.
         test_at_hit: median test metric of `best_trials` when they reached the target.
     """
@@ -54,11 +55,15 @@ class Line:
     costs: Mapping[Cost, Spread]
     compile_seconds: float | None
     levels: Mapping[str, Spread]
-    n_studies: int
+    studies: Mapping[int, Sequence[Trial]]
     algoperf: Mapping[Cost, float | None]
     search_hits: tuple[int, int]
     test_at_hit: float | None
     best: float | None
+
+    @property
+    def n_studies(self) -> int:
+        return len(self.studies)
 
     @property
     def n_searched_trials(self) -> int:
@@ -98,6 +103,7 @@ class Summary:
     """
     Attributes:
         rank_by: the cost that orders the lines, and by which the reference is chosen.
+        scored: the times that `performance` and `speed_ups` are made from.
         performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
         speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
         provenance: name -> the different values in the trials.
@@ -105,6 +111,7 @@ class Summary:
 
     comparisons: tuple[Comparison, ...]
     rank_by: Cost
+    scored: Scored
     performance: Mapping[Cost, Mapping[str, Mapping[str, float]]]
     speed_ups: Mapping[str, tuple[Mapping[str, float], float | None]]
     provenance: Mapping[str, Sequence[str]]
@@ -143,8 +150,9 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
     trials_of: dict[str, list[Trial]] = defaultdict(list)
     for trial in records.trials:
         trials_of[trial.workload].append(trial)
+    scored = Scored.of(records.trials)
     comparisons = tuple(
-        _compare(name, trials, references, rank_by)
+        _compare(name, trials, references, rank_by, scored)
         for name, trials in sorted(trials_of.items())
         if any(trial.metric for trial in trials)
     )
@@ -155,6 +163,7 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
     return Summary(
         comparisons,
         rank_by,
+        scored,
         {cost: scoring.performance_ratios(by_submission) for cost, by_submission in times.items()},
         {name: scoring.speed_up(by_workload, of_reference) for name, by_workload in by_clock.items()},
         provenance.of(records.trials),
@@ -180,7 +189,9 @@ def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str,
     return times
 
 
-def _compare(workload: str, trials: Sequence[Trial], references: Sequence[str], rank_by: Cost) -> Comparison:
+def _compare(
+    workload: str, trials: Sequence[Trial], references: Sequence[str], rank_by: Cost, scored: Scored
+) -> Comparison:
     names = sorted({trial.submission for trial in trials})
     targets = list(
         dict.fromkeys((trial.metric, trial.target, trial.lower_is_better) for trial in trials if trial.metric)
@@ -190,7 +201,7 @@ def _compare(workload: str, trials: Sequence[Trial], references: Sequence[str], 
     levels = {}
     if target is not None:
         levels = {name: scoring.easier(target, share, lower_is_better) for name, share in scoring.LEVELS.items()}
-    lines = [_line(name, [trial for trial in trials if trial.submission == name], levels) for name in names]
+    lines = [_line(name, [trial for trial in trials if trial.submission == name], levels, scored) for name in names]
     lines.sort(key=lambda line: (_order(line, rank_by), line.submission))
     # A reference's name may have a suffix: its folder, or that it is the target's own configuration.
     candidates = [line for line in lines if line.submission.split(" (")[0] in references and rank_by in line.costs]
@@ -209,17 +220,14 @@ def _order(line: Line, rank_by: Cost) -> tuple[bool, float]:
     return (True, math.inf) if cost is None else (cost.is_bound, cost.median)
 
 
-def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
+def _line(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> Line:
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
     best_trials, protocol = protocols.best_point(trials)
     costs = {cost: protocols.spread(best_trials, cost) for cost in Cost}
     at_levels = {level: protocols.spread(best_trials, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
     metrics = [trial.best for trial in trials if trial.best is not None]
-    studies: dict[int, list[Trial]] = defaultdict(list)
-    for trial in trials:  # a study without a hit counts as a miss
-        if trial.phase in (Phase.SEARCH, Phase.REFERENCE):
-            studies[trial.study].append(trial)
+    studies = scored.studies(trials)
     lower_is_better = any(trial.lower_is_better for trial in trials)
     return Line(
         submission=name,
@@ -230,7 +238,7 @@ def _line(name: str, trials: list[Trial], levels: Mapping[str, float]) -> Line:
         costs={cost: spread for cost, spread in costs.items() if spread is not None},
         compile_seconds=statistics.mean(compiles) if best_trials and len(compiles) == len(best_trials) else None,
         levels={level: spread for level, spread in at_levels.items() if spread is not None},
-        n_studies=len(studies),
+        studies=studies,
         algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
         search_hits=protocols.share_of_hits(trials),
         test_at_hit=protocols.test_metric_at_hit(best_trials),

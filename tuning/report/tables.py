@@ -119,7 +119,7 @@ def latex(summary: Summary) -> str:
 
 def as_csv(summary: Summary) -> str:
     """A row for each workload and submission; missing values are empty."""
-    rows = [record for comparison in summary.comparisons for record in _records(comparison)]
+    rows = [record | {"scored": summary.scored} for c in summary.comparisons for record in _records(c)]
     text = records.csv_text([{name: _cell(value) for name, value in row.items()} for row in rows])
     return text if rows else "workload\n"
 
@@ -128,6 +128,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
     """All numbers, for programs. A miss is null."""
     return {
         "ranked_by": summary.rank_by,
+        "scored": summary.scored,
         "workloads": [
             {
                 "workload": comparison.workload,
