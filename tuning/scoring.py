@@ -1,8 +1,8 @@
 """Scores from times to target.
 
-A miss is infinite here, and only here. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for
+A miss is infinite. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for
 Modern Neural Network Architectures", 2023 (the best point, repeated over seeds); Dahl et al., "Benchmarking Neural
-Network Training Algorithms", 2023, section 4 (median over studies, performance profiles and their score).
+Network Training Algorithms", 2023, section 4 (performance profiles and their score).
 """
 
 import math
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from workloads import budgets
+
 # Performance ratios above this count as infinite. The profile is integrated from 1 up to it. As in AlgoPerf's rules.
 MAX_RATIO = 4.0
 
@@ -20,31 +22,12 @@ MAX_RATIO = 4.0
 _N_TAUS = 100
 
 # Base workloads of the official benchmark, the denominator of its score.
-OFFICIAL_WORKLOADS = (
-    "criteo1tb",
-    "fastmri",
-    "imagenet_resnet",
-    "imagenet_vit",
-    "librispeech_conformer",
-    "librispeech_deepspeech",
-    "ogbg",
-    "wmt",
-)
+OFFICIAL_WORKLOADS = tuple(budgets.BUDGETS[budgets.V100X8])
 
 # Whether less is better, for AlgoPerf's target metrics.
 LOWER_IS_BETTER = {
-    "loss": True,
-    "ce_loss": True,
-    "ctc_loss": True,
-    "l1_loss": True,
-    "error_rate": True,
-    "wer": True,
-    "perplexity": True,
-    "ppl": True,
-    "accuracy": False,
-    "bleu": False,
-    "mean_average_precision": False,
-    "ssim": False,
+    **dict.fromkeys(("loss", "ce_loss", "ctc_loss", "l1_loss", "error_rate", "wer", "perplexity", "ppl"), True),
+    **dict.fromkeys(("accuracy", "bleu", "mean_average_precision", "ssim"), False),
 }
 
 # Easier targets: the share of the target's absolute value by which each is easier. The shares are a choice.
@@ -106,39 +89,26 @@ def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def median_of_best(studies: Mapping[int, Sequence[float]]) -> float:
-    """AlgoPerf's time of a submission on a workload: the median over studies of the best trial, a miss being infinite.
-
-    Args:
-        studies: study -> its trials' times to target; a study without any counts as a miss.
-    """
-    return statistics.median(min(times, default=math.inf) for times in studies.values())
-
-
 def performance_ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """submission -> workload -> its time as a multiple of the workload's best; above `MAX_RATIO` infinite.
 
     Args:
         times: submission -> workload -> time to target; a workload may be missing or infinite.
     """
-    workloads = sorted({workload for times_of_one in times.values() for workload in times_of_one})
-    ratios: dict[str, dict[str, float]] = {}
-    for submission, times_of_one in times.items():
-        ratios[submission] = {}
-        for workload in workloads:
-            best = min(other.get(workload, math.inf) for other in times.values())
-            value = ratio(times_of_one.get(workload, math.inf), best)
-            ratios[submission][workload] = value if value <= MAX_RATIO else math.inf
-    return ratios
+    workloads = sorted({workload for own in times.values() for workload in own})
+    best = {workload: min(own.get(workload, math.inf) for own in times.values()) for workload in workloads}
+    return {
+        submission: {workload: _ratio(own.get(workload, math.inf), best[workload]) for workload in workloads}
+        for submission, own in times.items()
+    }
 
 
-def ratio(time: float, best: float) -> float:
-    """time / best for times that are not negative; 1 if both are 0, infinite if a time is infinite."""
-    if not math.isfinite(time) or not math.isfinite(best):
-        return math.inf
-    if best == 0:
-        return 1.0 if time == 0 else math.inf
-    return time / best
+def _ratio(time: float, best: float) -> float:
+    """time / best for times that are not negative; 1 if both are 0."""
+    if time == best < math.inf:
+        return 1.0
+    value = time / best if best > 0 else math.inf
+    return value if value <= MAX_RATIO else math.inf  # NaN, the ratio of two misses, is not
 
 
 def profile(ratios: Mapping[str, float], tau: float, n_workloads: int) -> float:

@@ -15,13 +15,6 @@ def test_first_hit():
     assert scoring.first_hit([], 0.5, False) is None
 
 
-def test_median_of_best():
-    inf = math.inf
-    assert scoring.median_of_best({1: [5.0, 3.0], 2: [inf, 7.0], 3: [inf]}) == 7
-    assert scoring.median_of_best({1: [5.0], 2: [inf], 3: []}) == inf
-    assert scoring.median_of_best({1: [5.0], 2: [7.0]}) == 6
-
-
 def test_ratios_by_hand():
     times = {"a": {"x": 10.0, "y": 30.0}, "b": {"x": 20.0, "y": 10.0}, "c": {"x": 41.0}}
     inf = math.inf

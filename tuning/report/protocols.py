@@ -11,7 +11,6 @@ from enum import StrEnum
 
 import numpy as np
 
-from tuning import scoring
 from tuning.outcome import Miss
 from tuning.report.reading import UNFINISHED, Phase, Trial
 from tuning.scoring import Spread
@@ -84,13 +83,14 @@ def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
     """The median over studies of the best trial; None if it is a miss, or a hit's cost is not on record."""
-    times = {}
-    for study, trials in studies.items():
+    best = []
+    for trials in studies.values():
         hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
-        times[study] = known_costs(hits, cost)
-        if len(times[study]) < len(hits):
+        times = known_costs(hits, cost)
+        if len(times) < len(hits):
             return None
-    median = scoring.median_of_best(times) if times else math.inf
+        best.append(min(times, default=math.inf))
+    median = statistics.median(best) if best else math.inf
     return median if math.isfinite(median) else None
 
 
