@@ -1,8 +1,8 @@
 """Scores from times to target.
 
-A miss is infinite. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for
-Modern Neural Network Architectures", 2023 (the best point, repeated over seeds); Dahl et al., "Benchmarking Neural
-Network Training Algorithms", 2023, section 4 (performance profiles and their score).
+A miss is infinite. Sources: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network
+Architectures", 2023 (the best point, repeated over seeds); Dahl et al., "Benchmarking Neural Network Training
+Algorithms", 2023, section 4 (performance profiles and their score).
 """
 
 import math

@@ -34,7 +34,7 @@ def pack(folders: Sequence[Path], out: Path, workload: str | None = None) -> int
     Raises:
         UserError: there is no such trial, or a file cannot be read.
     """
-    trials = [f for f in files.find(folders).folders if workload in (None, reading.workload_of(f))]
+    trials = [f for f in files.find(folders)[0] if workload in (None, reading.workload_of(f))]
     if not trials:
         of_workload = "" if workload is None else f" of {workload}"
         raise UserError(

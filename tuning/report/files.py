@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from tuning.errors import short_json
 
-TRIAL = re.compile(r"trial_(\d+)(?:_seed_\d+)?")
+TRIAL = re.compile(r"trial_\d+(?:_seed_\d+)?")
 # Archives of trial folders, as `tuning.report.archive` packs them.
 ARCHIVE_ENDING = ".tar.xz"
 _MAX_NUMBER = 10**300
@@ -48,28 +48,21 @@ class TrialFolder:
     text: Callable[[str], str]
 
 
-@dataclass
-class TrialFolders:
-    folders: list[TrialFolder] = field(default_factory=list)
-    problems: list[FileProblem] = field(default_factory=list)
-
-
-def find(roots: Iterable[Path]) -> TrialFolders:
+def find(roots: Iterable[Path]) -> tuple[list[TrialFolder], list[FileProblem]]:
     """Every trial folder under the roots, which are folders or archives. A folder that is reached twice counts once."""
-    result = TrialFolders()
+    problems: list[FileProblem] = []
     by_path: dict[Path, TrialFolder] = {}  # by resolved path
     for root in roots:
         n_before = len(by_path)
-        folders = dict(_in_archive(root, result.problems) if root.is_file() else _on_disk(root, result.problems))
+        folders = dict(_in_archive(root, problems) if root.is_file() else _on_disk(root, problems))
         for path, folder in folders.items():
             by_path.setdefault(path, folder)
         if not folders:
-            result.problems.append(FileProblem(str(root), "holds no trial folder (trial_1, trial_2, …)"))
+            problems.append(FileProblem(str(root), "holds no trial folder (trial_1, trial_2, …)"))
         elif len(by_path) == n_before:
             problem = "holds only trial folders that are read already; counted once"
-            result.problems.append(FileProblem(str(root), problem))
-    result.folders = list(by_path.values())
-    return result
+            problems.append(FileProblem(str(root), problem))
+    return list(by_path.values()), problems
 
 
 def _on_disk(root: Path, problems: list[FileProblem]) -> Iterator[tuple[Path, TrialFolder]]:

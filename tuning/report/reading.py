@@ -77,12 +77,10 @@ class Trial:
         budget: steps.
     """
 
-    folder: str
     experiment: str
     workload: str
     submission: str
     study: int
-    index: int
     phase: Phase
     is_self_tuned: bool
     point: Mapping[str, Any]
@@ -125,9 +123,9 @@ def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Recor
     Args:
         hardware_profile: whose budget of an official workload is used for a trial without a budget on record.
     """
-    trial_folders = files.find(roots)
-    records = Records(problems=trial_folders.problems, hardware_profile=hardware_profile)
-    for folder in trial_folders.folders:
+    folders, problems = files.find(roots)
+    records = Records(problems=problems, hardware_profile=hardware_profile)
+    for folder in folders:
         trial = _read_trial(folder, hardware_profile, records.problems)
         if trial is not None:
             records.trials.append(trial)
@@ -171,12 +169,10 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     if metric is not None:
         table = files.read_evaluations(folder, metrics[0], metrics[1:], problems)
     trial = Trial(
-        folder=str(folder.path),
         experiment=str(experiment),
         workload=workload,
         submission=submission or experiment.name,
         study=study,
-        index=int(folder.path.name.split("_")[1]),
         phase=phase,
         is_self_tuned=(outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF,
         point=point,

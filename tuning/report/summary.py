@@ -103,6 +103,7 @@ class Summary:
     """
     Attributes:
         rank_by: the cost that orders the lines, and by which the reference is chosen.
+        score_by: the clock of the performance profile; AlgoPerf's, unless training seconds rank the submissions.
         scored: the times that `performance` and `speed_ups` are made from.
         performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
         speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
@@ -111,6 +112,7 @@ class Summary:
 
     comparisons: tuple[Comparison, ...]
     rank_by: Cost
+    score_by: Cost
     scored: Scored
     performance: Mapping[Cost, Mapping[str, Mapping[str, float]]]
     speed_ups: Mapping[str, tuple[Mapping[str, float], float | None]]
@@ -118,11 +120,6 @@ class Summary:
     hardware_profile: str
     warnings: tuple[str, ...]
     problems: tuple[FileProblem, ...]
-
-    @property
-    def score_by(self) -> Cost:
-        """The clock of the performance profile: AlgoPerf's, unless training seconds rank the submissions."""
-        return Cost.TRAINING_SECONDS if self.rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
 
     @property
     def n_official(self) -> int:
@@ -157,12 +154,13 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
         if any(trial.metric for trial in trials)
     )
     times = {cost: _times(comparisons, cost) for cost in Cost if _is_on_record(comparisons, cost)}
-    clock = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
-    by_clock = times.get(clock, {})
+    score_by = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
+    by_clock = times.get(score_by, {})
     of_reference = {c.workload: by_clock[c.reference][c.workload] for c in comparisons if by_clock and c.reference}
     return Summary(
         comparisons,
         rank_by,
+        score_by,
         scored,
         {cost: scoring.performance_ratios(by_submission) for cost, by_submission in times.items()},
         {name: scoring.speed_up(by_workload, of_reference) for name, by_workload in by_clock.items()},

@@ -17,7 +17,7 @@ def test_the_official_harnesss_layout(tmp_path):
     place = tmp_path / "their_adamw" / "study_3" / "ogbg_jax" / "trial_4"
     write_trial(place, [0.5, 0.85], point={"learning_rate": 0.1})
     trial, problems = only(tmp_path)
-    assert (trial.workload, trial.submission, trial.study, trial.index) == ("ogbg", "their_adamw", 3, 4)
+    assert (trial.workload, trial.submission, trial.study) == ("ogbg", "their_adamw", 3)
     assert (trial.state, trial.steps[trial.hit_at(0.8)], trial.budget) == ("hit", 20, 100)
     assert trial.compile_seconds is None and not problems
 
