@@ -8,14 +8,14 @@ import jax
 import matplotlib
 from flax import linen as nn
 
-from benchmarks.programs import STEPS, milliseconds, step_programs
+from benchmarks.programs import PROGRAMS, milliseconds, programs
 from benchmarks.synthetic import SyntheticImages
 from benchmarks.timing import markdown
 from submissions.kfac.algoperf import KFAC, KFACMuon
-from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
+from submissions.kfac.algoperf.curvature import KroneckerAlgorithm
 from submissions.kfac.sharing import Sharing
 
-ALGORITHMS: dict[str, CurvatureAlgorithm] = {
+ALGORITHMS: dict[str, KroneckerAlgorithm] = {
     "kfac_expand": KFAC(Sharing.EXPAND),
     "kfac_reduce": KFAC(Sharing.REDUCE),
     "kfac_muon_expand": KFACMuon(Sharing.EXPAND),
@@ -49,29 +49,29 @@ class TokenWorkload(SyntheticImages):
         self.image_shape = (positions, width, 1)
 
 
-Cost = Mapping[str, Mapping[str, float]]  # algorithm -> one of STEPS -> milliseconds
+Cost = Mapping[str, Mapping[str, float]]  # algorithm -> one of PROGRAMS -> milliseconds
 
 
 def measure(axis: str, sizes: Sequence[int], *, n_rounds: int, seed: int) -> dict[int, Cost]:
-    """Size along the axis ("width", "depth" or "positions") -> each algorithm's steps."""
+    """Size along the axis ("width", "depth" or "positions") -> each algorithm's programs."""
     return {size: _cost(**(_SIZES | {axis: size}), n_rounds=n_rounds, seed=seed) for size in sizes}
 
 
 def table(axis: str, costs: Mapping[int, Cost]) -> str:
     rows = [
-        [size, algorithm, *(steps[name] for name in STEPS)]
+        [size, algorithm, *(steps[name] for name in PROGRAMS)]
         for size, cost in costs.items()
         for algorithm, steps in cost.items()
     ]
-    return markdown([axis, "submission", *(f"{name} (ms)" for name in STEPS)], rows)
+    return markdown([axis, "submission", *(f"{name} (ms)" for name in PROGRAMS)], rows)
 
 
 def plot(by_axis: Mapping[str, Mapping[int, Cost]], path: Path, title: str) -> None:
-    """Plots a panel for each axis and kind of step, with a line for each algorithm and for SGD, on log scales."""
+    """Plots a panel for each axis and program, with a line for each algorithm and for SGD, on log scales."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    sgd, *shown = STEPS
+    sgd, *shown = PROGRAMS
     figure, panels = pyplot.subplots(
         len(by_axis), len(shown), figsize=(4 * len(shown), 3.2 * len(by_axis)), sharex="row", squeeze=False
     )
@@ -99,6 +99,6 @@ def _cost(*, width: int, depth: int, positions: int, n_rounds: int, seed: int) -
     workload = TokenWorkload(width, depth, positions)
     batch = next(workload.synthetic_queue(seed, _BATCH_SIZE))
     return {
-        name: milliseconds(step_programs(workload, algorithm, batch, seed), n_rounds=n_rounds)
+        name: milliseconds(programs(workload, algorithm, batch, seed), n_rounds=n_rounds)
         for name, algorithm in ALGORITHMS.items()
     }

@@ -121,7 +121,7 @@ def _summed_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array
 class _EveryPeriod(KFAC):
     """K-FAC with kfac-jax's fixed period between refreshes, in place of a growing one."""
 
-    def variant(self, global_step: int, h: Any) -> bool:
+    def is_refresh_due(self, global_step: int, h: Any) -> bool:
         return global_step % PERIOD == 0
 
 

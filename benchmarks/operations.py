@@ -1,11 +1,10 @@
-"""Work of whole training runs: floating-point operations and memory traffic of the compiled steps.
+"""Work of whole training runs: floating-point operations and memory traffic of the compiled programs.
 
 The compiler counts them in its program. So nothing is run, and the result does not depend on a machine's speed. The
 compiler does not count library calls (Cholesky, `eigh`), but refreshes become rare, so that a run has few of them.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,24 +31,25 @@ def table(workload_name: str, batch_size: int, submissions: Sequence[Submission]
 
 def _run_means(workload_name: str, batch_size: int, submission: Submission, seed: int) -> Mapping[str, float]:
     """Key of `_COUNTED` -> mean over the steps of a whole run."""
-    _, n_steps, lowered = lowered_steps(workload_name, batch_size, submission, seed)
+    _, n_runs, lowered = lowered_programs(workload_name, batch_size, submission, seed)
     means = dict.fromkeys(_COUNTED, 0.0)
-    for variant, program in lowered.items():
+    for kind, program in lowered.items():
         counts = work(program.compile())
         for name in _COUNTED:
-            means[name] += counts[name] * n_steps[variant] / n_steps.total()
+            means[name] += counts[name] * n_runs[kind] / n_runs["step"]
     return means
 
 
-def lowered_steps(
+def lowered_programs(
     workload_name: str, batch_size: int, submission: Submission, seed: int
-) -> tuple[Any, Counter[Hashable], dict[Hashable, Any]]:
-    """(parameters, variant of the step -> number of its steps in a run, variant -> its program before compilation)."""
+) -> tuple[Any, dict[str, int], dict[str, Any]]:
+    """(parameters, "step" or "refresh" -> how often a run of the workload's length runs it, and before compilation)."""
     workload, key = registry.load(workload_name), jax.random.PRNGKey(seed)
     point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
     batch = next(workload.synthetic_queue(key, batch_size))
     params, model_state = workload.init_model_fn(key)
-    state, steps = submission.init_optimizer_state(workload, params, model_state, point, key)
-    n_steps = Counter(steps.variants(point, workload.step_hint))
-    programs = {variant: steps.lower(variant, point, state, params, model_state, batch, key) for variant in n_steps}
-    return params, n_steps, programs
+    state, programs = submission.init_optimizer_state(workload, params, model_state, point, key)
+    n_refreshes = sum(programs.are_refreshes_due(point, workload.step_hint))
+    n_runs = {"step": workload.step_hint} | ({"refresh": n_refreshes} if n_refreshes else {})
+    lowered = {kind: programs.lower(kind, point, state, params, model_state, batch, key) for kind in n_runs}
+    return params, n_runs, lowered

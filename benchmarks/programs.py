@@ -1,4 +1,4 @@
-"""Compiled training steps, each with more work: SGD, with curvature, with new factors, with a refresh."""
+"""Compiled programs of training with curvature, each by itself, and of a step of SGD beside them."""
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping
@@ -6,20 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from benchmarks.timing import in_turn
 from submissions.algoperf import hyperparameters
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
-from submissions.kfac.algoperf.curvature import CurvatureAlgorithm
+from submissions.kfac.algoperf.curvature import KroneckerAlgorithm
 from submissions.kfac.estimate import estimate
 from submissions.kfac.layers import find_layers
 
 PyTree = Any
 
-# Each step does the work of the one before it, and more.
-STEPS = ("SGD", "between refreshes", "new factors", "refresh")
+# SGD's step, the algorithm's step, the estimate and averaging of new factors alone, and with the refresh from them.
+PROGRAMS = ("SGD", "step", "new factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
 _EVERY_ROW = {"rows_per_width": 0}  # as in the paper: factors over all rows
 
@@ -64,55 +63,56 @@ class Program:
         return work(self._compiled)["flops"]
 
 
-def step_programs(
-    workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int
-) -> dict[str, Program]:
-    """The program of each of `STEPS`.
-
-    They are: SGD; the algorithm's step with its present curvature; a step that also estimates factors; a step that also
-    refreshes the results that are computed from the factors.
-    """
+def programs(workload: Any, algorithm: KroneckerAlgorithm, batch: Mapping[str, Any], seed: int) -> dict[str, Program]:
+    """Each of `PROGRAMS`; a step with new curvature runs "refresh" and then "step"."""
     h = _hyperparameters(algorithm)
     state, batch = _start(workload, algorithm, h, seed), jax.device_put(batch)
-    return {name: Program(_step(name, workload, algorithm, h), jax.tree.map(jnp.copy, state), batch) for name in STEPS}
+    return {
+        name: Program(_program(name, workload, algorithm, h), jax.tree.map(jnp.copy, state), batch) for name in PROGRAMS
+    }
 
 
-def whole_step(
-    workload: Any, algorithm: CurvatureAlgorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
-) -> Program:
-    """The program of a step with a refresh, compiled from shapes only, to read its memory."""
+def memory(
+    workload: Any, algorithm: KroneckerAlgorithm, batch: Mapping[str, Any], seed: int, micro_batches: int = 1
+) -> int:
+    """Bytes of device memory that the greater of "step" and "refresh" needs, compiled from shapes alone."""
     h = _hyperparameters(algorithm, micro_batches=micro_batches)
     state, batch = jax.eval_shape(lambda b: (_start(workload, algorithm, h, seed), b), batch)
-    return Program(_step(STEPS[-1], workload, algorithm, h), state, batch)
+    return max(Program(_program(name, workload, algorithm, h), state, batch).bytes for name in ("step", "refresh"))
 
 
-def _hyperparameters(algorithm: CurvatureAlgorithm, **more: int) -> Any:
+def _hyperparameters(algorithm: KroneckerAlgorithm, **more: int) -> Any:
     point = _POINT | _EVERY_ROW | ({"damping": 1e-2} if isinstance(algorithm, KFAC) else {}) | more
     return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
 
 
-def _start(workload: Any, algorithm: CurvatureAlgorithm, h: Any, seed: int) -> PyTree:
+def _start(workload: Any, algorithm: KroneckerAlgorithm, h: Any, seed: int) -> PyTree:
     params, model_state = workload.init_model_fn(jax.random.PRNGKey(seed))
     return algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed)
 
 
-def _step(name: str, workload: Any, algorithm: CurvatureAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
+def _program(name: str, workload: Any, algorithm: KroneckerAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:
     def step(carry: PyTree, batch: PyTree) -> PyTree:
         state, params, model_state, key = carry
         key, model_key, step_key = jax.random.split(key, 3)
         problem = Problem(workload, batch, model_state, 0.0, None, model_key)
-        if name in ("between refreshes", "refresh"):
-            result = algorithm.step(name == "refresh", problem, state, params, h, step_key)
+        if name == "step":
+            result = algorithm.step(problem, state, params, h, step_key)
             return result.state, result.params, result.model_state, key
         if name == "SGD":
             gradients = estimate(problem.forward, problem.loss, params).gradients
-            updates = jax.tree.map(lambda g: -_POINT["learning_rate"] * g, gradients)
-        else:  # new factors, without a refresh of the results that are computed from them
+            params = jax.tree.map(lambda p, g: p - _POINT["learning_rate"] * g, params, gradients)
+        elif name == "refresh":
+            state = algorithm.refresh(problem, state, params, h, step_key)
+        else:
             layers = find_layers(params)
-            estimated, curvature = algorithm.estimate(problem, params, layers, h, step_key)
+            factors, nothing = (
+                algorithm.factors(problem, params, layers, h, step_key),
+                jax.tree.map(jnp.zeros_like, params),
+            )
             optimizer = algorithm.optimizer(layers, h)
-            updates, state = optimizer.update(estimated.gradients, state, params, refresh=False, **curvature)
-        return state, optax.apply_updates(params, updates), model_state, key
+            _, state = optimizer.update(nothing, state, params, factors=factors, refresh=False, is_step=False)
+        return state, params, model_state, key
 
     return step
 

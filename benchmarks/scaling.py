@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.operations import lowered_steps
+from benchmarks.operations import lowered_programs
 from benchmarks.timing import markdown
 from tuning import submission
 from tuning.errors import UserError
@@ -67,7 +67,7 @@ def counts(program: str) -> Counts:
 
 
 def table(workload: str, batch_size: int, submissions: Sequence[str], seed: int) -> str:
-    """A row for each submission, kind of step and number of devices, with `batch_size` examples on each device.
+    """A row for each submission, program and number of devices, with `batch_size` examples on each device.
 
     Raises:
         UserError: a submission or the workload does not compile.
@@ -75,15 +75,13 @@ def table(workload: str, batch_size: int, submissions: Sequence[str], seed: int)
     counted = {n: _in_a_process(n, [workload, str(n * batch_size), str(seed), *submissions]) for n in N_DEVICES}
     rows = []
     for name in submissions:
-        for variant in counted[1][name]:
-            single = counted[1][name][variant]
+        for kind, single in counted[1][name].items():
             for n in N_DEVICES:
-                several = counted[n][name][variant]
+                several = counted[n][name][kind]
                 share = several["refresh_work"] / single["refresh_work"] if single["refresh_work"] else None
-                kind = "refresh" if single["refresh_work"] else "plain"
                 sent = [several["collective_bytes"] / 1e6, several["gradient_bytes"] / 1e6 if n > 1 else 0.0]
                 rows.append([name, kind, n, *sent, *(("-", "-") if share is None else (share, 1 / n))])
-    titles = ["submission", "step", "devices", "collectives (MB)", "gradient (MB)", "share of refresh", "ideal"]
+    titles = ["submission", "program", "devices", "collectives (MB)", "gradient (MB)", "share of refresh", "ideal"]
     return markdown(titles, rows)
 
 
@@ -97,15 +95,15 @@ def _in_a_process(n_devices: int, arguments: Sequence[str]) -> dict[str, dict[st
     return json.loads(process.stdout)
 
 
-def _of_each_step(workload_name: str, batch_size: int, seed: int, name: str) -> dict[str, dict[str, int]]:
-    params, _, lowered = lowered_steps(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
+def _of_each_program(workload_name: str, batch_size: int, seed: int, name: str) -> dict[str, dict[str, int]]:
+    params, _, lowered = lowered_programs(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
     gradient_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    by_variant = {}
-    for variant, program in lowered.items():
+    by_kind = {}
+    for kind, program in lowered.items():
         # Machine code is not optimised, since it is not run. The counts do not depend on it.
         text = program.compile({"xla_backend_optimization_level": 0}).as_text()
-        by_variant[str(variant)] = counts(text)._asdict() | {"gradient_bytes": gradient_bytes}
-    return by_variant
+        by_kind[kind] = counts(text)._asdict() | {"gradient_bytes": gradient_bytes}
+    return by_kind
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
@@ -150,7 +148,7 @@ def _arrays(kind: str) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 
 def main(workload: str, batch_size: str, seed: str, *submissions: str) -> None:
-    print(json.dumps({name: _of_each_step(workload, int(batch_size), int(seed), name) for name in submissions}))
+    print(json.dumps({name: _of_each_program(workload, int(batch_size), int(seed), name) for name in submissions}))
 
 
 if __name__ == "__main__":

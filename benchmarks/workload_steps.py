@@ -1,16 +1,15 @@
-"""Step times of submissions on a workload: every compiled step by itself, and the mean over a whole run.
+"""Step times of submissions on a workload: steps with and without a refresh, and the mean over a whole run.
 
-A submission chooses one of its compiled steps by the step number (for K-FAC: a step that only applies the curvature, or
-one that also estimates and refreshes it). Each compiled step is timed in blocks of its own. The blocks of all
-submissions alternate (A B C A B C …), so that a change of the machine's speed affects all alike. The mean over a run
-weights each compiled step by the number of times that the run takes it. So it needs no such run, and holds for a run of
-any length.
+Before some steps, known by their numbers, a submission with curvature estimates and refreshes it. Steps with and
+without a refresh are timed in blocks of their own. The blocks of all submissions alternate (A B C A B C …), so that a
+change of the machine's speed affects all alike. The mean over a run weights both by the number of times that the run
+takes them. So it needs no such run, and holds for a run of any length.
 """
 
 import statistics
 import time
 from collections import Counter, namedtuple
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -31,38 +30,28 @@ BEGINNING_STEPS = 100
 
 @dataclass
 class StepCosts:
-    """One submission's compiled steps.
+    """One submission's steps, by whether they have a refresh.
 
     Attributes:
-        compile_s: seconds to compile all of them and the initialisation of the optimizer's state.
-        timings: variant of the step -> its seconds, one value per round.
-        in_run, in_beginning: variant -> its number of steps in a run, and in the run's first `BEGINNING_STEPS` steps.
+        compile_s: seconds to compile all programs.
+        timings: whether with a refresh -> seconds of such a step, one value per round.
+        in_run, in_beginning: likewise the number of steps in a run, and in the run's first `BEGINNING_STEPS` steps.
     """
 
     name: str
     compile_s: float
-    timings: dict[Hashable, Timing]
-    in_run: Mapping[Hashable, int]
-    in_beginning: Mapping[Hashable, int]
+    timings: dict[bool, Timing]
+    in_run: Mapping[bool, int]
+    in_beginning: Mapping[bool, int]
 
-    @property
-    def commonest(self) -> Timing:
-        return self.timings[max(self.in_run, key=lambda variant: self.in_run[variant])]
-
-    @property
-    def slowest(self) -> Timing:
-        return max(self.timings.values(), key=lambda timing: timing.median)
-
-    def means(self, counts: Mapping[Hashable, int]) -> list[float]:
+    def means(self, counts: Mapping[bool, int]) -> list[float]:
         """Mean seconds of a step over `counts`, round by round."""
-        n_rounds, n_steps = len(self.commonest.rounds), sum(counts.values())
-        return [
-            sum(n * self.timings[variant].rounds[i] for variant, n in counts.items()) / n_steps for i in range(n_rounds)
-        ]
+        n_rounds, n_steps = len(self.timings[False].rounds), sum(counts.values())
+        return [sum(n * self.timings[kind].rounds[i] for kind, n in counts.items()) / n_steps for i in range(n_rounds)]
 
 
 class _Stepper:
-    """One submission in training; each call of `block` repeats one compiled step on one batch."""
+    """One submission in training; each call of `block` repeats a step with or without a refresh on one batch."""
 
     def __init__(self, workload_name: str, submission: Submission, batch: Mapping, micro_batches: int, seed: int):
         self._submission, self._batch = submission, batch
@@ -78,23 +67,23 @@ class _Stepper:
             self._state = submission.init_optimizer_state(
                 self._workload, self._params, self._model_state, h, self._keys.of(Stream.OPTIMIZER_INIT)
             )
-            variants = self._state[1].variants(h, self._workload.step_hint)
-            self._step_of = {variant: step for step, variant in enumerate(variants)}  # the last one of each
-            for variant in self._step_of:
-                self.block(variant, 1)
-        in_run, in_beginning = Counter(variants), Counter(variants[:BEGINNING_STEPS])
-        timings = {variant: Timing(submission.name) for variant in self._step_of}
+            are_due = self._state[1].are_refreshes_due(h, self._workload.step_hint)
+            self._step_of = {is_due: step for step, is_due in enumerate(are_due)}  # the last one of each
+            for is_due in self._step_of:
+                self.block(is_due, 1)
+        in_run, in_beginning = Counter(are_due), Counter(are_due[:BEGINNING_STEPS])
+        timings = {is_due: Timing(submission.name) for is_due in self._step_of}
         self.costs = StepCosts(submission.name, compiles.counts.seconds, timings, in_run, in_beginning)
-        self._n_calls = {variant: max(1, round(_ROUND_S / self.block(variant, 2))) for variant in self._step_of}
+        self._n_calls = {is_due: max(1, round(_ROUND_S / self.block(is_due, 2))) for is_due in self._step_of}
 
     def round(self) -> None:
-        """Times every compiled step for about `_ROUND_S` seconds."""
-        for variant, timing in self.costs.timings.items():
-            timing.rounds.append(self.block(variant, self._n_calls[variant]))
+        """Times either kind of step for about `_ROUND_S` seconds."""
+        for is_due, timing in self.costs.timings.items():
+            timing.rounds.append(self.block(is_due, self._n_calls[is_due]))
 
-    def block(self, variant: Hashable, n_steps: int) -> float:
-        """Takes `n_steps` steps of one variant, and returns the mean seconds per step."""
-        step = self._step_of[variant]
+    def block(self, with_refresh: bool, n_steps: int) -> float:
+        """Takes `n_steps` steps, each with or without a refresh, and returns the mean seconds per step."""
+        step = self._step_of[with_refresh]
         jax.block_until_ready((self._state[0], self._params))
         started = time.perf_counter()
         for _ in range(n_steps):
@@ -162,19 +151,17 @@ def table(costs: Sequence[StepCosts]) -> str:
             statistics.median(a / b for a, b in zip(cost.means(counts), base.means(base_counts), strict=True))
             for counts, base_counts in ((cost.in_run, base.in_run), (cost.in_beginning, base.in_beginning))
         )
-        n_steps = sum(cost.in_run.values())
         rows.append(
             [
                 cost.name,
-                len(cost.timings),
                 f"{cost.compile_s:.1f}",
-                f"{1e3 * cost.commonest.median:.1f}",
-                f"{1e3 * cost.slowest.median:.1f}",
-                f"{n_steps - max(cost.in_run.values())} of {n_steps}",
+                f"{1e3 * cost.timings[False].median:.1f}",
+                f"{1e3 * cost.timings[True].median:.1f}" if True in cost.timings else "-",
+                f"{cost.in_run.get(True, 0)} of {sum(cost.in_run.values())}",
                 f"{run_ratio:.2f}",
                 f"{beginning_ratio:.2f}",
             ]
         )
-    columns = ["submission", "compiled steps", "compilation (s)", "commonest step (ms)", "slowest step (ms)"]
-    columns += ["others than the commonest", "whole run / first row", f"first {BEGINNING_STEPS} steps / first row"]
+    columns = ["submission", "compilation (s)", "step (ms)", "step with a refresh (ms)", "with a refresh"]
+    columns += ["whole run / first row", f"first {BEGINNING_STEPS} steps / first row"]
     return markdown(columns, rows)

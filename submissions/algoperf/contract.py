@@ -5,8 +5,9 @@ Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-
 
 import abc
 import functools
+import logging
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from .problem import Problem
 from .restoration import as_returned_by_a_step
 
 PyTree = Any
+
+_log = logging.getLogger(__name__)
 
 # Steps between two readings of the metrics, as each reading waits for the device. A choice.
 LOG_PERIOD = 50
@@ -49,14 +52,22 @@ class Algorithm(abc.ABC):
         """The schedule, on the host."""
 
     @abc.abstractmethod
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """Which of the algorithm's compiled steps to take, chosen on the host."""
-
-    @abc.abstractmethod
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
+    def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
         """One update; `h.learning_rate` is the schedule's value."""
+
+    def is_refresh_due(self, global_step: int, h: Any) -> bool:
+        """Whether `refresh` comes before this step, chosen on the host."""
+        del global_step, h
+        return False
+
+    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
+        """The state with new curvature, from the batch and key of the step that follows: a program of its own."""
+        raise NotImplementedError("this algorithm has no curvature to refresh")
+
+    def describe(self, params: PyTree) -> str | None:
+        """What to log of these parameters at the start of a trial."""
+        del params
+        return None
 
     def metrics(self, state: PyTree) -> dict[str, Array]:
         """Scalars of the state for the log, by name."""
@@ -93,12 +104,14 @@ class Submission:
     def init_optimizer_state(
         self, workload: Any, model_params: PyTree, model_state: PyTree, hyperparameters: Any, rng: Array
     ) -> tuple[PyTree, Callable]:
-        """(state as a pytree of arrays, the compiled steps)."""
+        """(state as a pytree of arrays, the compiled programs)."""
         del rng
         h = self._read(hyperparameters)
-        static, _ = hparams.static_and_numbers(h)
-        steps = _compiled_steps(workload, self._algorithm, static)
-        return steps.start(self._algorithm.init(model_params, h), model_params, model_state), steps
+        static, numbers = hparams.static_and_numbers(h)
+        programs = _programs(workload, self._algorithm, static)
+        if description := self._algorithm.describe(model_params):
+            _log.info("%s", description)
+        return programs.start(model_params, model_state, numbers), programs
 
     def update_params(
         self,
@@ -116,16 +129,16 @@ class Submission:
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
         """One step. The state and parameters passed in are donated: use those that come back."""
         del current_params_types, loss_type, eval_results
-        state, steps = optimizer_state
+        state, programs = optimizer_state
         h = self._read(hyperparameters)
         _, numbers = hparams.static_and_numbers(h)
         numbers["learning_rate"] = self._algorithm.learning_rate(global_step, workload.step_hint, h)
-        variant = self._algorithm.variant(global_step, h)
-        result = steps(variant, state, current_param_container, model_state, batch, rng, numbers)
+        is_refresh_due = self._algorithm.is_refresh_due(global_step, h)
+        result = programs(is_refresh_due, state, current_param_container, model_state, batch, rng, numbers)
         if global_step % LOG_PERIOD == 0:
             metrics = {"loss": result.loss, "grad_norm": result.gradient_norm} | self._algorithm.metrics(result.state)
             _log_metrics(workload, metrics, global_step)
-        return (result.state, steps), result.params, result.model_state
+        return (result.state, programs), result.params, result.model_state
 
     def prepare_for_eval(
         self,
@@ -142,12 +155,12 @@ class Submission:
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
         """Parameters to evaluate. Waits for all pending work, so that none of it is left for the untimed evaluation."""
         del current_params_types, loss_type, eval_results, rng
-        state, steps = optimizer_state
+        state, programs = optimizer_state
         h = self._read(hyperparameters)
         state, params = self._algorithm.for_evaluation(state, current_param_container, h)
         _log_metrics(workload, self._algorithm.metrics(state), global_step)
         jax.block_until_ready((state, params, model_state))
-        return (state, steps), params, model_state
+        return (state, programs), params, model_state
 
     def data_selection(
         self,
@@ -179,8 +192,8 @@ def _log_metrics(workload: Any, metrics: Mapping[str, Array], global_step: int) 
         workload.metrics_logger.append_scalar_metrics(values, global_step)
 
 
-class _CompiledSteps:
-    """The compiled steps of one algorithm on one workload: replicated state, batches split over the devices."""
+class Programs:
+    """The compiled programs of one algorithm on one workload: replicated state, batches split over the devices."""
 
     def __init__(self, workload: Any, algorithm: Algorithm, static: hparams.Static):
         self._workload = workload
@@ -188,38 +201,44 @@ class _CompiledSteps:
         self._static = static
         self._mesh = Mesh(np.array(jax.devices()), ("batch",))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
-        self._jitted: dict[Hashable, jax.stages.Wrapped] = {}
         self._shapes: tuple[PyTree, ...] = ()
+        split = NamedSharding(self._mesh, PartitionSpec("batch"))
+        self._init = jax.jit(
+            lambda params, numbers: algorithm.init(params, hparams.join(static, numbers)),
+            out_shardings=self._replicated,
+        )
+        compiled = functools.partial(
+            jax.jit,
+            in_shardings=(*[self._replicated] * 3, split, *[self._replicated] * 2),
+            out_shardings=self._replicated,
+        )
+        self._step = compiled(self._of_arrays(algorithm.step), donate_argnums=(0, 1, 2))
+        self._refresh = compiled(self._of_arrays(algorithm.refresh), donate_argnums=0)
 
-    def start(self, state: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
-        """The state, copied to all devices. Keeps the trees' shapes, by which restored arrays are recognised."""
+    def start(self, params: PyTree, model_state: PyTree, numbers: Mapping[str, float]) -> PyTree:
+        """The algorithm's state on all devices. Keeps the trees' shapes, by which restored arrays are recognised."""
+        state = self._init(params, numbers)
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params, model_state))
-        return jax.device_put(state, self._replicated)
+        return state
 
-    def __call__(self, variant: Hashable, state: PyTree, params: PyTree, model_state: PyTree, *rest: Any) -> StepResult:
+    def __call__(
+        self, is_refresh_due: bool, state: PyTree, params: PyTree, model_state: PyTree, *rest: Any
+    ) -> StepResult:
+        """One step, after a refresh if one is due."""
         trees = zip((state, params, model_state), self._shapes, strict=True)
-        carried = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
-        return self._program(variant)(*carried, *rest)
+        state, *others = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
+        if is_refresh_due:
+            state = self._refresh(state, *others, *rest)
+        return self._step(state, *others, *rest)
 
-    def _program(self, variant: Hashable) -> jax.stages.Wrapped:
-        if variant not in self._jitted:
-            split = NamedSharding(self._mesh, PartitionSpec("batch"))
-            self._jitted[variant] = jax.jit(
-                functools.partial(self._step, variant),
-                in_shardings=(*[self._replicated] * 3, split, *[self._replicated] * 2),
-                out_shardings=self._replicated,
-                donate_argnums=(0, 1, 2),
-            )
-        return self._jitted[variant]
-
-    def variants(self, hyperparameters: Any, n_steps: int) -> list[Hashable]:
-        """Which compiled step each of the first `n_steps` steps takes."""
+    def are_refreshes_due(self, hyperparameters: Any, n_steps: int) -> list[bool]:
+        """Whether a refresh comes before each of the first `n_steps` steps."""
         h = hparams.read(self._algorithm.hyperparameters, hyperparameters)
-        return [self._algorithm.variant(global_step, h) for global_step in range(n_steps)]
+        return [self._algorithm.is_refresh_due(global_step, h) for global_step in range(n_steps)]
 
     def lower(
         self,
-        variant: Hashable,
+        name: str,
         hyperparameters: Any,
         state: PyTree,
         params: PyTree,
@@ -227,27 +246,34 @@ class _CompiledSteps:
         batch: Mapping[str, Any],
         rng: Array,
     ) -> jax.stages.Lowered:
-        """One step, lowered but not compiled, to count its operations; any array may be given as its shape alone."""
+        """Program "step" or "refresh", lowered but not compiled; any array may be given as its shape alone."""
         _, numbers = hparams.static_and_numbers(hparams.read(self._algorithm.hyperparameters, hyperparameters))
-        return self._program(variant).lower(state, params, model_state, batch, rng, numbers)
+        program = {"step": self._step, "refresh": self._refresh}[name]
+        return program.lower(state, params, model_state, batch, rng, numbers)
 
-    def _step(
-        self,
-        variant: Hashable,
-        state: PyTree,
-        params: PyTree,
-        model_state: PyTree,
-        batch: Mapping[str, Any],
-        rng: Array,
-        numbers: Mapping[str, Array],
-    ) -> StepResult:
-        h = hparams.join(self._static, numbers)
-        model_key, algorithm_key = jax.random.split(rng)
-        dropout_rate = getattr(h, "dropout_rate", None)
-        problem = Problem(self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh)
-        return self._algorithm.step(variant, problem, state, params, h, algorithm_key)
+    def _of_arrays(self, method: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """The algorithm's method as a function of arrays alone."""
+
+        def program(
+            state: PyTree,
+            params: PyTree,
+            model_state: PyTree,
+            batch: Mapping[str, Any],
+            rng: Array,
+            numbers: Mapping[str, Array],
+        ) -> PyTree:
+            h = hparams.join(self._static, numbers)
+            model_key, algorithm_key = jax.random.split(rng)
+            dropout_rate = getattr(h, "dropout_rate", None)
+            problem = Problem(
+                self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh
+            )
+            return method(problem, state, params, h, algorithm_key)
+
+        program.__name__ = method.__name__
+        return program
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_steps(workload: Any, algorithm: Algorithm, static: hparams.Static) -> _CompiledSteps:
-    return _CompiledSteps(workload, algorithm, static)
+def _programs(workload: Any, algorithm: Algorithm, static: hparams.Static) -> Programs:
+    return Programs(workload, algorithm, static)

@@ -1,6 +1,6 @@
 """A training algorithm that is an optax optimiser."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,12 +52,7 @@ class FirstOrder(Algorithm):
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
         return self._schedule(global_step, int(h.schedule_fraction * step_hint), h)
 
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        return None
-
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
+    def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
         def one(part: Problem, index: Array | None) -> tuple[PyTree, PyTree]:
             def summed_loss(p: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
                 logits, model_state = part.forward(p)

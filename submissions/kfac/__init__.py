@@ -7,6 +7,7 @@ from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
 from .layers import Layer, find_layers
 from .muon import kfac_muon
+from .refreshing import refresh_curvature
 from .sharing import Layout, Sharing, batch_layout, graph_layout, row_layout
 from .transform import Length, Momentum, WeightDecay, kfac
 
@@ -31,6 +32,7 @@ __all__ = [
     "kfac",
     "kfac_muon",
     "probe",
+    "refresh_curvature",
     "row_layout",
     "trace_layers",
 ]

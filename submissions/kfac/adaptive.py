@@ -26,11 +26,10 @@ from .intake import (
     Fallbacks,
     accumulate,
     averaged_values,
-    clip_finite,
     count_false,
-    finite_gradients,
     no_factors,
     no_fallbacks,
+    usable_gradients,
 )
 from .layers import Layer
 from .moments import lookahead, mean_squares
@@ -96,8 +95,9 @@ def eigenbasis_adam(
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
         return optax.chain(
-            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
-            _scale_by_eigenbasis(layers, beta1, beta2, epsilon, relative_epsilon, factor_decay, full_refreshes, mesh),
+            _scale_by_eigenbasis(
+                layers, grad_clip, beta1, beta2, epsilon, relative_epsilon, factor_decay, full_refreshes, mesh
+            ),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -107,6 +107,7 @@ def eigenbasis_adam(
 
 def _scale_by_eigenbasis(
     layers: Sequence[Layer],
+    grad_clip: Scalar | None,
     beta1: Scalar,
     beta2: Scalar,
     epsilon: Scalar,
@@ -117,8 +118,8 @@ def _scale_by_eigenbasis(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of `eigenbasis_adam`.
 
-    `update` takes `factors` (layer name -> (A, B) of this batch, or None) and `refresh` (static), whether to make new
-    bases.
+    `update` takes `factors` (layer name -> (A, B) of this batch, or None), `refresh` (static), whether to make new
+    bases, and `is_step` (static), without which nothing changes but the curvature and what is held in its bases.
 
     Sources: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018, for
     K-FAC's eigenbasis; Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly
@@ -144,16 +145,19 @@ def _scale_by_eigenbasis(
         *,
         factors: Mapping[str, tuple[Array, Array]] | None = None,
         refresh: bool = False,
+        is_step: bool = True,
         **_: Any,
     ) -> tuple[PyTree, EigenbasisState]:
         del params
-        parts, n_lost = finite_gradients(split(gradients, groups))
-        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
             averages, unused = accumulate(state.factors, groups, factors, factor_decay)
             state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
         if refresh:
             state = _refresh(state, full_refreshes, mesh)
+        if not is_step:
+            return gradients, state
+        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
+        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         state, ahead, squares = _moments(state, parts, beta1, beta2)
         updates = _adam(ahead, squares, epsilon, relative_epsilon)
         back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
@@ -163,7 +167,7 @@ def _scale_by_eigenbasis(
 
 
 def _refresh(state: EigenbasisState, full_refreshes: int | None, mesh: Mesh | None) -> EigenbasisState:
-    is_full = None if full_refreshes is None else state.count <= full_refreshes
+    is_full = None if full_refreshes is None else state.count < full_refreshes
     new = refresh(averaged_values(state.factors), state.bases, is_full, mesh)
     second = {name: transfer(stack, new.overlaps[name]) for name, stack in state.second_moment.matrices.items()}
     return state._replace(

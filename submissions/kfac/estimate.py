@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         loss: mean loss `[]`.
-        gradients: of the mean loss, like params.
+        gradients: of the mean loss, like params; None if they were left out.
         aux: the forward pass's auxiliary values.
         factors: layer name -> (A `[n_rows, n_rows]`, B `[d_out, d_out]`), diagonals `[n, 1]` in place of sides too
             wide; B is None without output factors; empty where none were asked for.
@@ -52,7 +52,7 @@ class Sums(NamedTuple):
     Attributes:
         loss: summed loss `[]`.
         n_terms: number of terms M of the loss `[]`.
-        gradients: of the summed loss, like params.
+        gradients: of the summed loss, like params; None if they were left out.
         inputs: layer name -> sums of its inputs.
         outputs: layer name -> sums of its output gradients; empty without output factors.
     """
@@ -94,6 +94,7 @@ def estimate_sums(
     layers: Sequence[Layer] | None = None,
     layout: Layout | None = None,
     sharing: Sharing = Sharing.REDUCE,
+    with_gradients: bool = True,
     output_factors: bool = True,
     fisher: Fisher = Fisher.SAMPLED,
     geometry: Geometry | Sequence[Geometry] | None = None,
@@ -115,6 +116,8 @@ def estimate_sums(
         layers: the layers to estimate factors for; none, by `()` or without a layout, makes this a plain
             value-and-gradient.
         layout: the batch's leading axes.
+        with_gradients: False leaves out the loss's gradients, and with them its backward pass unless the Fisher is
+            empirical: for a program that needs factors alone.
         output_factors: False estimates A alone, from the forward pass of the loss: no pseudo-targets and no second
             backward pass, whatever the loss; the arguments `fisher`, `geometry` and `weights` then have no effect.
         geometry: the loss's geometry; not needed by the empirical Fisher. One for each head, if there are several.
@@ -154,7 +157,9 @@ def estimate_sums(
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
     captured = capture(traced, params, found, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
-    gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
+    gradients, at_outputs = None, {}
+    if with_gradients or (output_factors and fisher is Fisher.EMPIRICAL):
+        gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
     row_key = jax.random.fold_in(key, _ROWS) if rows_per_width and key is not None else None
     method = Method(layout, sharing, rows_per_width, row_key)
     outputs: ByLayer = {}
@@ -162,7 +167,8 @@ def estimate_sums(
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
         outputs = _output_sums(captured, heads, fisher, key, at_outputs, _squares(found, method))
     inputs = _input_sums(found, captured, method)
-    return sum_over(Sums(summed, n_terms, gradients, inputs, outputs), axis_name), captured.aux, uncaptured
+    sums = Sums(summed, n_terms, gradients if with_gradients else None, inputs, outputs)
+    return sum_over(sums, axis_name), captured.aux, uncaptured
 
 
 def _plain_sums(forward: Forward, loss: Loss, params: PyTree) -> tuple[Sums, PyTree]:

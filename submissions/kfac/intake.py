@@ -1,4 +1,4 @@
-"""The first stage of an update: drop gradients that are not finite, and average new estimates of the curvature.
+"""The first stage of an update: drop gradients that are not finite, clip, and average new estimates of the curvature.
 
 An average leaves out estimates that are zero or not finite. This is decided for each factor alone: before a head that
 is initialised to zero, and with reduce for attention keys, B is zero and A is not.
@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from .factors import moving_average
-from .groups import Group, Parts, group_by_shape, join, per_layer, split
-from .layers import Layer
+from .groups import Group, Parts, per_layer
 
 PyTree = Any
 Scalar = float | Array
@@ -51,47 +49,26 @@ class Fallbacks(NamedTuple):
         return Fallbacks(self.n_zero + n_zero, self.n_faulty + n_faulty)
 
 
-class FiniteState(NamedTuple):
-    """Of `clip_finite`: the gradients that were lost."""
-
-    fallbacks: Fallbacks
-
-
-def finite_gradients(gradients: Parts) -> tuple[Parts, Array]:
-    """Gradients with zeros for a layer, or another leaf, whose sum of squares is not finite; how many `[]` int32."""
-
-    def is_finite(gradient: Array, axes: tuple[int, ...] | None) -> Array:
-        size: Array = jnp.square(gradient.astype(jnp.float32)).sum(axes, keepdims=True)
-        return size < float(jnp.finfo(size.dtype).max) / 4  # with room for what rotations add by rounding
-
-    flags = Parts(
-        {name: is_finite(stack, (1, 2)) for name, stack in gradients.matrices.items()},
-        {name: is_finite(leaf, None) for name, leaf in gradients.others.items()},
-    )
-    kept = jax.tree.map(lambda g, flag: jnp.where(flag, g, 0), gradients, flags)
-    return kept, count_false(jax.tree.leaves(flags))
-
-
-def clip_finite(layers: Sequence[Layer], max_norm: Scalar | None) -> optax.GradientTransformation:
-    """Clip by the global norm of the gradients that `finite_gradients` keeps: one that is lost would lose them all.
+def usable_gradients(gradients: Parts, max_norm: Scalar | None = None) -> tuple[Parts, Array]:
+    """Gradients with zeros for a layer, or another leaf, whose sum of squares is not finite; how many `[]` int32.
 
     Args:
-        max_norm: None drops what is not finite, and clips nothing.
+        max_norm: bound on the global norm of those that are kept, as one that is lost would lose them all; None for no
+            bound.
     """
-    groups = group_by_shape(layers)
-    clip = optax.identity() if max_norm is None else optax.clip_by_global_norm(max_norm)
-
-    def init(params: PyTree) -> FiniteState:
-        del params
-        return FiniteState(no_fallbacks())
-
-    def update(gradients: PyTree, state: FiniteState, params: PyTree | None = None) -> tuple[PyTree, FiniteState]:
-        del params
-        parts, n_lost = finite_gradients(split(gradients, groups))
-        parts, _ = clip.update(parts, clip.init(parts))
-        return join(gradients, groups, parts), FiniteState(state.fallbacks.plus(n_faulty=n_lost))
-
-    return optax.GradientTransformation(init, update)
+    sizes = Parts(
+        {name: jnp.square(stack).sum((1, 2), keepdims=True) for name, stack in gradients.matrices.items()},
+        {name: jnp.square(leaf).sum() for name, leaf in gradients.others.items()},
+    )
+    largest = float(jnp.finfo(jnp.float32).max) / 4  # with room for what rotations add by rounding
+    flags = jax.tree.map(lambda size: size < largest, sizes)
+    scale: Scalar = 1.0
+    if max_norm is not None:
+        kept = jax.tree.map(lambda size, flag: jnp.where(flag, size, 0).sum(), sizes, flags)
+        norm = jnp.sqrt(sum(jax.tree.leaves(kept), jnp.zeros([])))
+        scale = jnp.where(norm > max_norm, max_norm / norm, 1)
+    used = jax.tree.map(lambda g, flag: jnp.where(flag, g * scale, 0), gradients, flags)
+    return used, count_false(jax.tree.leaves(flags))
 
 
 def count_false(flags: Iterable[Array]) -> Array:

@@ -31,11 +31,10 @@ from .intake import (
     Fallbacks,
     accumulate,
     averaged_values,
-    clip_finite,
     count_false,
-    finite_gradients,
     no_average,
     no_fallbacks,
+    usable_gradients,
 )
 from .layers import Layer, is_diagonal
 from .moments import adam, lookahead
@@ -43,7 +42,7 @@ from .roots import damped_inverse_roots, polar_factor
 from .routing import routed
 from .schedules import Scalar, schedulable
 from .stacks import map_stack
-from .trust_region import at_root_mean_square
+from .trust_region import at_root_mean_square, at_unit_largest
 
 PyTree = Any
 
@@ -102,8 +101,7 @@ def kfac_muon(
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
         return optax.chain(
-            optax.identity() if grad_clip is None else clip_finite(layers, grad_clip),
-            _scale_by_muon(layers, damping, beta1, beta2, epsilon, factor_decay, mesh),
+            _scale_by_muon(layers, grad_clip, damping, beta1, beta2, epsilon, factor_decay, mesh),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -113,6 +111,7 @@ def kfac_muon(
 
 def _scale_by_muon(
     layers: Sequence[Layer],
+    grad_clip: Scalar | None,
     damping: Scalar,
     beta1: Scalar,
     beta2: Scalar,
@@ -123,7 +122,8 @@ def _scale_by_muon(
     """The direction of `kfac_muon`.
 
     `update` takes `factors` (layer name -> (A, anything) of this batch, as from `estimate`; None on a step without new
-    ones) and `refresh` (static), which makes new roots of the averages.
+    ones), `refresh` (static), which makes new roots of the averages, and `is_step` (static), without which nothing but
+    the curvature changes.
 
     Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; "Newton-Muon",
     arXiv 2604.01472, 2026, for Muon preconditioned by the inputs' covariance.
@@ -148,15 +148,18 @@ def _scale_by_muon(
         *,
         factors: Mapping[str, tuple[Array, Any]] | None = None,
         refresh: bool = False,
+        is_step: bool = True,
         **_: Any,
     ) -> tuple[PyTree, MuonState]:
         del params
-        parts, n_lost = finite_gradients(split(gradients, groups))
-        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
             state = _average(state, groups, factors, factor_decay)
         if refresh:
             state = _refresh(state, jnp.asarray(damping), mesh)
+        if not is_step:
+            return gradients, state
+        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
+        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
         second, others = adam(state.second_moment, parts.others, ahead.others, beta2, epsilon, state.count)
         steps = {name: map_stack(_steepest, [stack, state.roots[name]], mesh) for name, stack in ahead.matrices.items()}
@@ -194,9 +197,8 @@ def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
 
 def _steepest(gradients: Array, roots: Array) -> Array:
     """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, at the length of all steps; zero for zero."""
-    largest = jnp.abs(gradients).max((1, 2), keepdims=True)
-    scaled = gradients / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    return at_root_mean_square(_apply(roots, polar_factor(_apply(roots, scaled))))
+    whitened = _apply(roots, at_unit_largest(gradients))
+    return at_root_mean_square(_apply(roots, polar_factor(whitened)))[0]
 
 
 def _apply(roots: Array, matrices: Array) -> Array:

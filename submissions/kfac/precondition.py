@@ -111,17 +111,20 @@ def bounded_or_fallback(
     """The preconditioned steps, bounded together; the fallback for all other parameters and layers.
 
     Args:
-        steps: group name -> preconditioned gradients `[n_layers, n_rows, d_out]`; a layer whose step is not finite has
-            the fallback.
+        steps: group name -> preconditioned gradients `[n_layers, n_rows, d_out]`; a layer whose step is not finite,
+            or with layerwise lengths is zero, has the fallback.
         gradients: what they were made of.
         has_curvature: group name -> whether a layer was preconditioned `[n_layers]`.
         kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`; None scales each step to one root mean square instead.
     """
-    is_ready = {name: per_layer(has_curvature[name] & jnp.isfinite(step).all((1, 2))) for name, step in steps.items()}
-    steps = {name: jnp.where(is_ready[name], step, 0) for name, step in steps.items()}
     if kl_clip is None:
-        steps = {name: trust_region.at_root_mean_square(step) for name, step in steps.items()}
+        scaled = {n: trust_region.at_root_mean_square(trust_region.at_unit_largest(step)) for n, step in steps.items()}
+        steps = {name: step for name, (step, _) in scaled.items()}
+        is_ready = {name: per_layer(has_curvature[name] & has_length) for name, (_, has_length) in scaled.items()}
     else:
+        is_finite = {name: jnp.isfinite(step).all((1, 2)) for name, step in steps.items()}
+        is_ready = {name: per_layer(has_curvature[name] & is_finite[name]) for name in steps}
+        steps = {name: jnp.where(is_ready[name], step, 0) for name, step in steps.items()}
         inner_product = sum((jnp.vdot(step, gradients.matrices[n]) for n, step in steps.items()), jnp.zeros([]))
         clip = trust_region.kl_clip(inner_product, kl_clip)
         steps = {name: clip * step for name, step in steps.items()}

@@ -46,14 +46,14 @@ def polar_factor(matrices: Array) -> Array:
     """U Vᵀ of the singular value decompositions U S Vᵀ of matrices `[..., n, m]`, approximately; in bfloat16 on a GPU.
 
     Singular values above 1e-3 of the Frobenius norm come to within 0.15 of one, smaller ones to less. Zeros give zeros.
+    No square of an entry may overflow.
     """
 
     def in_bfloat16(x: Array) -> Array:
         return polar_by_products(x.astype(jnp.bfloat16)).astype(x.dtype)
 
-    largest = jnp.abs(matrices).max((-2, -1), keepdims=True)
-    x = matrices / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    x = x / jnp.where(largest > 0, jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), 1)
+    size = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
+    x = matrices / jnp.where(size > 0, size, 1)
     factors: Array = jax.lax.platform_dependent(x, cpu=polar_by_products, default=in_bfloat16)
     return factors
 

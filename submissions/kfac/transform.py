@@ -25,11 +25,10 @@ from .intake import (
     Fallbacks,
     accumulate,
     averaged_values,
-    clip_finite,
-    finite_gradients,
     is_informed,
     no_factors,
     no_fallbacks,
+    usable_gradients,
 )
 from .layers import Layer, at_least_float32
 from .precondition import (
@@ -85,6 +84,7 @@ class KFACState(NamedTuple):
         fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
         inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
+        smoothing: momentum of the gradients, with steps of layerwise length; else empty.
         second_moment: moving average of the squared gradient, for the fallback.
     """
 
@@ -92,6 +92,7 @@ class KFACState(NamedTuple):
     fallbacks: Fallbacks
     factors: dict[str, tuple[Average, Average]]
     inverses: dict[str, Inverses]
+    smoothing: PyTree
     second_moment: Parts
 
 
@@ -128,21 +129,27 @@ def kfac(
         kl_clip: for `Length.KL_CLIP`, the bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum.
             It bounds the Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up
             directions, to at most 1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
-        fallback_rate: see `scale_by_kfac`.
+        fallback_rate: see `_scale_by_kfac`.
         mesh: devices, on one axis, to spread the inversions over.
     """
-    is_layerwise = length is Length.LAYERWISE
-    is_filtered = is_layerwise or grad_clip is not None  # momentum would not forget a gradient that is not finite
+    is_layerwise, is_coupled = length is Length.LAYERWISE, weight_decay_kind is WeightDecay.COUPLED
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
-        decay, smoothing = optax.add_decayed_weights(weight_decay), _momentum(momentum, momentum_kind)
-        preconditioning = scale_by_kfac(
-            layers, damping, factor_decay, None if is_layerwise else kl_clip, fallback_rate, mesh
-        )
-        direction = [smoothing, preconditioning] if is_layerwise else [preconditioning, smoothing]
+        smoothing = _momentum(momentum, momentum_kind)
         return optax.chain(
-            *([clip_finite(layers, grad_clip)] if is_filtered else []),
-            *([decay, *direction] if weight_decay_kind is WeightDecay.COUPLED else [*direction, decay]),
+            _scale_by_kfac(
+                layers,
+                grad_clip=grad_clip,
+                coupled_decay=weight_decay if is_coupled else None,
+                smoothing=smoothing if is_layerwise else optax.identity(),
+                damping=damping,
+                factor_decay=factor_decay,
+                kl_clip=None if is_layerwise else kl_clip,
+                fallback_rate=fallback_rate,
+                mesh=mesh,
+            ),
+            optax.identity() if is_layerwise else smoothing,
+            optax.identity() if is_coupled else optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
 
@@ -160,24 +167,29 @@ def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: trace.init(jax.tree.map(at_least_float32, params)), update)
 
 
-def scale_by_kfac(
+def _scale_by_kfac(
     layers: Sequence[Layer],
+    *,
+    grad_clip: Scalar | None,
+    coupled_decay: Scalar | None,
+    smoothing: optax.GradientTransformation,
     damping: Scalar,
     factor_decay: Scalar,
     kl_clip: Scalar | None,
     fallback_rate: Scalar,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
 
-    `kl_clip` None is `Length.LAYERWISE`.
+    The gradients are clipped, have the weight decay added, and are smoothed first. `kl_clip` None is
+    `Length.LAYERWISE`.
 
     The fallback, for every parameter outside `layers` and for a layer without inverses yet, is the gradient divided by
     the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
     multiplied by the learning rate, so its rate follows the searched one.
 
-    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones) and `refresh`
-    (static).
+    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones), `refresh` and
+    `is_step` (both static); without `is_step` nothing but the curvature changes.
     """
     groups = group_by_shape(layers)
 
@@ -187,6 +199,7 @@ def scale_by_kfac(
             fallbacks=no_fallbacks(),
             factors=no_factors(groups),
             inverses={group.name: no_inverses(*group.factor_shapes) for group in groups},
+            smoothing=smoothing.init(split(params, groups)),
             second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
         )
 
@@ -197,11 +210,9 @@ def scale_by_kfac(
         *,
         factors: Mapping[str, tuple[Array, Array]] | None = None,
         refresh: bool = False,
+        is_step: bool = True,
         **_: Any,
     ) -> tuple[PyTree, KFACState]:
-        del params
-        parts, n_lost = finite_gradients(split(gradients, groups))
-        state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         if factors:
             factor_averages, unused = accumulate(state.factors, groups, factors, factor_decay)
             state = state._replace(factors=factor_averages, fallbacks=state.fallbacks.plus(*unused))
@@ -215,6 +226,13 @@ def scale_by_kfac(
                 mesh,
             )
             state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
+        if not is_step:
+            return gradients, state
+        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
+        if coupled_decay is not None:
+            parts = jax.tree.map(lambda g, p: g + coupled_decay * p, parts, split(params, groups))
+        parts, smoothed = smoothing.update(parts, state.smoothing)
+        state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost), smoothing=smoothed)
         state, fallback = _fallback(state, parts)
         updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
         steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}

@@ -1,5 +1,6 @@
 """The length of a direction: a bound for all layers together, or one length for each layer."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -8,13 +9,21 @@ from jax import Array
 ROOT_MEAN_SQUARE = 0.2
 
 
-def at_root_mean_square(directions: Array) -> Array:
-    """Each direction `[k, n_rows, d_out]` at the length `ROOT_MEAN_SQUARE`; zero where it is zero or not finite."""
-    largest = jnp.abs(directions).max((1, 2), keepdims=True)
-    scaled = directions / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    size = jnp.sqrt(jnp.square(scaled).mean((1, 2), keepdims=True))
-    is_usable = jnp.isfinite(size) & (size > 0)
-    return jnp.where(is_usable, ROOT_MEAN_SQUARE * scaled / jnp.where(is_usable, size, 1), 0)
+def at_unit_largest(matrices: Array) -> Array:
+    """Matrices `[k, n, m]` with a largest entry of one, whose squares neither overflow nor vanish; zeros stay zeros."""
+    largest = jnp.abs(matrices).max((1, 2), keepdims=True)
+    return matrices / jnp.where(largest > 0, largest, 1)
+
+
+def at_root_mean_square(directions: Array) -> tuple[Array, Array]:
+    """Each direction `[k, n_rows, d_out]` at the length `ROOT_MEAN_SQUARE`, and whether it has a length `[k]`.
+
+    A direction without one, which is zero or not finite, becomes zero. No square of an entry may overflow.
+    """
+    mean_square = jnp.square(directions).mean((1, 2))
+    has_length = jnp.isfinite(mean_square) & (mean_square > 0)
+    factor = ROOT_MEAN_SQUARE * jnp.where(has_length, jax.lax.rsqrt(mean_square), 0)
+    return jnp.where(has_length[:, None, None], factor[:, None, None] * directions, 0), has_length
 
 
 def kl_clip(inner_product: Array, bound: Array) -> Array:

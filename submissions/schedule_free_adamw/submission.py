@@ -48,12 +48,12 @@ class ScheduleFreeAdamW(FirstOrder):
     def init(self, params: PyTree, h: Any) -> PyTree:
         return ScheduleFreeState(super().init(params, h), jnp.asarray(False))
 
-    def step(self, variant, problem, state, params, h, key):
+    def step(self, problem, state, params, h, key):
         beta1 = 1 - h.one_minus_beta1
         params = jax.tree.map(
             lambda x, z: jnp.where(state.is_average, beta1 * x + (1 - beta1) * z, x), params, state.inner.z
         )
-        result = super().step(variant, problem, state.inner, params, h, key)
+        result = super().step(problem, state.inner, params, h, key)
         return result._replace(state=ScheduleFreeState(result.state, jnp.asarray(False)))
 
     def for_evaluation(self, state: PyTree, params: PyTree, h: Any) -> tuple[PyTree, PyTree]:

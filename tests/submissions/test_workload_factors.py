@@ -154,7 +154,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     def step(params, batch, key):
         problem = Problem(case.workload, batch, None, h.label_smoothing, h.dropout_rate, jax.random.key(0))
         state = algorithm.init(params, h)
-        return algorithm.step((True, False), problem, state, params, h, key).state
+        return algorithm.refresh(problem, state, params, h, key)
 
     state = jax.jit(step, compiler_options=COMPILE_QUICKLY)(case.params, case.batch, KEY)
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, KFACState))

@@ -6,7 +6,7 @@ import enum
 import functools
 import logging
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,9 +23,11 @@ from ..coverage import describe
 from ..estimate import Estimate, Sums, estimate_sums
 from ..fisher import Fisher, Geometry, probe
 from ..layers import Layer, find_layers
+from ..refreshing import refresh_curvature
 from ..sharing import Layout, Sharing, batch_layout, graph_layout
 
 PyTree = Any
+Factors = dict[str, tuple[Array, Array | None]]  # layer name -> (A, B)
 
 _log = logging.getLogger(__name__)
 
@@ -100,49 +102,35 @@ class FisherOptions:
 
 
 class CurvatureAlgorithm(Algorithm):
-    """An optax optimiser that is given curvature now and then, with two compiled steps: with a refresh and without.
-
-    Attributes:
-        estimates_every_step: False estimates the curvature on the steps that refresh alone.
-    """
-
-    estimates_every_step = False
+    """An optax optimiser whose curvature is refreshed now and then, by a program of its own."""
 
     @abc.abstractmethod
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimiser of `layers` and all other parameters; one of its states counts `fallbacks`.
+        """The optimiser of `layers` and all other parameters, for `refresh_curvature`; one of its states counts
+        `fallbacks`."""
 
-        Its update takes `refresh`, whether to use its curvature anew, and what `estimate` returns.
-        """
+    def factors_of_gradient(self, gradients: PyTree, layers: tuple[Layer, ...]) -> Factors | None:
+        """What the optimiser averages at every step; None for nothing."""
+        del gradients, layers
+        return None
 
-    @abc.abstractmethod
-    def estimate(
-        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
-    ) -> tuple[Estimate, dict[str, Any]]:
-        """Loss and gradient of the batch, and the curvature as keyword arguments of the optimiser's update."""
-
-    def variant(self, global_step: int, h: Any) -> Hashable:
-        """Whether to use the curvature anew."""
-        return is_due(global_step, h.refresh_share)
-
-    def step(
-        self, variant: Hashable, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array
-    ) -> StepResult:
+    def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
+        del key
         layers = find_layers(params)
-        if variant or self.estimates_every_step:
-            batch, curvature = self.estimate(problem, params, layers, h, key)
-        else:
-            batch, curvature = plain_batch(problem, params, h), {"factors": None}
+        batch = plain_batch(problem, params, h)
+        factors = self.factors_of_gradient(batch.gradients, layers)
         optimizer = self.optimizer(layers, h, problem.mesh)
-        updates, state = optimizer.update(batch.gradients, state, params, refresh=variant, **curvature)
+        updates, state = optimizer.update(batch.gradients, state, params, factors=factors, refresh=False)
         return _result(problem, batch, params, updates, state)
 
     def init(self, params: PyTree, h: Any) -> PyTree:
-        layers = find_layers(params)
-        _log.info("%s", describe(params, layers))
-        return self.optimizer(layers, h).init(params)
+        return self.optimizer(find_layers(params), h).init(params)
+
+    def describe(self, params: PyTree) -> str:
+        """Which parameters have factors."""
+        return describe(params, find_layers(params))
 
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
         return schedule.polynomial(
@@ -165,7 +153,7 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
     """One whose curvature is Kronecker factors, with the given treatment of shared weights.
 
     Attributes:
-        needs_output_factors: False estimates input factors alone, without a second backward pass.
+        needs_output_factors: False estimates input factors alone, without a backward pass.
     """
 
     needs_output_factors = True
@@ -173,12 +161,18 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
     def __init__(self, sharing: Sharing):
         self._sharing = sharing
 
-    def estimate(
-        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
-    ) -> tuple[Estimate, dict[str, Any]]:
+    def is_refresh_due(self, global_step: int, h: Any) -> bool:
+        return is_due(global_step, h.refresh_share)
+
+    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
+        layers = find_layers(params)
+        factors = self.factors(problem, params, layers, h, key)
+        return refresh_curvature(self.optimizer(layers, h, problem.mesh), state, params, factors)
+
+    def factors(self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array) -> Factors:
+        """Those of the batch."""
         needed = self.needs_output_factors
-        batch = estimate_batch(problem, params, layers, self._sharing, h, key, output_factors=needed)
-        return batch, {"factors": batch.factors}
+        return estimate_factors(problem, params, layers, self._sharing, h, key, output_factors=needed)
 
 
 def is_due(global_step: int, share: float) -> bool:
@@ -211,7 +205,7 @@ def plain_batch(problem: Problem, params: PyTree, h: Any) -> Estimate:
     return _accumulated(problem, params, h.micro_batches, lambda part, index: {})
 
 
-def estimate_batch(
+def estimate_factors(
     problem: Problem,
     params: PyTree,
     layers: tuple[Layer, ...],
@@ -220,8 +214,8 @@ def estimate_batch(
     key: Array,
     *,
     output_factors: bool = True,
-) -> Estimate:
-    """Loss and gradient of the batch, and the factors of `layers`, from all of it or a part."""
+) -> Factors:
+    """Layer name -> (A, B), from all of the batch or a part; B is None without output factors."""
     fisher, geometry = Fisher(h.fisher) if output_factors else Fisher.SAMPLED, None
     if output_factors:
         outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
@@ -232,6 +226,7 @@ def estimate_batch(
             "layers": layers,
             "layout": _layout(part),
             "sharing": sharing,
+            "with_gradients": False,
             "output_factors": output_factors,
             "fisher": fisher,
             "geometry": geometry,
@@ -240,16 +235,12 @@ def estimate_batch(
             "key": key if index is None else jax.random.fold_in(key, index),
         }
 
-    if h.statistics_parts == 1:
-        batch = _accumulated(problem, params, h.micro_batches, options)
-    else:
-        n_micro_batches = -(-h.micro_batches // h.statistics_parts)
-        part = _accumulated(problem.part(h.statistics_parts), params, n_micro_batches, options)
-        batch = plain_batch(problem, params, h)
-        batch = batch._replace(factors=part.factors, uncaptured=part.uncaptured)
+    n_parts = h.statistics_parts
+    part = problem if n_parts == 1 else problem.part(n_parts)
+    batch = _accumulated(part, params, -(-h.micro_batches // n_parts), options)
     for name, reason in batch.uncaptured.items():
         _warn_once(f"layer {name} has no factors: {reason}")
-    return batch
+    return batch.factors
 
 
 def _fisher(problem: Problem, outputs: PyTree, wanted: Fisher) -> tuple[Fisher, Geometry | None]:

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from ...algoperf.problem import Problem
 from ..adaptive import eigenbasis_adam
-from ..estimate import Estimate
 from ..factors import gradient_covariances
-from ..layers import Layer
-from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, plain_batch
+from ..layers import Layer, find_layers
+from ..refreshing import refresh_curvature
+from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, Factors
 
 PyTree = Any
 
@@ -24,9 +24,9 @@ class SOAPHyperparameters(CurvatureHyperparameters):
     Attributes:
         factor_decay: decay of the factors' moving average; 0.95 in the source.
         refresh_period: steps between refreshes of the bases; ten in the source.
-        full_steps: each of the first `full_steps` steps refreshes the bases by eigendecomposition; later refreshes
-            are power iterations. With a head and a learning rate that both start from zero, the layers before the
-            head have no gradient in the first two steps, so the default is three.
+        full_steps: after each of the first `full_steps` steps the bases are refreshed by eigendecomposition; later
+            refreshes are power iterations. With a head and a learning rate that both start from zero, the layers
+            before the head have no gradient in the first two steps, so the default is three.
     """
 
     weight_decay: float = 0.3
@@ -55,19 +55,17 @@ class SOAP(CurvatureAlgorithm):
     """
 
     hyperparameters = SOAPHyperparameters
-    estimates_every_step = True
 
-    def variant(self, global_step: int, h: Any) -> bool:
-        """Whether to refresh the bases."""
-        return bool(global_step < h.full_steps or global_step % h.refresh_period == 0)
+    def is_refresh_due(self, global_step: int, h: Any) -> bool:
+        """As in the source, a step's gradient changes the bases of the step after it."""
+        return bool(0 < global_step and (global_step <= h.full_steps or global_step % h.refresh_period == 0))
 
-    def estimate(
-        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
-    ) -> tuple[Estimate, dict[str, Any]]:
+    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
         del key
-        batch = plain_batch(problem, params, h)
-        gradients = {layer.name: (layer.read(batch.gradients), layer.are_diagonal) for layer in layers}
-        return batch, {"factors": {name: gradient_covariances(*own) for name, own in gradients.items()}}
+        return refresh_curvature(self.optimizer(find_layers(params), h, problem.mesh), state, params, None)
+
+    def factors_of_gradient(self, gradients: PyTree, layers: tuple[Layer, ...]) -> Factors:
+        return {layer.name: gradient_covariances(layer.read(gradients), layer.are_diagonal) for layer in layers}
 
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None
@@ -82,6 +80,6 @@ class SOAP(CurvatureAlgorithm):
             weight_decay=h.weight_decay,
             grad_clip=h.grad_clip,
             factor_decay=h.factor_decay,
-            full_refreshes=h.full_steps,
+            full_refreshes=h.full_steps + 1,  # the first one comes after the first update
             mesh=mesh,
         )

@@ -1,11 +1,12 @@
-"""What an update takes in: here, clipping beside gradients that are lost."""
+"""Gradients at the start of an update: those that are lost, and the clip of the others."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from submissions.kfac.intake import clip_finite
+from submissions.kfac.groups import group_by_shape, join, split
+from submissions.kfac.intake import usable_gradients
 from submissions.kfac.layers import find_layers
 
 PARAMS = {
@@ -20,10 +21,11 @@ def test_a_lost_gradient_takes_no_part_in_the_clip(broken):
     """A norm that is not finite would make all gradients zero, or no numbers."""
     gradients = jax.tree.map(lambda x: x + 3.0, PARAMS)
     gradients["other"]["bias"] = jnp.asarray([1.0, broken])
-    clip = clip_finite(find_layers(PARAMS), 1.0)
-    clipped, state = clip.update(gradients, clip.init(PARAMS))
+    groups = group_by_shape(find_layers(PARAMS))
+    parts, n_lost = usable_gradients(split(gradients, groups), 1.0)
+    clipped = join(PARAMS, groups, parts)
     kept = 3.0 / (3.0 * np.sqrt(3 * 2 + 2 + 4))
     np.testing.assert_allclose(clipped["one"]["kernel"], kept, rtol=1e-6)
     np.testing.assert_allclose(clipped["scale"], kept, rtol=1e-6)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(clipped["other"]))
-    assert state.fallbacks == (0, 1)
+    assert n_lost == 1

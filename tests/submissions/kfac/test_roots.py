@@ -71,7 +71,7 @@ def test_polar_factors(shape, dtype):
     assert np.abs(np.diag(got) - 1).max() < 0.15 + tolerance
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_a_polar_factor_is_of_no_scale(scale):
     matrix = np.asarray(RNG.normal(size=(4, 3)), np.float32)
     np.testing.assert_allclose(polar_factor(jnp.asarray(scale * matrix)), polar_factor(jnp.asarray(matrix)), atol=1e-5)
