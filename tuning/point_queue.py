@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,15 +135,18 @@ class PointQueue:
     def release(self, lease: Lease, fault: str | None = None) -> None:
         """Gives the point back, without counting a death. If the storage fails, this has the effect of a death.
 
+        It waits for SQLite's lock.
+
         Args:
             fault: of this machine, so that another machine should carry out the point.
         """
         reason = fault and {"error": fault, "machine": self._owner["machine"], "log": self._owner["log"]}
-        try:
+
+        def give_back() -> None:  # a repeated call may leave it to `recover` to enqueue the point
             if self._rows.end(lease.trial_id, TrialState.FAIL, "returned", reason):
                 self._study.enqueue([lease.index], self._study.storage.get_trial(lease.trial_id).intermediate_values)
-        except study_storage.FAILURES:
-            pass
+
+        self._change_if_possible(give_back)
 
     @_patiently
     def report(self, lease: Lease, step: int, value: float) -> bool:
@@ -173,6 +176,7 @@ class PointQueue:
 
         It must be called repeatedly, since it compares the heartbeats of two calls. Returns all trials.
         """
+        self._rows.wait_for_lock()  # a lock of SQLite stops the heartbeats of the living, too
         trials = self._study.trials()
         running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
         silent_s = self._silent.look({trial_id: attributes.get("beat") for trial_id, attributes in running.items()})
@@ -193,14 +197,19 @@ class PointQueue:
 
     def give_back(self, process_ids: Collection[int]) -> None:
         """As `release`, for processes on this machine that were ended on purpose."""
-        try:
+
+        def give_back() -> None:
             for trial in self._study.trials():
                 owner = trial.user_attrs.get("owner") or {}
                 is_of_ended = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
                 if is_of_ended and trial.state is TrialState.RUNNING:
                     self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
-        except study_storage.FAILURES:
-            pass
+
+        self._change_if_possible(give_back)
+
+    def _change_if_possible(self, operation: Callable[[], None]) -> None:
+        with suppress(*study_storage.FAILURES):
+            study_storage.patiently(self._location, operation, study_storage.is_locked)
 
     @_patiently
     def retry_crashed(self) -> int:
@@ -251,11 +260,12 @@ class PointQueue:
 
     def _send_heartbeats(self, lease: Lease, is_over: threading.Event) -> None:
         for count in itertools.count(1):
+            pause_s = float(self._heartbeat_s)
             try:
                 if not self._rows.beat(lease.trial_id, count):
                     lease.lost.set()
                     return
             except study_storage.FAILURES:
-                pass  # the storage may be back for the next heartbeat
-            if is_over.wait(self._heartbeat_s):
+                pause_s /= 10  # when the storage is back, others must see the heartbeat before they count this as dead
+            if is_over.wait(pause_s):
                 return
