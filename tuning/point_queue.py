@@ -24,6 +24,7 @@ from tuning.outcome import Miss
 from tuning.point_status import PointStatus, histories, is_superseded, point_statuses
 from tuning.shared_study import SharedStudy
 from tuning.silence import Silence
+from tuning.storage_reserve import StorageReserve
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class PointQueue:
         self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
         self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
         self._rows = self._study.rows
+        self._reserve = StorageReserve(self._location)
 
     @_patiently
     def claim(self) -> Lease | None:
@@ -129,8 +131,9 @@ class PointQueue:
         state = states.get(result.get("reason"), TrialState.COMPLETE)
         name = "crash" if state is TrialState.FAIL else "result"
         value = (value or 0.0) if state is TrialState.COMPLETE else None
+        end = functools.partial(self._rows.end, lease.trial_id, state, name, dict(result), value)
         # A repeated call finds the trial ended. Nobody but the holder of the lease stores a result.
-        return self._rows.end(lease.trial_id, state, name, dict(result), value) or self._rows.has(lease.trial_id, name)
+        return self._reserve.change(end) or self._rows.has(lease.trial_id, name)
 
     def release(self, lease: Lease, fault: str | None = None) -> None:
         """Gives the point back, without counting a death. If the storage fails, this has the effect of a death.
@@ -208,8 +211,9 @@ class PointQueue:
         self._change_if_possible(give_back)
 
     def _change_if_possible(self, operation: Callable[[], None]) -> None:
+        change = functools.partial(self._reserve.change, operation)
         with suppress(*study_storage.FAILURES):
-            study_storage.patiently(self._location, operation, study_storage.is_locked)
+            study_storage.patiently(self._location, change, study_storage.is_locked)
 
     @_patiently
     def retry_crashed(self) -> int:
@@ -256,6 +260,7 @@ class PointQueue:
 
     def _held(self, lease: Lease) -> Lease:
         self._held_trials.add(lease.trial_id)
+        self._reserve.keep()
         return lease
 
     def _send_heartbeats(self, lease: Lease, is_over: threading.Event) -> None:

@@ -169,6 +169,14 @@ def is_locked(error: BaseException) -> bool:
     return not _sqlite_codes(error).isdisjoint({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the disk of an SQLite file may be full.
+
+    A journal that cannot be made or synced, or a quota that is used up, has the code of any other failed access.
+    """
+    return not _sqlite_codes(error).isdisjoint({sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
+
+
 def _sqlite_codes(error: BaseException) -> set[int]:
     return {cause.sqlite_errorcode & 0xFF for cause in causes(error) if isinstance(cause, sqlite3.OperationalError)}
 
