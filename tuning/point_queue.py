@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from tuning.outcome import Miss
 from tuning.point_status import PointStatus, histories, is_superseded, point_statuses
 from tuning.shared_study import SharedStudy
 from tuning.silence import Silence
+from tuning.storage_reserve import StorageReserve
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class PointQueue:
         self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
         self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
         self._rows = self._study.rows
+        self._reserve = StorageReserve(self._location)
 
     @_patiently
     def claim(self) -> Lease | None:
@@ -129,21 +131,25 @@ class PointQueue:
         state = states.get(result.get("reason"), TrialState.COMPLETE)
         name = "crash" if state is TrialState.FAIL else "result"
         value = (value or 0.0) if state is TrialState.COMPLETE else None
+        end = functools.partial(self._rows.end, lease.trial_id, state, name, dict(result), value)
         # A repeated call finds the trial ended. Nobody but the holder of the lease stores a result.
-        return self._rows.end(lease.trial_id, state, name, dict(result), value) or self._rows.has(lease.trial_id, name)
+        return self._reserve.change(end) or self._rows.has(lease.trial_id, name)
 
     def release(self, lease: Lease, fault: str | None = None) -> None:
         """Gives the point back, without counting a death. If the storage fails, this has the effect of a death.
+
+        It waits for SQLite's lock.
 
         Args:
             fault: of this machine, so that another machine should carry out the point.
         """
         reason = fault and {"error": fault, "machine": self._owner["machine"], "log": self._owner["log"]}
-        try:
+
+        def give_back() -> None:  # a repeated call may leave it to `recover` to enqueue the point
             if self._rows.end(lease.trial_id, TrialState.FAIL, "returned", reason):
                 self._study.enqueue([lease.index], self._study.storage.get_trial(lease.trial_id).intermediate_values)
-        except study_storage.FAILURES:
-            pass
+
+        self._change_if_possible(give_back)
 
     @_patiently
     def report(self, lease: Lease, step: int, value: float) -> bool:
@@ -173,6 +179,7 @@ class PointQueue:
 
         It must be called repeatedly, since it compares the heartbeats of two calls. Returns all trials.
         """
+        self._rows.wait_for_lock()  # a lock of SQLite stops the heartbeats of the living, too
         trials = self._study.trials()
         running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
         silent_s = self._silent.look({trial_id: attributes.get("beat") for trial_id, attributes in running.items()})
@@ -193,14 +200,20 @@ class PointQueue:
 
     def give_back(self, process_ids: Collection[int]) -> None:
         """As `release`, for processes on this machine that were ended on purpose."""
-        try:
+
+        def give_back() -> None:
             for trial in self._study.trials():
                 owner = trial.user_attrs.get("owner") or {}
                 is_of_ended = owner.get("host") == self._owner["host"] and owner.get("process_id") in process_ids
                 if is_of_ended and trial.state is TrialState.RUNNING:
                     self._rows.end(trial._trial_id, TrialState.FAIL, "returned", None)
-        except study_storage.FAILURES:
-            pass
+
+        self._change_if_possible(give_back)
+
+    def _change_if_possible(self, operation: Callable[[], None]) -> None:
+        change = functools.partial(self._reserve.change, operation)
+        with suppress(*study_storage.FAILURES):
+            study_storage.patiently(self._location, change, study_storage.is_locked)
 
     @_patiently
     def retry_crashed(self) -> int:
@@ -247,15 +260,17 @@ class PointQueue:
 
     def _held(self, lease: Lease) -> Lease:
         self._held_trials.add(lease.trial_id)
+        self._reserve.keep()
         return lease
 
     def _send_heartbeats(self, lease: Lease, is_over: threading.Event) -> None:
         for count in itertools.count(1):
+            pause_s = float(self._heartbeat_s)
             try:
                 if not self._rows.beat(lease.trial_id, count):
                     lease.lost.set()
                     return
             except study_storage.FAILURES:
-                pass  # the storage may be back for the next heartbeat
-            if is_over.wait(self._heartbeat_s):
+                pause_s /= 10  # when the storage is back, others must see the heartbeat before they count this as dead
+            if is_over.wait(pause_s):
                 return

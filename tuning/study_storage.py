@@ -26,12 +26,13 @@ from tuning.errors import UserError, causes, one_line
 Location = str | Path
 Result = TypeVar("Result")
 
-PATIENCE_S = 600.0  # a storage that is unavailable for longer makes the sweep fail
+PATIENCE_S = 600.0  # a server that is unavailable for longer makes the sweep fail
 _RETRY_S = 1.0  # between two tries
 _CONNECT_S = 10  # timeout of a connection
 _BUSY_S = 5.0  # for which SQLite itself waits for a lock, without a message
 FAILURES = (SQLAlchemyError, StorageInternalError)
 _LOG = logging.getLogger(__name__)
+_LOCK_CURE = "by another process; if that is suspended, continue or end it (PostgreSQL has no such lock)"
 _CURE = "give --storage=postgresql://USER@HOST/DATABASE or --storage=sqlite:////FOLDER/FILE.db"
 
 
@@ -139,29 +140,45 @@ def patiently(
 ) -> Result:
     """The result of `operation`, which is repeated while the storage is unavailable and must be safe to repeat.
 
+    It waits for the lock of an SQLite file without a bound, and for a server for ten minutes.
+
     Args:
         is_temporary: which errors to wait out; `is_unavailable` by default.
 
     Raises:
-        Exception: any other error, and the last one after ten minutes.
+        Exception: any other error, and the server's last one after ten minutes.
     """
     began, is_logged = time.monotonic(), False
     while True:
         try:
             return operation()
         except Exception as error:
-            if not (is_temporary or is_unavailable)(error) or time.monotonic() - began > PATIENCE_S:
+            has_bound = not is_locked(error)
+            is_over = has_bound and time.monotonic() - began > PATIENCE_S
+            if is_over or not (is_temporary or is_unavailable)(error):
                 raise
             if not is_logged:
-                _LOG.warning("waiting for the storage %s, at most %g s: %s", shown(location), PATIENCE_S, _cause(error))
+                bound = f", at most {PATIENCE_S:g} s" if has_bound else ""
+                _LOG.warning("waiting for the storage %s%s: %s", shown(location), bound, _cause(error))
                 is_logged = True
             time.sleep(_RETRY_S)
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether another process holds the storage's lock."""
-    codes = [cause.sqlite_errorcode & 0xFF for cause in causes(error) if isinstance(cause, sqlite3.OperationalError)]
-    return any(code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) for code in codes)
+    """Whether another process holds the lock of an SQLite file."""
+    return not _sqlite_codes(error).isdisjoint({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk of an SQLite file may be full.
+
+    A journal that cannot be made or synced, or a quota that is used up, has the code of any other failed access.
+    """
+    return not _sqlite_codes(error).isdisjoint({sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
+
+
+def _sqlite_codes(error: BaseException) -> set[int]:
+    return {cause.sqlite_errorcode & 0xFF for cause in causes(error) if isinstance(cause, sqlite3.OperationalError)}
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -200,10 +217,11 @@ def failures_explained(location: Location) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The driver's message, which SQLAlchemy and Optuna wrap in errors of their own."""
+    """The driver's message, which SQLAlchemy and Optuna wrap in errors of their own; of a lock, what to do about it."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    return one_line(getattr(error, "orig", None) or error)[:300]
+    message = one_line(getattr(error, "orig", None) or error)[:300]
+    return f"{message} {_LOCK_CURE}" if is_locked(error) else message
 
 
 def shown(location: Location) -> str:

@@ -34,6 +34,16 @@ class TrialRows:
             for trial in trials:
                 self._storage._get_prepared_new_trial(study_id, trial, session)
 
+    def wait_for_lock(self) -> None:
+        """Returns once this process could change the storage; SQLite lets others read while one process changes it.
+
+        Raises:
+            OperationalError: another process holds the lock of the SQLite file for longer than SQLite itself waits.
+        """
+        if self._engine.dialect.name == "sqlite":
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+
     def take(self, trial_id: int, owner: Mapping[str, Any]) -> int | None:
         """Gives a waiting trial to the owner, and returns its point's index; None if another owner has the trial.
 

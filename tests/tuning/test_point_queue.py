@@ -1,14 +1,11 @@
 import os
-import sqlite3
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.tuning.fake_trial import FakeTime
-from tuning import point_queue, process_identity, study_storage
+from tuning import process_identity, study_storage
 from tuning.errors import UserError
 from tuning.point_queue import PointQueue
 from tuning.point_status import stored
@@ -21,17 +18,6 @@ IDENTITY = {"workload": "b3db", "seed": 0}
 @pytest.fixture
 def clock():
     return FakeTime()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """In memory where there is such a place: every change is synced to the disk, which is slow where others write."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as place:
-        yield Path(place)
 
 
 @pytest.fixture
@@ -283,24 +269,6 @@ def test_a_storage_that_fails_meanwhile_is_one_line(join, folder):
     for ask in (queue.claim, queue.status, lambda: queue.finish(lease, {}, 1.0)):
         with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is mended"):
             ask()
-
-
-def test_a_locked_storage_is_waited_for_and_said_so(join, folder, monkeypatch, caplog):
-    monkeypatch.setattr(study_storage, "_BUSY_S", 0.05)
-    monkeypatch.setattr(study_storage, "_RETRY_S", 0.05)
-    queue = join()
-    lock = sqlite3.connect(folder / "s.db", check_same_thread=False, isolation_level=None)
-    lock.execute("BEGIN EXCLUSIVE")
-    timer = threading.Timer(1.0, lock.execute, ["COMMIT"])
-    timer.start()
-    lease = queue.claim()
-    assert lease.index == 1 and not timer.is_alive()
-    assert caplog.text.count(f"waiting for the storage {folder}/s.db, at most 600 s: database is locked") == 1
-    lock.execute("BEGIN EXCLUSIVE")
-    monkeypatch.setattr(point_queue.study_storage, "PATIENCE_S", 0.0)
-    with pytest.raises(UserError, match="the storage .* failed: database is locked"):
-        queue.finish(lease, {}, 1.0)
-    lock.execute("COMMIT")
 
 
 @pytest.mark.parametrize("method", ["take", "end"])

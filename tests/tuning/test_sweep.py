@@ -159,9 +159,9 @@ def test_a_trial_that_is_out_of_memory_fails_alone(tmp_path, limit):
 def test_a_disk_that_gets_full_meanwhile_ends_the_sweep_which_then_goes_on(tmp_path, undisturbed, database):
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(small_disk(tmp_path / "disk", "64m"))
-        flags = POINTS
+        flags = [*POINTS, "--max_retries=0"]  # a death would be a crash
         if database == "postgresql":
-            flags = [*POINTS, f"--storage={stack.enter_context(postgresql())}"]
+            flags.append(f"--storage={stack.enter_context(postgresql())}")
         sweep = start(disk, "sweep", *flags)
         while not (disk / "sweep" / "b3db_jax" / "trial_4").exists():  # by then, two are done and two are running
             assert sweep.poll() is None, sweep.communicate()[0]

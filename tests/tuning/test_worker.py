@@ -13,6 +13,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("rdkit")
 pytest.importorskip("grain")
 
+from tests.tuning.limits import fill, small_disk
 from tuning import worker
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.errors import MachineFault, UserError
@@ -137,6 +138,17 @@ def test_a_folder_that_can_no_longer_be_written_costs_no_point_a_death(run, monk
     assert isinstance(error, FaultInTrial) if is_own else error is problem
     assert ran == [1] and states(status) == ["waiting"] * 3
     assert (status[1].n_deaths, status[1].faults) == (0, ("too many open files",) if is_own else ())
+
+
+def test_a_disk_that_a_trial_finds_full_costs_no_point_a_death_though_the_storage_is_on_it(run, tmp_path):
+    def fills(claim, report):
+        fill(tmp_path / "e")
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    with small_disk(tmp_path / "e", "8m"):
+        error, ran, status, _ = run({1: fills})
+        assert isinstance(error, UserError) and "No space left on device" in str(error) and ran == [1]
+        assert states(status) == ["waiting"] * 3 and (status[1].n_deaths, status[1].faults) == (0, ())
 
 
 @pytest.mark.parametrize("when", ["training", "idle"])
