@@ -73,10 +73,10 @@ def probe(position_loss: Callable[[Array], Array], n_outputs: int) -> Geometry:
     shape = jax.eval_shape(position_loss, jax.ShapeDtypeStruct((n_outputs,), jnp.float32)).shape
     if shape:
         raise ValueError(f"the loss of one position must be one number; it has the shape {shape}")
+    gradient = jax.grad(position_loss)
+    at_points = _hessian_products(gradient, points, directions)
     with jax.ensure_compile_time_eval():
-        gradient = jax.jit(jax.grad(position_loss))
-        at_points = _hessian_products(gradient, points, directions)
-        slope = None if at_points.any() else _slope(gradient, points)
+        slope = None if at_points.any() else _slope(jax.jit(gradient), points)
 
     scale = float(at_points[0, 0, 0] / directions[0, 0])
     if scale > 0 and _matches(at_points, directions, np.full_like(points, scale)):
@@ -104,8 +104,9 @@ def _hessian_products(gradient: Callable[[Array], Array], points: np.ndarray, di
         return result
 
     over_directions = jax.vmap(product, in_axes=(None, 0))
-    at_all = jax.vmap(over_directions, in_axes=(0, None))(jnp.asarray(points), jnp.asarray(directions))
-    return np.asarray(at_all, np.float64)
+    over_points = jax.vmap(over_directions, in_axes=(0, None))
+    compiled = jax.jit(over_points).lower(points, directions).compile()  # even while another function is traced
+    return np.asarray(compiled(points, directions), np.float64)
 
 
 def _matches(
