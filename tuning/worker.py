@@ -135,9 +135,9 @@ class Worker:
         with self._interruption.ends_at_once():
             claim = Claim.take(trial_dir, lease_s=3.0 * self._request.heartbeat_s)
         with claim:
-            if lease.n_deaths + len(lease.faults) > self._request.max_retries:
-                return _given_up(lease, description, claim)
             finished = finished_outcome(description, trial_dir)
+            if finished is None and lease.n_deaths + len(lease.faults) > self._request.max_retries:
+                return _given_up(lease, description, claim)
             outcome = self._run(study, lease, description, claim) if finished is None else finished.to_json()
             claim.check()
         direction = self._sweep.workload.validation_target.direction

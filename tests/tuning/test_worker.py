@@ -18,6 +18,7 @@ from tuning import worker
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted
+from tuning.point_queue import PointQueue
 from tuning.sweep import Request, Sweep
 from tuning.trial import Checkpointing
 from tuning.worker import FaultInTrial, Worker
@@ -211,3 +212,21 @@ def test_a_damaged_outcome_is_refused_by_name(run, tmp_path):
     error, ran, status, _ = run()
     assert isinstance(error, UserError) and "outcome.json' is damaged" in str(error)
     assert ran == [] and states(status) == ["waiting"] * 3
+
+
+def test_an_outcome_on_disk_counts_though_its_worker_died_before_it_was_stored(run, tmp_path, monkeypatch):
+    """Without retries, too: the point must not be stored as crashed."""
+
+    def dies(queue, lease, *_):
+        queue._rows.end(lease.trial_id, queue._study.storage.get_trial(lease.trial_id).state.FAIL)
+        raise Interrupted("TERM")
+
+    outcome = SimpleNamespace(to_json=lambda: {"reason": "time", "steps_to_target": None})
+    with monkeypatch.context() as patched:
+        patched.setattr(PointQueue, "finish", dies)
+        run(max_retries=0)
+    monkeypatch.setattr(
+        worker, "finished_outcome", lambda description, _: description.trial_index == 1 and outcome or None
+    )
+    error, ran, status, _ = run(max_retries=0)
+    assert error is None and ran == [2, 3] and states(status) == ["time", "budget", "budget"]
