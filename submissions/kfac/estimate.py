@@ -157,7 +157,8 @@ def estimate_sums(
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
     captured = capture(traced, params, found, output_factors)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
-    gradients, at_outputs = None, {}
+    gradients: PyTree = None
+    at_outputs: dict[Path, list[Array]] = {}
     if with_gradients or (output_factors and fisher is Fisher.EMPIRICAL):
         gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
     row_key = jax.random.fold_in(key, _ROWS) if rows_per_width and key is not None else None
