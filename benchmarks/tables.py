@@ -96,8 +96,8 @@ def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]
 
 
 _ABOUT_STEPS = [
-    "Each compiled step is timed by itself on one batch, which is used again and again. The mean over a run weights",
-    "them by how often a run of the workload's own length takes each.",
+    "Steps with and without a refresh are timed by themselves, on one batch that is used again and again. The mean",
+    "over a run weights them by how often a run of the workload's own length takes each.",
 ]
 
 
@@ -145,9 +145,9 @@ def _flavours(options: Options) -> str:
     operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
     return "\n".join(
         [
-            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Whole steps: of SGD; of K-FAC between two",
-            "refreshes; with new factors, over all rows as in the paper; and with a refresh, which also inverts them.",
-            "Memory is the compiler's count of arguments, results and temporaries.",
+            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Programs: a step of SGD; a step of K-FAC;",
+            "new factors, over all rows as in the paper; and a refresh, which makes new factors and inverts them. An",
+            "update is a step and new factors. Memory is the compiler's count of arguments, results and temporaries.",
             "",
             steps,
             "",
@@ -168,8 +168,8 @@ def _growth(options: Options) -> str:
     for kind in ("png", "svg"):
         growth.plot(costs, options.out / f"growth.{kind}", f"Steps on {jax.devices()[0].device_kind}")
     parts = [
-        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. Whole steps:",
-        "of SGD; of the submission between two refreshes; with new factors; and with a refresh.",
+        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. Programs: a",
+        "step of SGD; a step of the submission; new factors; and a refresh, which makes new factors and uses them.",
         "",
     ]
     for axis, cost in costs.items():
@@ -205,8 +205,8 @@ def _memory(options: Options) -> str:
     cases = [("ogbg", 512, 1), ("imagenet_vit", 256, 1), ("imagenet_vit", 256, 2), ("imagenet_vit", 256, 4)]
     return "\n".join(
         [
-            "One step that estimates the factors and refreshes what is computed from them: arguments, results and",
-            "temporaries of the compiled program. Compiled for a CPU, this is an estimate of what a GPU needs.",
+            "The greater of a submission's two programs, the step and the refresh: arguments, results and temporaries.",
+            "Compiled for a CPU, this is an estimate of what a GPU needs.",
             "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
             "",
             memory.table(cases, growth.ALGORITHMS),
@@ -221,7 +221,8 @@ def _scaling(options: Options) -> str:
         "least the gradient's. A refresh's work is Σ n³ over the matrices that a device factorises.",
     ]
     for name in options.workloads:
-        batch_size = options.batch_size or load(f"submissions/{options.submissions[0]}").get_batch_size(name)
+        first = load(f"submissions/{options.submissions[0]}")
+        batch_size = options.batch_size or first.training_batch_size(name, registry.load(name))
         counted = scaling.table(name, batch_size, options.submissions, options.seed)
         parts += ["", f"## {name}, {batch_size} examples on each device", "", counted]
     return "\n".join(parts)
