@@ -33,7 +33,7 @@ class FirstOrder(Algorithm):
     Args:
         hyperparameters: the class of its hyperparameters.
         optimizer: (hyperparameters by name (traced numbers), parameters) -> gradient transformation.
-        schedule: (step, schedule length, hyperparameters) -> learning rate.
+        schedule: (step, schedule length, hyperparameters) -> learning rate; see `schedule`.
     """
 
     def __init__(

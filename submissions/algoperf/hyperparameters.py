@@ -1,6 +1,7 @@
 """Hyperparameters: read from a search space's point, validated, and divided into traced numbers and static values."""
 
 import dataclasses
+import enum
 import functools
 import types
 import typing
@@ -75,7 +76,7 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
 def static_and_numbers(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
     """(static values, numbers): numbers are arguments of the compiled step, so that trials share one compilation.
 
-    Floating-point values are numbers; integers, strings and None are static.
+    Floating-point values are numbers; integers, choices and None are static.
     """
     values = dataclasses.asdict(hyperparameters)
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
@@ -93,6 +94,11 @@ def _type_hints(kind: type[Hyperparameters]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        known = [member.value for member in hint]
+        if value not in known and not isinstance(value, hint):
+            raise ValueError(f"hyperparameter {name} is {value!r}; known are {', '.join(map(str, known))}")
+        return hint(value)
     accepted = typing.get_args(hint) or (hint,)
     if value is None and type(None) in accepted:
         return None

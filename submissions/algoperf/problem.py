@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from . import micro_batches, subset
+from . import micro_batches
 from .micro_batches import n_examples
 
 PyTree = Any
@@ -53,10 +53,6 @@ class Problem:
     @property
     def n_examples(self) -> int:
         return n_examples(self.batch)
-
-    def part(self, n_parts: int) -> "Problem":
-        """The problem on about one in `n_parts` of the examples."""
-        return self._on(subset.one_example_in(self.batch, n_parts), self.model_state, self._key)
 
     def summed(
         self, n_micro_batches: int, function: Callable[["Problem", Array | None], tuple[PyTree, PyTree]]

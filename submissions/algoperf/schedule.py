@@ -4,26 +4,25 @@ Both equal the optax schedules that the AlgoPerf reference submissions use, at e
 """
 
 import math
+from typing import Any
 
 
-def cosine(step: int, *, peak: float, length: int, warmup_factor: float) -> float:
-    """Linear warm-up from zero, then a cosine to zero at step `length`."""
-    warmup = int(warmup_factor * length)
+def cosine(step: int, length: int, h: Any) -> float:
+    """Linear warm-up from zero to `h.learning_rate`, then a cosine to zero at step `length`."""
+    warmup = int(h.warmup_factor * length)
     if step < warmup:
-        return peak * step / warmup
+        return float(h.learning_rate * step / warmup)
     progress = min((step - warmup) / max(length - warmup, 1), 1.0)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return float(h.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def polynomial(
-    step: int, *, peak: float, length: int, warmup_factor: float, decay_steps_factor: float, end_factor: float
-) -> float:
-    """Linear warm-up from zero, then linear decay to `end_factor·peak`, then constant.
+def polynomial(step: int, length: int, h: Any) -> float:
+    """Linear warm-up from zero to `h.learning_rate`, then linear decay to `h.end_factor` of it, then constant.
 
-    The decay takes `decay_steps_factor` of the steps that the warm-up leaves.
+    The decay takes `h.decay_steps_factor` of the steps that the warm-up leaves.
     """
-    warmup = int(warmup_factor * length)
+    warmup = int(h.warmup_factor * length)
     if step < warmup:
-        return peak * step / warmup
-    progress = min((step - warmup) / max(int((length - warmup) * decay_steps_factor), 1), 1.0)
-    return peak * (end_factor + (1 - end_factor) * (1 - progress))
+        return float(h.learning_rate * step / warmup)
+    progress = min((step - warmup) / max(int((length - warmup) * h.decay_steps_factor), 1), 1.0)
+    return float(h.learning_rate * (h.end_factor + (1 - h.end_factor) * (1 - progress)))

@@ -10,7 +10,7 @@ On steps without new factors, call `estimate` without layers and `update` with `
 than K-FAC's: with `factors.gradient_covariances`, those of Shampoo, it is SOAP.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +19,21 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .eigenbasis import Bases, identity, refresh, rotate, rotate_back, transfer
-from .groups import Parts, group_by_shape, join, split
-from .intake import (
+from .accumulation import (
     Average,
     Fallbacks,
-    accumulate,
     averaged_values,
     count_false,
-    no_factors,
-    no_fallbacks,
-    usable_gradients,
+    init_factors,
+    init_fallbacks,
 )
+from .eigenbasis import Bases, identity, refresh, rotate, rotate_back, transfer
+from .groups import Parts, group_by_shape, split
 from .layers import Layer
 from .moments import lookahead, mean_squares
 from .routing import routed
 from .schedules import Scalar, schedulable
+from .updating import update_with_curvature
 
 PyTree = Any
 
@@ -83,14 +82,14 @@ def eigenbasis_adam(
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
         learning_rate: multiplies the whole update.
         beta1, beta2, epsilon: NAdamW's; 1e-8 as in Kingma and Ba, 2015.
-        relative_epsilon: added to the root of a layer's second moments, in units of their root mean square: where the
-            gradient is zero but for rounding, as in a factor's null space, Adam would make full steps of the noise.
+        relative_epsilon: added to the root of a layer's second moments, as a multiple of the roots' root mean square.
+            Without it, directions in which the gradient is only rounding error would get full-size Adam steps.
         weight_decay: decoupled, multiplied by the learning rate.
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average; 0.95 as in SOAP.
-        full_refreshes: refreshes after so many updates are a step of power iteration, as in SOAP; None makes
-            eigendecompositions of all.
-        mesh: devices, on one axis, to spread the refreshes over.
+        full_refreshes: number of first updates whose refreshes are eigendecompositions; later refreshes are one step
+            of power iteration, as in SOAP. None: always an eigendecomposition.
+        mesh: one-dimensional, of the devices that share the refreshes.
     """
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
@@ -118,9 +117,6 @@ def _scale_by_eigenbasis(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of `eigenbasis_adam`.
 
-    `update` takes `factors` (layer name -> (A, B) of this batch, or None), `refresh` (static), whether to make new
-    bases, and `is_step` (static), without which nothing changes but the curvature and what is held in its bases.
-
     Sources: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018, for
     K-FAC's eigenbasis; Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly
     changing basis.
@@ -131,38 +127,27 @@ def _scale_by_eigenbasis(
         zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
-            fallbacks=no_fallbacks(),
-            factors=no_factors(groups),
+            fallbacks=init_fallbacks(),
+            factors=init_factors(groups),
             bases={group.name: identity(*group.factor_shapes) for group in groups},
             first_moment=zeros,
             second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
         )
 
-    def update(
-        gradients: PyTree,
-        state: EigenbasisState,
-        params: PyTree | None = None,
-        *,
-        factors: Mapping[str, tuple[Array, Array]] | None = None,
-        refresh: bool = False,
-        is_step: bool = True,
-        **_: Any,
-    ) -> tuple[PyTree, EigenbasisState]:
+    def direction(parts: Parts, state: EigenbasisState, params: PyTree | None) -> tuple[Parts, EigenbasisState]:
         del params
-        if factors:
-            averages, unused = accumulate(state.factors, groups, factors, factor_decay)
-            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
-        if refresh:
-            state = _refresh(state, full_refreshes, mesh)
-        if not is_step:
-            return gradients, state
-        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
-        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         state, ahead, squares = _moments(state, parts, beta1, beta2)
         updates = _adam(ahead, squares, epsilon, relative_epsilon)
         back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
-        return join(gradients, groups, updates._replace(matrices=back)), state
+        return updates._replace(matrices=back), state
 
+    update = update_with_curvature(
+        groups,
+        grad_clip=grad_clip,
+        factor_decay=factor_decay,
+        refresh_state=lambda state: _refresh(state, full_refreshes, mesh),
+        direction=direction,
+    )
     return optax.GradientTransformationExtraArgs(init, update)
 
 

@@ -17,9 +17,9 @@ AxisNames = str | tuple[str, ...]
 
 
 def vary(tree: PyTree) -> PyTree:
-    """The same values, typed as varying over all axes of the `shard_map` around, if any.
+    """Inside `shard_map`, the same values marked as device-varying, so that gradients are not summed over devices.
 
-    An axis index varies, and so does what it is added to.
+    Zero times an axis index is device-varying, and so is what it is added to. Outside `shard_map` nothing changes.
     """
     axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     if not axes:

@@ -89,13 +89,13 @@ def refresh(
 ) -> Refreshed:
     """New bases for every layer, orthogonal to 1e-5.
 
-    A factor that is not finite keeps its basis, and one that is zero, but for the order of its vectors.
+    If a factor is not finite, its basis stays. If it is zero, the basis stays up to the order of its columns.
 
     Args:
         factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`), or diagonals.
         bases: group name -> the bases so far.
         is_full: `[]` bool, whether by eigendecompositions, not a step of power iteration; None is always.
-        mesh: devices, on one axis, to spread the work over.
+        mesh: one-dimensional, of the devices that share the work.
     """
     sides = {
         (name, i): (factors[name][i], basis)

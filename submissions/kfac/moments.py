@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .schedules import Scalar
+
 PyTree = Any
-Scalar = float | Array
 
 
 def lookahead(average: PyTree, gradients: PyTree, beta1: Scalar, count: Array) -> tuple[PyTree, PyTree]:

@@ -16,7 +16,7 @@ The steepest descent on a gradient G under ‖A^½ U‖ ≤ ρ, in the spectral 
 It needs A alone: no second backward pass, no pseudo-targets and no geometry of the loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,24 +25,24 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import Group, Parts, group_by_shape, join, per_layer, split
-from .intake import (
+from .accumulation import (
     Average,
     Fallbacks,
-    accumulate,
     averaged_values,
     count_false,
-    no_average,
-    no_fallbacks,
-    usable_gradients,
+    has_estimates,
+    init_average,
+    init_fallbacks,
 )
+from .groups import Parts, group_by_shape, per_layer, split
 from .layers import Layer, is_diagonal
 from .moments import adam, lookahead
 from .roots import damped_inverse_roots, polar_factor
 from .routing import routed
 from .schedules import Scalar, schedulable
 from .stacks import map_stack
-from .trust_region import at_root_mean_square, at_unit_largest
+from .trust_region import scale_to_rms, scale_to_unit_max
+from .updating import update_with_curvature
 
 PyTree = Any
 
@@ -96,7 +96,7 @@ def kfac_muon(
         grad_clip: largest global norm of the gradient; None for no bound. It matters for the average alone, as the
             update's length is fixed.
         factor_decay: decay of the factors' moving average.
-        mesh: devices, on one axis, to spread the refreshes and the layers of a shape over.
+        mesh: one-dimensional, of the devices that share the refreshes, and the layers of each shape.
     """
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
@@ -121,10 +121,6 @@ def _scale_by_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of `kfac_muon`.
 
-    `update` takes `factors` (layer name -> (A, anything) of this batch, as from `estimate`; None on a step without new
-    ones), `refresh` (static), which makes new roots of the averages, and `is_step` (static), without which nothing but
-    the curvature changes.
-
     Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; "Newton-Muon",
     arXiv 2604.01472, 2026, for Muon preconditioned by the inputs' covariance.
     """
@@ -134,38 +130,28 @@ def _scale_by_muon(
         zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
         return MuonState(
             count=jnp.zeros([], jnp.int32),
-            fallbacks=no_fallbacks(),
-            factors={group.name: no_average(*group.factor_shapes[0]) for group in groups},
+            fallbacks=init_fallbacks(),
+            factors={group.name: init_average(*group.factor_shapes[0]) for group in groups},
             roots={group.name: _identity(group.factor_shapes[0]) for group in groups},
             first_moment=zeros,
             second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
         )
 
-    def update(
-        gradients: PyTree,
-        state: MuonState,
-        params: PyTree | None = None,
-        *,
-        factors: Mapping[str, tuple[Array, Any]] | None = None,
-        refresh: bool = False,
-        is_step: bool = True,
-        **_: Any,
-    ) -> tuple[PyTree, MuonState]:
+    def direction(parts: Parts, state: MuonState, params: PyTree | None) -> tuple[Parts, MuonState]:
         del params
-        if factors:
-            state = _average(state, groups, factors, factor_decay)
-        if refresh:
-            state = _refresh(state, jnp.asarray(damping), mesh)
-        if not is_step:
-            return gradients, state
-        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
-        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
         second, others = adam(state.second_moment, parts.others, ahead.others, beta2, epsilon, state.count)
         steps = {name: map_stack(_steepest, [stack, state.roots[name]], mesh) for name, stack in ahead.matrices.items()}
-        state = state._replace(first_moment=first, second_moment=second)
-        return join(gradients, groups, Parts(steps, others)), state
+        return Parts(steps, others), state._replace(first_moment=first, second_moment=second)
 
+    update = update_with_curvature(
+        groups,
+        grad_clip=grad_clip,
+        factor_decay=factor_decay,
+        refresh_state=lambda state: _refresh(state, jnp.asarray(damping), mesh),
+        direction=direction,
+        select=lambda factors: {name: pair[0] for name, pair in factors.items()},
+    )
     return optax.GradientTransformationExtraArgs(init, update)
 
 
@@ -174,19 +160,11 @@ def _identity(shape: tuple[int, int, int]) -> Array:
     return jnp.broadcast_to(one.astype(jnp.float32), shape)
 
 
-def _average(
-    state: MuonState, groups: Sequence[Group], factors: Mapping[str, tuple[Array, Any]], decay: Scalar
-) -> MuonState:
-    of_inputs = {name: pair[0] for name, pair in factors.items()}
-    averages, unused = accumulate(state.factors, groups, of_inputs, decay)
-    return state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
-
-
 def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
     """New roots for every layer that has a factor; one whose root is not finite keeps what it had."""
     new = damped_inverse_roots(averaged_values(state.factors), damping, mesh)
     is_finite = {name: jnp.isfinite(root).all((1, 2)) for name, root in new.items()}
-    has_factor = {name: average.n_estimates > 0 for name, average in state.factors.items()}
+    has_factor = has_estimates(state.factors)
     roots = {
         name: jnp.where(per_layer(is_finite[name] & has_factor[name]), root, state.roots[name])
         for name, root in new.items()
@@ -197,8 +175,8 @@ def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
 
 def _steepest(gradients: Array, roots: Array) -> Array:
     """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, at the length of all steps; zero for zero."""
-    whitened = _apply(roots, at_unit_largest(gradients))
-    return at_root_mean_square(_apply(roots, polar_factor(whitened)))[0]
+    whitened = _apply(roots, scale_to_unit_max(gradients))
+    return scale_to_rms(_apply(roots, polar_factor(whitened)))[0]
 
 
 def _apply(roots: Array, matrices: Array) -> Array:

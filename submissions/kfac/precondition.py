@@ -52,17 +52,20 @@ def damped_inverses(
     factors: Mapping[str, tuple[Array, Array]],
     damping: Array,
     previous: Mapping[str, Inverses],
-    is_informed: Mapping[str, Array],
+    has_estimates: Mapping[str, Array],
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, Inverses], Array]:
-    """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; and how many informed layers got none `[]`.
+    """Inverses of A + π√λ I and B + √λ/π I for every layer, by Cholesky; and how many are not finite `[]`.
+
+    Layers without estimates do not count.
 
     Args:
         factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`), or diagonals.
         damping: λ `[]`, above zero.
-        previous: group name -> what a layer keeps where an inverse comes out non-finite, or it is not informed.
-        is_informed: group name -> whether a layer's factors hold an estimate `[n_layers]`.
-        mesh: devices, on one axis, to spread the inversions over; None leaves that to the compiler.
+        previous: group name -> the inverses that a layer keeps if it has no estimate yet, or if its new inverses are
+            not finite.
+        has_estimates: group name -> whether a layer's factors hold an estimate `[n_layers]`.
+        mesh: one-dimensional, of the devices that share the inversions; None leaves that to the compiler.
     """
     damped: dict[tuple[str, int], tuple[Array]] = {}
     inverse: dict[tuple[str, int], Array] = {}
@@ -78,13 +81,13 @@ def damped_inverses(
     for name in factors:
         pair = Inverses(inverse[name, 0], inverse[name, 1])
         is_finite = jnp.stack([jnp.isfinite(side).all((1, 2)) for side in pair]).all(0)
-        is_good = per_layer(is_informed[name] & is_finite)
+        is_good = per_layer(has_estimates[name] & is_finite)
         result[name] = Inverses(*(jnp.where(is_good, new, old) for new, old in zip(pair, previous[name], strict=True)))
-        n_failed += (is_informed[name] & ~is_finite).sum(dtype=jnp.int32)
+        n_failed += (has_estimates[name] & ~is_finite).sum(dtype=jnp.int32)
     return result, n_failed
 
 
-def at_unit_mean(factors: Mapping[str, tuple[Array, Array]]) -> dict[str, tuple[Array, Array]]:
+def scale_to_unit_mean_eigenvalue(factors: Mapping[str, tuple[Array, Array]]) -> dict[str, tuple[Array, Array]]:
     """The factors divided by their mean eigenvalues; zeros stay zeros."""
 
     def scaled(factor: Array) -> Array:
@@ -118,7 +121,7 @@ def bounded_or_fallback(
         kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`; None scales each step to one root mean square instead.
     """
     if kl_clip is None:
-        scaled = {n: trust_region.at_root_mean_square(trust_region.at_unit_largest(step)) for n, step in steps.items()}
+        scaled = {n: trust_region.scale_to_rms(trust_region.scale_to_unit_max(step)) for n, step in steps.items()}
         steps = {name: step for name, (step, _) in scaled.items()}
         is_ready = {name: per_layer(has_curvature[name] & has_length) for name, (_, has_length) in scaled.items()}
     else:
@@ -145,7 +148,7 @@ def _inverse(matrix: Array) -> Array:
     return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 
 
-def no_inverses(input_shape: Sequence[int], output_shape: Sequence[int]) -> Inverses:
+def init_inverses(input_shape: Sequence[int], output_shape: Sequence[int]) -> Inverses:
     """Zeros in the factors' shapes, until a first inversion."""
     return Inverses(*(jnp.zeros(shape, jnp.float32) for shape in (input_shape, output_shape)))
 

@@ -81,7 +81,7 @@ def damped_inverse_roots(factors: Mapping[str, Array], damping: Array, mesh: Mes
     Args:
         factors: group name -> A `[n_layers, n, n]`, or diagonals `[n_layers, n, 1]`.
         damping: λ `[]`, above zero.
-        mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
+        mesh: one-dimensional, of the devices that share the work; None leaves that to the compiler.
     """
     roots, damped = {}, {}
     for name, factor in factors.items():

@@ -31,8 +31,8 @@ def routed(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser that `build` makes of those `layers` that are in the tree that it is given.
 
-    Its `update` takes `factors` of any of the layers and hands on those of its own. `refresh` (static) is whether to
-    use the averaged factors anew; by default on updates that are given some.
+    Its `update` takes factors of any layers and uses those of its own. `refresh` (static) is whether to recompute what
+    is made of the averaged factors; by default, whenever `factors` are given.
     """
     if not layers:
         warnings.warn(

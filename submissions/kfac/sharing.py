@@ -36,7 +36,7 @@ class Rows(NamedTuple):
         example_of: `[lead]` int32, the example of each entry; None where entry i is example i.
         is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
         is_real: `[lead]` 1 for a real entry and 0 for padding; None where all are real.
-        is_shared: whether all examples have each entry in common.
+        is_shared: whether every entry is used by all examples, such as a learned position embedding.
     """
 
     n_examples: int
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 
 class LayoutError(ValueError):
-    """A layer's rows are none that the layout describes."""
+    """The layout does not say which example each row of a layer's input belongs to."""
 
 
 class Layout(NamedTuple):
@@ -79,7 +79,7 @@ class Layout(NamedTuple):
             listed = ", ".join("x".join(map(str, key)) for key in sorted(self.by_shape))
             raise LayoutError(
                 f"its input's leading axes are {'x'.join(map(str, shape))}, which are none of the layout's ({listed}); "
-                "say whose example each row is by `row_layout`"
+                "say by `row_layout` which example each row belongs to"
             )
         key = max(known, key=len)
         rows = self.by_shape[key]

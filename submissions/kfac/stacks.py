@@ -20,7 +20,7 @@ def map_by_size(
     Args:
         function: of one or more stacks `[k, n, n]`, to arrays with the same leading axis.
         stacks: key -> its arguments, all `[k, n, n]`; k and n may differ between keys.
-        mesh: devices, on one axis, to spread the work over; None leaves that to the compiler.
+        mesh: one-dimensional, of the devices that share the work; None leaves that to the compiler.
     """
     by_size: dict[int, list[Key]] = {}
     for key, arguments in stacks.items():

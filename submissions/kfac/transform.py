@@ -10,7 +10,7 @@ On steps without new factors, call `estimate` without layers and `update` with `
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,29 +19,29 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from .groups import Parts, group_by_shape, join, split
-from .intake import (
+from .accumulation import (
     Average,
     Fallbacks,
-    accumulate,
     averaged_values,
-    is_informed,
-    no_factors,
-    no_fallbacks,
-    usable_gradients,
+    has_estimates,
+    init_factors,
+    init_fallbacks,
 )
+from .groups import Parts, group_by_shape, split
 from .layers import Layer, at_least_float32
+from .moments import adam
 from .precondition import (
     Inverses,
-    at_unit_mean,
     bounded_or_fallback,
     damped_inverses,
     has_inverse,
-    no_inverses,
+    init_inverses,
     precondition,
+    scale_to_unit_mean_eigenvalue,
 )
 from .routing import routed
 from .schedules import Scalar, schedulable
+from .updating import update_with_curvature
 
 PyTree = Any
 
@@ -130,7 +130,7 @@ def kfac(
             It bounds the Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up
             directions, to at most 1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
         fallback_rate: see `_scale_by_kfac`.
-        mesh: devices, on one axis, to spread the inversions over.
+        mesh: one-dimensional, of the devices that share the inversions.
     """
     is_layerwise, is_coupled = length is Length.LAYERWISE, weight_decay_kind is WeightDecay.COUPLED
 
@@ -187,68 +187,47 @@ def _scale_by_kfac(
     The fallback, for every parameter outside `layers` and for a layer without inverses yet, is the gradient divided by
     the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
     multiplied by the learning rate, so its rate follows the searched one.
-
-    `update` takes `factors` (layer name -> (A, B) of this batch; None on a step without new ones), `refresh` and
-    `is_step` (both static); without `is_step` nothing but the curvature changes.
     """
     groups = group_by_shape(layers)
 
     def init(params: PyTree) -> KFACState:
         return KFACState(
             count=jnp.zeros([], jnp.int32),
-            fallbacks=no_fallbacks(),
-            factors=no_factors(groups),
-            inverses={group.name: no_inverses(*group.factor_shapes) for group in groups},
+            fallbacks=init_fallbacks(),
+            factors=init_factors(groups),
+            inverses={group.name: init_inverses(*group.factor_shapes) for group in groups},
             smoothing=smoothing.init(split(params, groups)),
             second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
         )
 
-    def update(
-        gradients: PyTree,
-        state: KFACState,
-        params: PyTree | None = None,
-        *,
-        factors: Mapping[str, tuple[Array, Array]] | None = None,
-        refresh: bool = False,
-        is_step: bool = True,
-        **_: Any,
-    ) -> tuple[PyTree, KFACState]:
-        if factors:
-            factor_averages, unused = accumulate(state.factors, groups, factors, factor_decay)
-            state = state._replace(factors=factor_averages, fallbacks=state.fallbacks.plus(*unused))
-        if refresh:
-            averages = averaged_values(state.factors)
-            inverses, n_failed = damped_inverses(
-                at_unit_mean(averages) if kl_clip is None else averages,
-                jnp.asarray(damping),
-                state.inverses,
-                is_informed(state.factors),
-                mesh,
-            )
-            state = state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
-        if not is_step:
-            return gradients, state
-        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
+    def refresh_state(state: KFACState) -> KFACState:
+        averages = averaged_values(state.factors)
+        inverses, n_failed = damped_inverses(
+            scale_to_unit_mean_eigenvalue(averages) if kl_clip is None else averages,
+            jnp.asarray(damping),
+            state.inverses,
+            has_estimates(state.factors),
+            mesh,
+        )
+        return state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
+
+    def direction(parts: Parts, state: KFACState, params: PyTree | None) -> tuple[Parts, KFACState]:
         if coupled_decay is not None:
             parts = jax.tree.map(lambda g, p: g + coupled_decay * p, parts, split(params, groups))
         parts, smoothed = smoothing.update(parts, state.smoothing)
-        state = state._replace(fallbacks=state.fallbacks.plus(n_faulty=n_lost), smoothing=smoothed)
-        state, fallback = _fallback(state, parts)
-        updates = jax.tree.map(lambda u: u * fallback_rate, fallback)
+        second, fallback = adam(state.second_moment, parts, parts, _FALLBACK_DECAY, _FALLBACK_EPSILON, state.count)
+        fallback = jax.tree.map(lambda u: u * fallback_rate, fallback)
         steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
         is_ready = {name: has_inverse(inverses) for name, inverses in state.inverses.items()}
         bound = None if kl_clip is None else jnp.asarray(kl_clip)
-        updates = bounded_or_fallback(steps, parts, is_ready, updates, bound)
-        return join(gradients, groups, updates), state
+        updates = bounded_or_fallback(steps, parts, is_ready, fallback, bound)
+        return updates, state._replace(smoothing=smoothed, second_moment=second)
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _fallback(state: KFACState, gradients: Parts) -> tuple[KFACState, Parts]:
-    count = state.count + 1
-    moment = jax.tree.map(
-        lambda g, v: _FALLBACK_DECAY * v + (1 - _FALLBACK_DECAY) * g * g, gradients, state.second_moment
+    update = update_with_curvature(
+        groups,
+        grad_clip=grad_clip,
+        factor_decay=factor_decay,
+        refresh_state=refresh_state,
+        direction=direction,
     )
-    correction = 1 - _FALLBACK_DECAY ** count.astype(jnp.float32)
-    updates = jax.tree.map(lambda g, v: g / (jnp.sqrt(v / correction) + _FALLBACK_EPSILON), gradients, moment)
-    return state._replace(count=count, second_moment=moment), updates
+    return optax.GradientTransformationExtraArgs(init, update)

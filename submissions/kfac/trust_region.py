@@ -9,13 +9,13 @@ from jax import Array
 ROOT_MEAN_SQUARE = 0.2
 
 
-def at_unit_largest(matrices: Array) -> Array:
+def scale_to_unit_max(matrices: Array) -> Array:
     """Matrices `[k, n, m]` with a largest entry of one, whose squares neither overflow nor vanish; zeros stay zeros."""
     largest = jnp.abs(matrices).max((1, 2), keepdims=True)
     return matrices / jnp.where(largest > 0, largest, 1)
 
 
-def at_root_mean_square(directions: Array) -> tuple[Array, Array]:
+def scale_to_rms(directions: Array) -> tuple[Array, Array]:
     """Each direction `[k, n_rows, d_out]` at the length `ROOT_MEAN_SQUARE`, and whether it has a length `[k]`.
 
     A direction without one, which is zero or not finite, becomes zero. No square of an entry may overflow.

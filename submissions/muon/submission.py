@@ -62,11 +62,7 @@ def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
     )
 
 
-def _schedule(step: int, length: int, h: Any) -> float:
-    return schedule.cosine(step, peak=h.learning_rate, length=length, warmup_factor=h.warmup_factor)
-
-
-_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, _schedule))
+_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, schedule.cosine))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

@@ -26,11 +26,7 @@ def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
     return optax.nadamw(h.learning_rate, b1=1 - h.one_minus_beta1, b2=h.beta2, weight_decay=h.weight_decay)
 
 
-def _schedule(step: int, length: int, h: Any) -> float:
-    return schedule.cosine(step, peak=h.learning_rate, length=length, warmup_factor=h.warmup_factor)
-
-
-_submission = Submission(FirstOrder(NAdamWHyperparameters, _optimizer, _schedule))
+_submission = Submission(FirstOrder(NAdamWHyperparameters, _optimizer, schedule.cosine))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

@@ -30,18 +30,7 @@ def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
     )
 
 
-def _schedule(step: int, length: int, h: Any) -> float:
-    return schedule.polynomial(
-        step,
-        peak=h.learning_rate,
-        length=length,
-        warmup_factor=h.warmup_factor,
-        decay_steps_factor=h.decay_steps_factor,
-        end_factor=h.end_factor,
-    )
-
-
-_submission = Submission(FirstOrder(NesterovHyperparameters, _optimizer, _schedule))
+_submission = Submission(FirstOrder(NesterovHyperparameters, _optimizer, schedule.polynomial))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

@@ -1,6 +1,7 @@
 """Schedule-free AdamW with linear warm-up."""
 
 import dataclasses
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -77,14 +78,7 @@ def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
 
 def _schedule(step: int, length: int, h: Any) -> float:
     """Linear warm-up, then constant."""
-    return schedule.polynomial(
-        step,
-        peak=h.learning_rate,
-        length=length,
-        warmup_factor=h.warmup_factor,
-        decay_steps_factor=1.0,
-        end_factor=1.0,
-    )
+    return schedule.polynomial(step, length, types.SimpleNamespace(**vars(h), decay_steps_factor=1.0, end_factor=1.0))
 
 
 _submission = Submission(ScheduleFreeAdamW())

@@ -6,12 +6,10 @@ from typing import Any
 import flax.serialization
 import jax
 import numpy as np
-import optax
 import pytest
 
 import submissions
 from submissions.kfac.routing import states_of
-from submissions.kfac.transform import KFACState
 from tests.submissions.fake_workload import FakeWorkload, Trial, batches
 from tests.submissions.test_contract import point, searched
 from tuning.submission import load
@@ -27,24 +25,6 @@ def state_of(trial: Trial, kind: type) -> Any:
     """The one state of a kind in the optimiser's."""
     (state,) = states_of(trial.optimizer_state[0], kind)
     return jax.tree.map(np.asarray, state)
-
-
-@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce"])
-def test_statistics_of_a_part_leave_the_gradient_whole(name):
-    """The factors are those of every second example; the gradient, here the first momentum, is that of all."""
-    submission, workload = load(Path(submissions.__path__[0]) / name), FakeWorkload()
-    parts, whole = (
-        Trial(submission, workload, point(**searched(submission), statistics_parts=n, dropout_rate=0.0)) for n in (2, 1)
-    )
-    of_half = Trial(submission, workload, point(**searched(submission), dropout_rate=0.0))
-    for trial in (parts, whole):
-        trial.step(1, BATCHES[0])
-    of_half.step(1, {name: value[::2] for name, value in BATCHES[0].items()})
-    momenta = [state_of(trial, optax.TraceState).trace for trial in (parts, whole)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *momenta)
-    parts, whole, of_half = (state_of(trial, KFACState).factors for trial in (parts, whole, of_half))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, of_half)
-    assert not np.allclose(next(iter(parts.values()))[0].value, next(iter(whole.values()))[0].value)
 
 
 @pytest.mark.parametrize("name", WITH_CURVATURE)

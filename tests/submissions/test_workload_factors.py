@@ -16,10 +16,10 @@ from flax import linen as nn
 from submissions.algoperf import hyperparameters as hparams
 from submissions.algoperf.problem import Problem
 from submissions.kfac import Geometry, LossKind, Sharing, find_layers
+from submissions.kfac.accumulation import averaged_values, has_estimates
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.fisher import sample_cotangent
 from submissions.kfac.groups import group_by_shape, unstack
-from submissions.kfac.intake import averaged_values, is_informed
 from submissions.kfac.transform import KFACState
 from tests.submissions.slow_factors import assert_close, slow_factors
 from workloads.spec import ForwardPassMode
@@ -161,7 +161,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
     state = next(node for node in nodes if isinstance(node, KFACState))
     groups = group_by_shape(find_layers(case.params))
     factors = unstack(groups, averaged_values(state.factors))
-    untold = {name for name, is_told in unstack(groups, is_informed(state.factors)).items() if not is_told}
+    untold = {name for name, is_told in unstack(groups, has_estimates(state.factors)).items() if not is_told}
     return {name: pair for name, pair in factors.items() if name not in untold}, untold
 
 

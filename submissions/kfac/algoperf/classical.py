@@ -6,36 +6,36 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
+from ..fisher import Fisher
 from ..layers import Layer
 from ..transform import Length, Momentum, WeightDecay, kfac
 from .curvature import (
     CurvatureHyperparameters,
     FactorOptions,
-    FisherOptions,
     KroneckerAlgorithm,
     factor_decay,
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KFACHyperparameters(FactorOptions, FisherOptions, CurvatureHyperparameters):
-    """See `transform.kfac`."""
+class KFACHyperparameters(FactorOptions, CurvatureHyperparameters):
+    """See `transform.kfac`, and `fisher.Fisher`."""
 
     damping: float
+    fisher: Fisher = Fisher.SAMPLED
     weight_decay: float = 0.1
     schedule_fraction: float = 0.6
-    length: str = "layerwise"
+    length: Length = Length.LAYERWISE
     kl_clip: float = 1.0
     fallback_rate: float = 0.1
-    momentum: str = "nesterov"
-    weight_decay_kind: str = "decoupled"
+    momentum: Momentum = Momentum.NESTEROV
+    weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED
 
     bounds = (
         CurvatureHyperparameters.bounds
         | FactorOptions.bounds
         | {"damping": (1e-30, float("inf")), "kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
     )
-    choices = FisherOptions.choices | {"length": Length, "momentum": Momentum, "weight_decay_kind": WeightDecay}
 
 
 class KFAC(KroneckerAlgorithm):
@@ -51,12 +51,12 @@ class KFAC(KroneckerAlgorithm):
             learning_rate=h.learning_rate,
             damping=h.damping,
             momentum=1 - h.one_minus_beta1,
-            momentum_kind=Momentum(h.momentum),
+            momentum_kind=h.momentum,
             weight_decay=h.weight_decay,
-            weight_decay_kind=WeightDecay(h.weight_decay_kind),
+            weight_decay_kind=h.weight_decay_kind,
             grad_clip=h.grad_clip,
             factor_decay=factor_decay(h),
-            length=Length(h.length),
+            length=h.length,
             kl_clip=h.kl_clip,
             fallback_rate=h.fallback_rate,
             mesh=mesh,

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import enum
 import functools
 import logging
 import typing
@@ -54,14 +53,6 @@ class CurvatureHyperparameters(Hyperparameters):
         "decay_steps_factor": (0, 1),
         "end_factor": (0, 1),
     }
-    # name -> the enum whose values it takes.
-    choices: typing.ClassVar[dict[str, type[enum.Enum]]] = {}
-
-    def __post_init__(self) -> None:
-        for name, kind in self.choices.items():
-            known = [member.value for member in kind]
-            if getattr(self, name) not in known:
-                raise ValueError(f"hyperparameter {name} is {getattr(self, name)!r}; known are {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,33 +63,17 @@ class FactorOptions:
         refresh_share: after step n the next estimate and refresh come 1 + refresh_share·n steps later. Curvature
             changes fast at first and ever more slowly, so this has no upper bound. The factors are averaged over
             `AVERAGED_SHARE` of the steps so far.
-        statistics_parts: the factors are estimated on one in `statistics_parts` of the batch's examples.
         rows_per_width: expand estimates an input factor of width n from about `rows_per_width * n` rows, drawn
             uniformly over the batch; 0 takes all rows.
     """
 
     refresh_share: float = 0.1
-    statistics_parts: int = 1
     rows_per_width: int = 4
 
     bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "refresh_share": (0, AVERAGED_SHARE),
-        "statistics_parts": (1, float("inf")),
         "rows_per_width": (0, float("inf")),
     }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FisherOptions:
-    """Of the algorithms that also need the output factors.
-
-    Attributes:
-        fisher: sampled, exact or empirical.
-    """
-
-    fisher: str = "sampled"
-
-    choices: typing.ClassVar[dict[str, type[enum.Enum]]] = {"fisher": Fisher}
 
 
 class CurvatureAlgorithm(Algorithm):
@@ -133,14 +108,7 @@ class CurvatureAlgorithm(Algorithm):
         return describe(params, find_layers(params))
 
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
-        return schedule.polynomial(
-            global_step,
-            peak=h.learning_rate,
-            length=int(h.schedule_fraction * step_hint),
-            warmup_factor=h.warmup_factor,
-            decay_steps_factor=h.decay_steps_factor,
-            end_factor=h.end_factor,
-        )
+        return schedule.polynomial(global_step, int(h.schedule_fraction * step_hint), h)
 
     def metrics(self, state: PyTree) -> dict[str, Array]:
         """How often a layer's new curvature or gradient was not used, and how often because it was not finite."""
@@ -176,7 +144,10 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
 
 
 def is_due(global_step: int, share: float) -> bool:
-    """Whether something is due that recurs, after step n, 1 + share·n steps later: about log(n) / share times."""
+    """Whether a refresh is due at this step.
+
+    After a refresh at step n the next one is at step n + 1 + ⌊share · n⌋: about log(N) / share of them in N steps.
+    """
     due = 0
     while due < global_step:
         due += 1 + int(share * due)
@@ -215,8 +186,8 @@ def estimate_factors(
     *,
     output_factors: bool = True,
 ) -> Factors:
-    """Layer name -> (A, B), from all of the batch or a part; B is None without output factors."""
-    fisher, geometry = Fisher(h.fisher) if output_factors else Fisher.SAMPLED, None
+    """Layer name -> (A, B) of the batch; B is None without output factors."""
+    fisher, geometry = h.fisher if output_factors else Fisher.SAMPLED, None
     if output_factors:
         outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
         fisher, geometry = _fisher(problem, outputs, fisher)
@@ -235,9 +206,7 @@ def estimate_factors(
             "key": key if index is None else jax.random.fold_in(key, index),
         }
 
-    n_parts = h.statistics_parts
-    part = problem if n_parts == 1 else problem.part(n_parts)
-    batch = _accumulated(part, params, -(-h.micro_batches // n_parts), options)
+    batch = _accumulated(problem, params, h.micro_batches, options)
     for name, reason in batch.uncaptured.items():
         _warn_once(f"layer {name} has no factors: {reason}")
     return batch.factors

@@ -29,8 +29,8 @@ def test_missing_name():
         ("learning_rate", float("nan"), "outside"),
         ("one_minus_beta1", 1.5, r"outside \[1e-06, 1\]"),
         ("dropout_rate", -0.1, "outside"),
-        ("statistics_parts", 2.5, "it takes int"),
-        ("statistics_parts", 0, "outside"),
+        ("rows_per_width", 2.5, "it takes int"),
+        ("rows_per_width", -1, "outside"),
         ("refresh_share", 0.6, "outside"),
         ("fisher", "true", "known are sampled, exact, empirical"),
     ],
@@ -44,7 +44,7 @@ def test_numbers_apart_from_what_compilation_depends_on():
     h = hparams.read(KFACHyperparameters, point(learning_rate=1, damping=0.1, grad_clip=2.0))
     static, numbers = hparams.static_and_numbers(h)
     assert numbers["learning_rate"] == 1.0 and numbers["grad_clip"] == 2.0
-    assert dict(static)["dropout_rate"] is None and dict(static)["statistics_parts"] == 1
+    assert dict(static)["dropout_rate"] is None and dict(static)["rows_per_width"] == 4
     other = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3, grad_clip=1.0))
     assert hparams.static_and_numbers(other)[0] == static
     without = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3))

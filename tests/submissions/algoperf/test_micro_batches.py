@@ -15,6 +15,7 @@ from submissions.algoperf.contract import Submission
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.algoperf.curvature import estimate_factors, plain_batch
+from submissions.kfac.fisher import Fisher
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing
 from submissions.nadamw import submission as nadamw
@@ -67,7 +68,7 @@ def assert_close(got, expected) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("fisher", [Fisher.EXACT, Fisher.EMPIRICAL])
 @pytest.mark.parametrize("sharing", list(Sharing))
 def test_sums_over_parts_are_the_whole_batchs(workload, sharing, fisher, n):
     params, state = workload.init_model_fn(jax.random.PRNGKey(0))

@@ -10,7 +10,7 @@ from submissions.kfac.precondition import (
     damped_inverses,
     damping_ratio,
     has_inverse,
-    no_inverses,
+    init_inverses,
     precondition,
 )
 from submissions.kfac.trust_region import kl_clip
@@ -37,7 +37,7 @@ def test_damped_inverses_equal_float64_inverses():
         for name, (a, b) in sizes.items()
     }
     factors = {name: stacked(*pairs) for name, pairs in layers.items()}
-    before = {name: no_inverses((2, a, a), (2, b, b)) for name, (a, b) in sizes.items()}
+    before = {name: init_inverses((2, a, a), (2, b, b)) for name, (a, b) in sizes.items()}
     informed = dict.fromkeys(sizes, jnp.array([True, True]))
     got, n_failed = damped_inverses(factors, jnp.float32(damping), before, informed)
     assert n_failed == 0
@@ -69,7 +69,8 @@ def test_pi_is_bounded_when_a_factor_is_zero(a, b, pi):
 def test_zero_output_factor_leaves_one_over_damping():
     """With B = 0 and π at its bound, A is negligible beside its damping, and A⁻¹ ⊗ B⁻¹ near 1/λ."""
     factors = {"l": stacked((np.eye(3), np.zeros((2, 2))))}
-    inverses = damped_inverses(factors, jnp.float32(1e-2), {"l": no_inverses((1, 3, 3), (1, 2, 2))}, {"l": YES})[0]["l"]
+    before = {"l": init_inverses((1, 3, 3), (1, 2, 2))}
+    inverses = damped_inverses(factors, jnp.float32(1e-2), before, {"l": YES})[0]["l"]
     np.testing.assert_allclose(np.kron(inverses.inputs[0], inverses.outputs[0]), np.eye(6) * 1e2 * 100 / 101, rtol=1e-4)
 
 
@@ -93,7 +94,7 @@ def test_a_failed_inverse_keeps_both_previous_ones_of_its_layer_alone():
 def test_a_layer_without_an_estimate_gets_no_inverse():
     factors = {"group": stacked(*[(np.eye(2), np.eye(3))] * 2)}
     informed = {"group": jnp.array([True, False])}
-    got, n_failed = damped_inverses(factors, jnp.float32(1.0), {"group": no_inverses((2, 2, 2), (2, 3, 3))}, informed)
+    got, n_failed = damped_inverses(factors, jnp.float32(1.0), {"group": init_inverses((2, 2, 2), (2, 3, 3))}, informed)
     assert has_inverse(got["group"]).tolist() == [True, False] and n_failed == 0
 
 

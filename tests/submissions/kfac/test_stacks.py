@@ -13,7 +13,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
 from submissions.kfac import find_layers, kfac_muon
 from submissions.kfac.eigenbasis import identity, refresh
-from submissions.kfac.precondition import damped_inverses, no_inverses
+from submissions.kfac.precondition import damped_inverses, init_inverses
 from submissions.kfac.stacks import map_by_size
 
 mesh, rng, seen = Mesh(np.array(jax.devices()), ("batch",)), np.random.default_rng(0), []
@@ -47,7 +47,7 @@ def muon(mesh):
     optimizer = kfac_muon(find_layers(params), learning_rate=1.0, mesh=mesh)
     return jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p, factors=pairs, refresh=True)[0])(params)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), muon(None), muon(mesh))
-start = {name: no_inverses(*pair) for name, pair in shapes.items()}
+start = {name: init_inverses(*pair) for name, pair in shapes.items()}
 informed = {name: jnp.ones(len(pair[0]), bool) for name, pair in factors.items()}
 inverted = lambda f, mesh: damped_inverses(f, jnp.float32(0.1), start, informed, mesh)
 one, two = (jax.jit(lambda f, m=m: inverted(f, m))(factors) for m in (None, mesh))

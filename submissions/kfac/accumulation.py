@@ -16,9 +16,9 @@ from jax import Array
 
 from .factors import moving_average
 from .groups import Group, Parts, per_layer
+from .schedules import Scalar
 
 PyTree = Any
-Scalar = float | Array
 
 
 class Average(NamedTuple):
@@ -39,7 +39,8 @@ class Fallbacks(NamedTuple):
     Attributes:
         n_zero: `[]` int32, estimates that were zero: of a dead layer, of layers before a head that is initialised to
             zero, and with reduce always of attention keys.
-        n_faulty: `[]` int32, something of it was not finite or overflowed, or a basis was not orthogonal.
+        n_faulty: `[]` int32, times that a gradient, estimate, inverse, root or basis was not used since it was not
+            finite (or, of a basis, not orthogonal).
     """
 
     n_zero: Array
@@ -50,11 +51,13 @@ class Fallbacks(NamedTuple):
 
 
 def usable_gradients(gradients: Parts, max_norm: Scalar | None = None) -> tuple[Parts, Array]:
-    """Gradients with zeros for a layer, or another leaf, whose sum of squares is not finite; how many `[]` int32.
+    """The gradients, clipped by global norm; zero where a layer's, or another leaf's, sum of squares is not finite.
+
+    Also returns how many were set to zero, `[]` int32.
 
     Args:
-        max_norm: bound on the global norm of those that are kept, as one that is lost would lose them all; None for no
-            bound.
+        max_norm: largest global norm, computed without those set to zero, since one NaN would make the norm NaN; None
+            for no clipping.
     """
     sizes = Parts(
         {name: jnp.square(stack).sum((1, 2), keepdims=True) for name, stack in gradients.matrices.items()},
@@ -76,18 +79,18 @@ def count_false(flags: Iterable[Array]) -> Array:
     return sum(((~flag).sum(dtype=jnp.int32) for flag in flags), jnp.zeros([], jnp.int32))
 
 
-def no_fallbacks() -> Fallbacks:
+def init_fallbacks() -> Fallbacks:
     return Fallbacks(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
 
-def no_average(n_layers: int, n: int, m: int) -> Average:
+def init_average(n_layers: int, n: int, m: int) -> Average:
     return Average(jnp.zeros((n_layers, n, m), jnp.float32), jnp.zeros(n_layers, jnp.int32))
 
 
-def no_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
+def init_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
     """Group name -> averages of A and of B, before a first estimate."""
     shapes = {group.name: group.factor_shapes for group in groups}
-    return {name: (no_average(*inputs), no_average(*outputs)) for name, (inputs, outputs) in shapes.items()}
+    return {name: (init_average(*inputs), init_average(*outputs)) for name, (inputs, outputs) in shapes.items()}
 
 
 def accumulate(
@@ -103,7 +106,7 @@ def accumulate(
     Returns:
         The averages, and in how many layers an estimate was not used.
     """
-    new, fallbacks = {}, no_fallbacks()
+    new, fallbacks = {}, init_fallbacks()
     for group in groups:
         old = jax.tree.leaves(averages[group.name], is_leaf=_is_average)
         treedef: Any = jax.tree.structure(averages[group.name], is_leaf=_is_average)  # JAX has no type for it
@@ -130,7 +133,7 @@ def averaged_values(averages: Mapping[str, PyTree]) -> dict[str, PyTree]:
     return found
 
 
-def is_informed(averages: Mapping[str, PyTree]) -> dict[str, Array]:
+def has_estimates(averages: Mapping[str, PyTree]) -> dict[str, Array]:
     """Group name -> whether each of a layer's averages has an estimate `[n_layers]`."""
     return {
         name: jnp.stack([average.n_estimates > 0 for average in jax.tree.leaves(tree, is_leaf=_is_average)]).all(0)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from submissions.kfac.accumulation import usable_gradients
 from submissions.kfac.groups import group_by_shape, join, split
-from submissions.kfac.intake import usable_gradients
 from submissions.kfac.layers import find_layers
 
 PARAMS = {

@@ -1,0 +1,64 @@
+"""The order of an update, which all optimisers with curvature share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax import Array
+
+from .accumulation import accumulate, usable_gradients
+from .groups import Group, Parts, join, split
+from .schedules import Scalar
+
+PyTree = Any
+Factors = Mapping[str, tuple[Array, Array | None]]  # layer name -> (A, B)
+Direction = Callable[[Parts, Any, PyTree | None], tuple[Parts, Any]]
+
+
+def update_with_curvature(
+    groups: Sequence[Group],
+    *,
+    grad_clip: Scalar | None,
+    factor_decay: Scalar,
+    refresh_state: Callable[[Any], Any],
+    direction: Direction,
+    select: Callable[[Factors], Mapping[str, PyTree]] = dict,
+) -> Callable[..., tuple[PyTree, Any]]:
+    """An optax `update`: average `factors`, refresh the curvature, drop lost gradients, clip, and make a direction.
+
+    The `update` takes, beside optax's arguments,
+
+    - `factors`: those of this batch, or None;
+    - `refresh` (static): whether to recompute what is made of the averaged factors;
+    - `is_step` (static): False changes the curvature alone, and returns the gradients as they are.
+
+    Args:
+        grad_clip: largest global norm of the gradients; None for no bound.
+        factor_decay: decay of the factors' moving average.
+        refresh_state: state -> the state with new curvature. States have `count`, `fallbacks` and `factors`.
+        direction: (gradients, state, params) -> (direction, state); `count` includes this update.
+        select: factors -> layer name -> what is averaged of them.
+    """
+
+    def update(
+        gradients: PyTree,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        factors: Factors | None = None,
+        refresh: bool = False,
+        is_step: bool = True,
+        **_: Any,
+    ) -> tuple[PyTree, Any]:
+        if factors:
+            averages, unused = accumulate(state.factors, groups, select(factors), factor_decay)
+            state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
+        if refresh:
+            state = refresh_state(state)
+        if not is_step:
+            return gradients, state
+        parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
+        state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
+        parts, state = direction(parts, state, params)
+        return join(gradients, groups, parts), state
+
+    return update
