@@ -33,8 +33,8 @@ class Options:
 
     Attributes:
         workloads, submissions: of the table of whole steps. Ratios are to the first submission.
-        batch_size: of that table; None for each submission's own.
-        synthetic: whether that table uses random batches, which need no data set.
+        batch_size: for the tables steps, operations and scaling; None for the first submission's.
+        synthetic: whether the table of whole steps uses random batches, which need no data set.
         batch_sizes: of the table of expand against reduce.
         n_rounds: repetitions, whose median is reported.
         widths: of layers, for the growth of cost.

@@ -17,13 +17,22 @@ _SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce",
 flags.DEFINE_list(
     "tables", ["steps", "flavours", "growth", "orthogonalisation"], f"Tables, of {', '.join(tables.NAMES)}."
 )
-flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Workloads whose whole steps are timed.")
+flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Workloads of the steps, operations and scaling tables.")
 flags.DEFINE_list("submissions", _SUBMISSIONS, "Folders under submissions/; ratios are to the first.")
-flags.DEFINE_integer("batch_size", None, "Batch size of those; by default each submission's own.", lower_bound=1)
-flags.DEFINE_bool("synthetic", False, "Time those on random batches, which need no data set.")
-flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Of the Wide ResNet; the paper has 128,256,512,1024,2048.")
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Batch size for the steps, operations and scaling tables; by default the first submission's.",
+    lower_bound=1,
+)
+flags.DEFINE_bool("synthetic", False, "Time the steps table on random batches, which need no data set.")
+flags.DEFINE_list(
+    "batch_sizes",
+    ["16", "32", "64"],
+    "Batch sizes of the Wide ResNet in the flavours table; the paper uses 128,256,512,1024,2048.",
+)
 flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Widths of layers, to see how cost grows.")
-flags.DEFINE_integer("num_rounds", 7, "Repetitions, of which the median counts.", lower_bound=1)
+flags.DEFINE_integer("num_rounds", 7, "Number of timing rounds; the tables show their median.", lower_bound=1)
 flags.DEFINE_enum("suite", None, ["gpu"], "In place of --tables: the full-size models at full batch, random data.")
 flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1

@@ -24,7 +24,12 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("references", _REFERENCES, "First-order submissions; ratios are to the best of their rows.")
 flags.DEFINE_integer("num_tuning_trials", 20, "Random points of each submission.", lower_bound=1)
-flags.DEFINE_integer("num_confirmed", 3, "Points that run again on one more seed.", lower_bound=1)
+flags.DEFINE_integer(
+    "num_confirmed",
+    3,
+    "Number of best configurations per submission that are run again on a second seed, before one is chosen.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("num_seeds", 10, "Timed repetitions of the best point, each on a seed of its own.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Processes of a search, which share the cores.", lower_bound=1)
 flags.DEFINE_integer("max_global_steps", None, "Stop trials before the workload's budget.", lower_bound=1)

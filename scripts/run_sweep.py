@@ -41,10 +41,16 @@ flags.DEFINE_enum(
     "prune",
     "none",
     [*pruning.Pruning],
-    "Stop a trial when it is past the best one's steps, or behind the median; not for official scores.",
+    "best: stop a trial once it has used as many steps as the best one needed for the target. "
+    "median: stop it if its best metric so far is worse than the finished trials' median at the same evaluation. "
+    "Neither is allowed in official scores.",
 )
 flags.DEFINE_integer("workers", 1, "Worker processes on this machine.", lower_bound=1)
-flags.DEFINE_integer("devices_per_trial", 1, "CUDA devices of each worker; without any, the cores are divided.")
+flags.DEFINE_integer(
+    "devices_per_trial",
+    1,
+    "Number of CUDA devices per worker. On a machine without CUDA devices the workers share the CPU cores.",
+)
 flags.DEFINE_enum("launcher", "processes", ["processes", "slurm"], "Where the workers run: here, or as a Slurm array.")
 flags.DEFINE_multi_string(
     "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."

@@ -22,7 +22,7 @@ flags.DEFINE_enum(
     "matmul_precision",
     str(MatmulPrecision.DEFAULT),
     [str(precision) for precision in MatmulPrecision],
-    "Of float32 matrix products; default is the device's: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
+    "Precision of float32 matrix products. default: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
 )
 flags.DEFINE_boolean("resume", False, "Continue an experiment of this name, from its newest checkpoints.")
 flags.DEFINE_integer(
@@ -35,10 +35,10 @@ flags.DEFINE_string("wandb_project", None, "Show the measurements in this projec
 flags.DEFINE_string(
     "coordinator_address",
     None,
-    "host:port of the first of several processes that train trial_processes; srun and mpirun tell.",
+    "host:port of the first process, if several processes train one trial together; leave it out under srun or mpirun.",
 )
-flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+flags.DEFINE_integer("num_processes", None, "Number of processes that train one trial together.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Index of this process, from 0 to num_processes - 1.", lower_bound=0)
 
 
 def main(values: dict[str, Any]) -> None:

@@ -13,16 +13,22 @@ flags.DEFINE_enum(
     "tuning_ruleset",
     str(TuningRuleset.EXTERNAL),
     [str(ruleset) for ruleset in TuningRuleset],
-    "AlgoPerf's: points of a search space, or the submission's own setting and 1.5 times the budget.",
+    "external: hyperparameters are drawn from a search space. "
+    "self: the submission's own hyperparameters, with 1.5 times the budget.",
 )
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
 flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
-flags.DEFINE_enum("hardware_profile", None, [*budgets.BUDGETS], "Time budget of an official workload, on this machine.")
+flags.DEFINE_enum(
+    "hardware_profile",
+    None,
+    [*budgets.BUDGETS],
+    "Hardware whose official step and time budget replaces the workload's (v100x8: eight V100, a100x4: four A100).",
+)
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
 flags.DEFINE_integer(
     "checkpoint_period_s",
     600,
-    "Wall seconds after which a checkpoint is made between two evaluations, too; 0 for never.",
+    "Also save a checkpoint when this many seconds have passed since the last one; 0: only at evaluations.",
     0,
 )
