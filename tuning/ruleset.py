@@ -18,6 +18,11 @@ class TuningRuleset(StrEnum):
     SELF = "self"  # a study is one trial, whose hyperparameters the submission chooses
 
     @property
+    def folder_name(self) -> str:
+        """AlgoPerf's folder of the submissions under this ruleset."""
+        return f"{self}_tuning"
+
+    @property
     def budget_factor(self) -> float:
         """The factor of the workload's time limit, and in this project of its number of steps, too."""
         return 1.5 if self is TuningRuleset.SELF else 1.0
