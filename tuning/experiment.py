@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, machine
+from tuning import disk, faults
 from tuning.claim import Claim, NoClaim
 from tuning.description import MatmulPrecision, TrialDescription
 from tuning.errors import UserError
@@ -55,6 +55,7 @@ def run_experiment(
     Raises:
         UserError: the request cannot be carried out; the message says what to change. The folder is unchanged, unless
             only the data or the values of the hyperparameters are wrong.
+        MachineFault: no device, or one that does not work.
         Interrupted: a signal ended a trial, which can be resumed.
     """
     processes = processes or Processes()
@@ -67,7 +68,7 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
     request.watching.refuse_missing()
-    machine.refuse_without_devices()
+    faults.probe_devices()
     workload, submission = request.load()
     _, descriptions = request.study(workload, submission, request.rng_seed, matmul_precision=request.matmul_precision)
     if len(descriptions) < request.num_tuning_trials:
