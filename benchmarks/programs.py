@@ -1,6 +1,5 @@
 """Compiled programs of training with curvature, each by itself, and of a step of SGD beside them."""
 
-from collections import namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from submissions.kfac.algoperf import KFAC
 from submissions.kfac.algoperf.curvature import KroneckerAlgorithm
 from submissions.kfac.estimate import estimate
 from submissions.kfac.layers import find_layers
+from tuning.search_space import as_hyperparameters
 
 PyTree = Any
 
@@ -83,7 +83,7 @@ def memory(
 
 def _hyperparameters(algorithm: KroneckerAlgorithm, **more: int) -> Any:
     point = _POINT | _EVERY_ROW | ({"damping": 1e-2} if isinstance(algorithm, KFAC) else {}) | more
-    return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
+    return hyperparameters.read(algorithm.hyperparameters, as_hyperparameters(point))
 
 
 def _start(workload: Any, algorithm: KroneckerAlgorithm, h: Any, seed: int) -> PyTree:

@@ -8,7 +8,7 @@ takes them. So it needs no such run, and holds for a run of any length.
 
 import statistics
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,10 +57,10 @@ class _Stepper:
         self._submission, self._batch = submission, batch
         self._workload = registry.load(workload_name)
         self._keys = Keys(seed, 1)
-        point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]._asdict()
+        point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
         if micro_batches > 1:
             point["micro_batches"] = micro_batches
-        h = self._hyperparameters = namedtuple("Hyperparameters", point)(**point)
+        h = self._hyperparameters = search_space.as_hyperparameters(point)
         self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
         compiles = CompileTimer()
         with compiles:

@@ -6,17 +6,18 @@ There are three forms. The first two may be mixed within one file:
     {"beta1": {"feasible_points": [0.9, 0.95]}}                         drawn at random from the list
     [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]                  full points, taken in order
 
-A point is a namedtuple `Hyperparameters` with its fields in the file's order.
+A point is a dict in the file's order; `as_hyperparameters` makes the namedtuple that a submission receives.
 """
 
 import enum
+import functools
 import json
 import keyword
 import math
 import unicodedata
 import warnings
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ class Sampling(enum.Enum):
     SOBOL = "sobol"
 
 
-def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[Any]:
-    """The first n points of a search space, each a namedtuple of hyperparameters.
+def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[dict[str, Any]]:
+    """The first n points of a search space.
 
     Point i is the same for every n. A list gives its points in order, and at most all of them, as in AlgoPerf.
 
@@ -96,13 +97,19 @@ def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.
     """
     check(space)
     if isinstance(space, list):
-        values = space[:n]
-    else:
-        values = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
-    if not values:
-        return []
-    point_type = namedtuple("Hyperparameters", list(values[0]))  # type: ignore[misc]  # fields known when it runs
-    return [point_type(**point) for point in values]
+        return [{name: point[name] for name in space[0]} for point in space[:n]]
+    return [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
+
+
+def as_hyperparameters(point: Mapping[str, Any]) -> Any:
+    """The point as a namedtuple `Hyperparameters`, as a submission receives it."""
+    return _point_class(tuple(point))(**point)
+
+
+@functools.cache
+def _point_class(names: tuple[str, ...]) -> type:
+    """The class of all points of a space, cached: with another class a submission's steps would compile again."""
+    return namedtuple("Hyperparameters", names)
 
 
 def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.ndarray:
