@@ -14,7 +14,6 @@ import functools
 import json
 import keyword
 import math
-import unicodedata
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from tuning.errors import UserError, one_line
+from tuning.errors import UserError, one_line, short_json
 
-_MAX_DEPTH, _MAX_NAME_LENGTH = 32, 100
+_MAX_DEPTH = 32
 _RANGE_KEYS = {"min", "max", "scaling"}
 _RANGE_CURE = 'write {"min": a, "max": b, "scaling": "log" or "linear"} or {"feasible_points": [...]}'
 
@@ -163,7 +162,7 @@ def _check_choices(name: str, choices: Any) -> None:
 def _check_range(name: str, min: Any, max: Any, scaling: Any) -> None:  # the names are the file's
     for end, value in (("min", min), ("max", max)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
-            raise SearchSpaceError(f"{name!r}: {end!r} is {_short(value)}; give a finite number")
+            raise SearchSpaceError(f"{name!r}: {end!r} is {short_json(value)}; give a finite number")
     if not isinstance(scaling, str) or scaling not in _SCALINGS:
         raise SearchSpaceError(f"{name!r}: 'scaling' is {scaling!r}; give 'log' or 'linear'")
     if min > max:
@@ -182,22 +181,18 @@ def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
 
 def _check_names(mapping: dict) -> None:
     for name in mapping:
-        # Python reads "µ" (micro) as "μ" (mu), so that the submission would use another name than the file.
-        is_normalised = unicodedata.normalize("NFKC", name) == name and len(name) <= _MAX_NAME_LENGTH
-        if not name.isidentifier() or not is_normalised or keyword.iskeyword(name) or name.startswith("_"):
-            cure = "use a Python name without a leading _"
-            if unicodedata.normalize("NFKC", name).isidentifier() and not is_normalised:
-                cure = f"write {_short(unicodedata.normalize('NFKC', name)[:_MAX_NAME_LENGTH])}, as Python reads it"
-            raise SearchSpaceError(f"{_short(name)} cannot name a hyperparameter; {cure}")
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or name.startswith("_"):
+            cure = "use a letter, then letters, digits and _, all of them ASCII, and no Python keyword"
+            raise SearchSpaceError(f"{short_json(name)} cannot name a hyperparameter; {cure}")
 
 
 def _check_value(name: str, value: Any, depth: int = 0) -> None:
     if depth > _MAX_DEPTH:
         raise SearchSpaceError(f"{name!r} has a value that is nested more than {_MAX_DEPTH} deep; flatten it")
     if isinstance(value, (int, float)) and not _is_finite(value):
-        raise SearchSpaceError(f"{name!r} has the value {_short(value)}; give a finite number")
+        raise SearchSpaceError(f"{name!r} has the value {short_json(value)}; give a finite number")
     if isinstance(value, str) and not _is_text(value):
-        raise SearchSpaceError(f"{name!r} has the value {_short(value)}, which is no Unicode text; write another")
+        raise SearchSpaceError(f"{name!r} has the value {short_json(value)}, which is no Unicode text; write another")
     if isinstance(value, dict):
         for key in value:
             _check_value(name, key, depth + 1)
@@ -217,11 +212,6 @@ def _is_finite(value: int | float) -> bool:
 
 def _is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
