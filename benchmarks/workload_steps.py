@@ -72,7 +72,7 @@ class _Stepper:
             for is_due in self._step_of:
                 self.block(is_due, 1)
         in_run, in_beginning = Counter(are_due), Counter(are_due[:BEGINNING_STEPS])
-        timings = {is_due: Timing(submission.name) for is_due in self._step_of}
+        timings = {is_due: Timing() for is_due in self._step_of}
         self.costs = StepCosts(submission.name, compiles.counts.seconds, timings, in_run, in_beginning)
         self._n_calls = {is_due: max(1, round(_ROUND_S / self.block(is_due, 2))) for is_due in self._step_of}
 

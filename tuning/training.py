@@ -292,7 +292,6 @@ class Training:
         return Progress(
             global_step=self.counters.global_step,
             step_budget=self.description.step_budget,
-            submission_seconds=self.clock.seconds,
             metric_name=self.workload.target_metric_name,
             metric=results[-1][1][self.metric_key] if results else None,
             n_evaluations=len(results),
