@@ -76,7 +76,7 @@ def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
             continue
         file = getattr(cause, "filename", None)
         if isinstance(file, str) and not Path(file).absolute().is_relative_to(folder.absolute()):
-            cure = _CURES[number] if number in _OF_THE_PROCESS else f"mend that, and {_RUN_AGAIN}"
+            cure = _CURES[number] if number in _OF_THE_PROCESS else f"fix that, and {_RUN_AGAIN}"
             raise MachineFault(f"cannot use {file!r} ({os.strerror(number)}): {cure}") from error
         raise _refusal(folder, number, os.strerror(number)) from error
 

@@ -60,7 +60,7 @@ def submit(
                     if n_alive == 0 and not sweep.is_done():
                         last_lines = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
                         problem = f"all workers ended before the sweep did, saying {' / '.join(last_lines)!r}"
-                        raise UserError(f"{problem}; mend it and run the command again: what is done is kept")
+                        raise UserError(f"{problem}; fix it and run the command again: what is done is kept")
                     time.sleep(_PERIOD_S)
         except Interrupted as stop:
             raise Stopped(stop.signal_name, status) from None
