@@ -54,7 +54,7 @@ def figures(summary: Summary) -> list[Figure]:
     file_names = escapes.file_names([c.workload for c in summary.comparisons])
     result = []
     for c in summary.comparisons:
-        file, name = file_names[c.workload], escapes.one_line(c.workload)
+        file, name = file_names[c.workload], escapes.printable(c.workload)
         if any(trial.steps.size for line in c.lines for trial in line.best_trials):
             title = f"{name}: {words(c.metric)} on the validation split against steps and seconds"
             alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."

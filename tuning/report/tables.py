@@ -88,11 +88,11 @@ def heading(comparison: Comparison) -> str:
 
 def terminal(comparison: Comparison) -> Table:
     # As Text, since rich reads square brackets in a str as markup.
-    table = Table(title=Text(escapes.one_line(heading(comparison))))
+    table = Table(title=Text(escapes.printable(heading(comparison))))
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in rows(comparison):
-        table.add_row(*(Text(escapes.one_line(cell)) for cell in row))
+        table.add_row(*(Text(escapes.printable(cell)) for cell in row))
     return table
 
 
@@ -113,7 +113,7 @@ def latex(summary: Summary) -> str:
         head = [r"\begin{tabular}{" + "l" * len(COLUMNS) + "}", r"\toprule"]
         names = " & ".join(map(escapes.latex, COLUMNS)) + r" \\"
         tail = [r"\bottomrule", r"\end{tabular}", ""]
-        parts += [f"% {escapes.one_line(heading(comparison))}", *head, names, r"\midrule", *lines, *tail]
+        parts += [f"% {escapes.printable(heading(comparison))}", *head, names, r"\midrule", *lines, *tail]
     return "\n".join([*parts, f"% {FOOTNOTE}", ""])
 
 
