@@ -69,7 +69,7 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
         rows=tables.rows,
         heading=tables.heading,
         show=tables.number,
-        show_spread=tables.spread,
+        show_median=tables.seed_median,
         show_ratio=tables.ratio,
         outcomes=tables.outcomes,
         sort_values=_sort_values,
@@ -92,7 +92,7 @@ def verdict(c: Comparison, rank_by: Cost) -> str:
         return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
     first = hits[0]
     sentence = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
-    sentence += tables.spread(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
+    sentence += tables.seed_median(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
     ratios = c.ratios.get(first.submission, {})
     if first.submission == c.reference or rank_by not in ratios:
         return sentence + ("; it is the reference." if ratios else ".")

@@ -13,7 +13,7 @@ from tuning import scoring
 from tuning.report import protocols, provenance
 from tuning.report.protocols import Cost, Scored
 from tuning.report.reading import STATES, FileProblem, Phase, Records, Trial
-from tuning.scoring import Spread
+from tuning.scoring import SeedMedian
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class SubmissionResult:
     searched: Mapping[str, Any]
     best_trials: tuple[Trial, ...]
     protocol: str
-    costs: Mapping[Cost, Spread]
+    costs: Mapping[Cost, SeedMedian]
     compile_seconds: float | None
-    levels: Mapping[str, Spread]
+    levels: Mapping[str, SeedMedian]
     studies: Mapping[int, Sequence[Trial]]
     algoperf: Mapping[Cost, float | None]
     search_hits: tuple[int, int]
@@ -226,8 +226,8 @@ def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float]:
 def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
     best_trials, protocol = protocols.best_point(trials)
-    costs = {cost: protocols.spread(best_trials, cost) for cost in Cost}
-    at_levels = {level: protocols.spread(best_trials, Cost.STEPS, value) for level, value in levels.items()}
+    costs = {cost: protocols.seed_median(best_trials, cost) for cost in Cost}
+    at_levels = {level: protocols.seed_median(best_trials, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
     metrics = [trial.best for trial in trials if trial.best is not None]
     studies = scored.studies(trials)
@@ -238,9 +238,9 @@ def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, floa
         searched=_searched(search),
         best_trials=tuple(best_trials),
         protocol=protocol,
-        costs={cost: spread for cost, spread in costs.items() if spread is not None},
+        costs={cost: own for cost, own in costs.items() if own is not None},
         compile_seconds=statistics.mean(compiles) if best_trials and len(compiles) == len(best_trials) else None,
-        levels={level: spread for level, spread in at_levels.items() if spread is not None},
+        levels={level: own for level, own in at_levels.items() if own is not None},
         studies=studies,
         algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
         search_hits=protocols.share_of_hits(trials),
@@ -274,21 +274,21 @@ def _ratios(result: SubmissionResult, reference: SubmissionResult) -> dict[str, 
         return {name: Ratio(1.0, None) for name in (*result.costs, *result.levels)}
     ratios: dict[str, Ratio] = {}
     for cost in [cost for cost in result.costs if cost in reference.costs]:
-        spread, base = result.costs[cost], reference.costs[cost]
+        own, base = result.costs[cost], reference.costs[cost]
         values, base_values = (protocols.known_costs(each.best_trials, cost) for each in (result, reference))
         if base.median > 0:
             is_known = not any(map(math.isnan, values + base_values))
             interval = scoring.ratio_interval(values, base_values) if is_known else None
-            ratios[cost] = Ratio(spread.median / base.median, interval, _bound(spread, base))
-    for level, spread in result.levels.items():
+            ratios[cost] = Ratio(own.median / base.median, interval, _bound(own, base))
+    for level, own in result.levels.items():
         if level in reference.levels and (base := reference.levels[level]).median > 0:
-            ratios[level] = Ratio(spread.median / base.median, None, _bound(spread, base))
+            ratios[level] = Ratio(own.median / base.median, None, _bound(own, base))
     return ratios
 
 
-def _bound(spread: Spread, base: Spread) -> str:
+def _bound(own: SeedMedian, base: SeedMedian) -> str:
     bounds = {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}
-    return bounds[spread.is_bound, base.is_bound]
+    return bounds[own.is_bound, base.is_bound]
 
 
 def _warnings(
@@ -303,10 +303,10 @@ def _warnings(
     if reference is None:
         problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
         return [*warnings, f"{problem}: no ratios."]
-    spread = reference.costs[rank_by]
-    if spread.is_bound:
+    own = reference.costs[rank_by]
+    if own.is_bound:
         warnings.append(
-            f"The reference {reference.submission} missed the target on {spread.n_misses} of {spread.n} seeds: its "
+            f"The reference {reference.submission} missed the target on {own.n_misses} of {own.n} seeds: its "
             "medians are lower bounds, the budget, and ratios to them are too high."
         )
     n_most = max(result.n_searched_trials for result in results)

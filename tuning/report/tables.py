@@ -11,7 +11,7 @@ from tuning import records
 from tuning.report import escapes
 from tuning.report.protocols import Cost
 from tuning.report.summary import Comparison, Ratio, SubmissionResult, Summary
-from tuning.scoring import Spread
+from tuning.scoring import SeedMedian
 
 COLUMNS = (
     "submission",
@@ -40,7 +40,7 @@ def _row(comparison: Comparison, result: SubmissionResult) -> list[str]:
     ratios = comparison.ratios.get(result.submission, {})
     cells = [result.submission + (" (reference)" if result.submission == comparison.reference else ""), hits(result)]
     for cost, digits in _DIGITS.items():
-        cells += [spread(result.costs.get(cost), digits), ratio(ratios.get(cost))]
+        cells += [seed_median(result.costs.get(cost), digits), ratio(ratios.get(cost))]
     cells += [number(result.compile_seconds, 1), number(result.test_at_hit, 4), share(result), number(result.best, 4)]
     return [*cells, str(len(result.searched))]
 
@@ -62,7 +62,7 @@ def outcomes(result: SubmissionResult) -> str:
     return f"{len(result.trials)}: " + ", ".join(f"{n} {state}" for state, n in result.counts.items())
 
 
-def spread(value: Spread | None, digits: int) -> str:
+def seed_median(value: SeedMedian | None, digits: int) -> str:
     """The median, with '≥' if it depends on a miss, which counts as the budget, and 'miss' if all trials missed."""
     if value is None:
         return "–"

@@ -151,7 +151,7 @@ def test_easier_targets(tmp_path):
     write_trial(tmp_path / "y/digits_jax/trial_1", [0.1, 0.1, 0.79, 0.9], point={}, outcome={"submission": "sgd"})
     (comparison,) = summary_of(tmp_path).comparisons
     assert dict(comparison.levels) == {"target": 0.8, "98 %": pytest.approx(0.784), "95 %": pytest.approx(0.76)}
-    assert [spread.median for spread in comparison.result("kfac").levels.values()] == [30, 20, 10]
+    assert [steps.median for steps in comparison.result("kfac").levels.values()] == [30, 20, 10]
     ratios = comparison.ratios["kfac"]
     assert [ratios[level].value for level in comparison.levels] == [30 / 40, 20 / 30, 10 / 30]
 
