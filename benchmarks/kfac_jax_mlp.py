@@ -6,7 +6,6 @@ installed JAX.
 
 import importlib.metadata
 import importlib.util
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from submissions.kfac.estimate import estimate
 from submissions.kfac.fisher import Fisher, Geometry, LossKind
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing, batch_layout
+from tuning.search_space import as_hyperparameters
 
 PERIOD = 5  # of both libraries' factors and inverses
 _N_INPUTS, _N_CLASSES, _DEPTH = 784, 10, 3
@@ -136,7 +136,7 @@ def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
         "refresh_share": (1 - _DECAY) * AVERAGED_SHARE,  # for the same decay
         "rows_per_width": 0,
     }
-    h = namedtuple("Point", point)(**point)
+    h = as_hyperparameters(point)
 
     carry = [submission.init_optimizer_state(workload, params, None, h, key), params, 0]
 

@@ -45,11 +45,12 @@ def lowered_programs(
 ) -> tuple[Any, dict[str, int], dict[str, Any]]:
     """(parameters, "step" or "refresh" -> how often a run of the workload's length runs it, and before compilation)."""
     workload, key = registry.load(workload_name), jax.random.PRNGKey(seed)
-    point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
+    (point,) = search_space.points(search_space.read(submission.search_space_file), 1, seed)
+    h = search_space.as_hyperparameters(point)
     batch = next(workload.synthetic_queue(key, batch_size))
     params, model_state = workload.init_model_fn(key)
-    state, programs = submission.init_optimizer_state(workload, params, model_state, point, key)
-    n_refreshes = sum(programs.are_refreshes_due(point, workload.step_hint))
+    state, programs = submission.init_optimizer_state(workload, params, model_state, h, key)
+    n_refreshes = sum(programs.are_refreshes_due(h, workload.step_hint))
     n_runs = {"step": workload.step_hint} | ({"refresh": n_refreshes} if n_refreshes else {})
-    lowered = {kind: programs.lower(kind, point, state, params, model_state, batch, key) for kind in n_runs}
+    lowered = {kind: programs.lower(kind, h, state, params, model_state, batch, key) for kind in n_runs}
     return params, n_runs, lowered

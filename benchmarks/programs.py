@@ -1,6 +1,5 @@
 """Compiled programs of training with curvature, each by itself, and of a step of SGD beside them."""
 
-from collections import namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from submissions.kfac.algoperf import KFAC
 from submissions.kfac.algoperf.curvature import KroneckerAlgorithm
 from submissions.kfac.estimate import estimate
 from submissions.kfac.layers import find_layers
+from tuning.search_space import as_hyperparameters
 
 PyTree = Any
 
@@ -43,24 +43,20 @@ class Program:
     """
 
     def __init__(self, step: Callable[[PyTree, PyTree], PyTree], state: PyTree, batch: PyTree):
-        self._compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        self.compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         self._state, self._batch = state, batch
 
     def __call__(self) -> PyTree:
-        self._state = self._compiled(self._state, self._batch)
+        self._state = self.compiled(self._state, self._batch)
         return self._state
 
     @property
     def bytes(self) -> int:
         """Device memory of arguments, results and temporaries, as the compiler counts it."""
-        m = self._compiled.memory_analysis()
+        m = self.compiled.memory_analysis()
         if m is None:
             raise NotImplementedError(f"the compiler for {jax.default_backend()} counts no memory: use a CPU")
         return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
-
-    @property
-    def flops(self) -> float:
-        return work(self._compiled)["flops"]
 
 
 def programs(workload: Any, algorithm: KroneckerAlgorithm, batch: Mapping[str, Any], seed: int) -> dict[str, Program]:
@@ -83,7 +79,7 @@ def memory(
 
 def _hyperparameters(algorithm: KroneckerAlgorithm, **more: int) -> Any:
     point = _POINT | _EVERY_ROW | ({"damping": 1e-2} if isinstance(algorithm, KFAC) else {}) | more
-    return hyperparameters.read(algorithm.hyperparameters, namedtuple("Point", point)(**point))
+    return hyperparameters.read(algorithm.hyperparameters, as_hyperparameters(point))
 
 
 def _start(workload: Any, algorithm: KroneckerAlgorithm, h: Any, seed: int) -> PyTree:

@@ -9,7 +9,6 @@ import jax
 from benchmarks import (
     flavours,
     growth,
-    input_pipelines,
     kfac_jax_mlp,
     memory,
     operations,
@@ -228,12 +227,6 @@ def _scaling(options: Options) -> str:
     return "\n".join(parts)
 
 
-def _inputs(options: Options) -> str:
-    graphs = input_pipelines.graphs_table(50_000, n_rounds=options.n_rounds, seed=options.seed)
-    images = input_pipelines.images_table(n_rounds=options.n_rounds, seed=options.seed)
-    return "\n".join([graphs, "", images])
-
-
 _TABLES = {
     "steps": ("Seconds of an update step", _steps),
     "operations": ("Counted work of a training step", _operations),
@@ -242,7 +235,6 @@ _TABLES = {
     "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),
     "memory": ("Memory of a step", _memory),
     "scaling": ("Weak scaling", _scaling),
-    "inputs": ("Input pipelines", _inputs),
     "kfac_jax": ("Beside kfac-jax", _kfac_jax),
 }
 NAMES = tuple(_TABLES)

@@ -24,7 +24,6 @@ class Deadline:
 class Timing:
     """Seconds per call, one value per round."""
 
-    name: str
     rounds: list[float] = field(default_factory=list)
 
     @property
@@ -44,7 +43,7 @@ def in_turn(
     for name, function in functions.items():
         jax.block_until_ready(function())
         calls[name] = max(1, round(min_round_s / _seconds(function, 1)))
-    timings = {name: Timing(name) for name in functions}
+    timings = {name: Timing() for name in functions}
     for _ in range(n_rounds):
         for name, function in functions.items():
             timings[name].rounds.append(_seconds(function, calls[name]))

@@ -8,7 +8,7 @@ takes them. So it needs no such run, and holds for a run of any length.
 
 import statistics
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,10 +57,10 @@ class _Stepper:
         self._submission, self._batch = submission, batch
         self._workload = registry.load(workload_name)
         self._keys = Keys(seed, 1)
-        point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]._asdict()
+        point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
         if micro_batches > 1:
             point["micro_batches"] = micro_batches
-        h = self._hyperparameters = namedtuple("Hyperparameters", point)(**point)
+        h = self._hyperparameters = search_space.as_hyperparameters(point)
         self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
         compiles = CompileTimer()
         with compiles:
@@ -72,7 +72,7 @@ class _Stepper:
             for is_due in self._step_of:
                 self.block(is_due, 1)
         in_run, in_beginning = Counter(are_due), Counter(are_due[:BEGINNING_STEPS])
-        timings = {is_due: Timing(submission.name) for is_due in self._step_of}
+        timings = {is_due: Timing() for is_due in self._step_of}
         self.costs = StepCosts(submission.name, compiles.counts.seconds, timings, in_run, in_beginning)
         self._n_calls = {is_due: max(1, round(_ROUND_S / self.block(is_due, 2))) for is_due in self._step_of}
 

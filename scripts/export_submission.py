@@ -10,9 +10,12 @@ import command
 from absl import flags
 
 from tuning import export
+from tuning.ruleset import TuningRuleset
+
+_RULESETS = {ruleset.folder_name: ruleset for ruleset in TuningRuleset}
 
 flags.DEFINE_string("submission", None, "A name under submissions/, or a folder with submission.py.", required=True)
-flags.DEFINE_enum("ruleset", None, [str(ruleset) for ruleset in export.Ruleset], "Tuning ruleset.", required=True)
+flags.DEFINE_enum("ruleset", None, list(_RULESETS), "Tuning ruleset.", required=True)
 flags.DEFINE_string("out", None, "Folder that RULESET/NAME is written to.", required=True)
 flags.DEFINE_string("submission_name", "", "Its name on the leaderboard; the folder's if empty.")
 flags.DEFINE_string("authors", "The algoperf-kfac authors", "Names, separated by commas.")
@@ -25,7 +28,7 @@ def main(values: dict[str, Any]) -> None:
     beside = Path(__file__).resolve().parents[1] / "submissions" / name
     info = export.Info(*(values[field] for field in ("submission_name", "authors", "affiliations", "version")))
     path = beside if beside.is_dir() else Path(name)
-    print(f"written to {export.export(path, export.Ruleset(values['ruleset']), values['out'], info)}")
+    print(f"written to {export.export(path, _RULESETS[values['ruleset']], values['out'], info)}")
 
 
 command.run(__name__, main)

@@ -13,7 +13,6 @@ from tuning.errors import UserError
 from tuning.report import archive, files
 
 flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", required=True)
-flags.DEFINE_string("workload", None, "Pack the trials of this workload only.")
 
 
 def main(values: dict[str, Any], folders: list[str]) -> None:
@@ -22,7 +21,7 @@ def main(values: dict[str, Any], folders: list[str]) -> None:
         raise UserError("name the folders to pack: scripts/pack_trials.py EXPERIMENT_DIR … --out=trials.tar.xz")
     if not out.name.endswith(files.ARCHIVE_ENDING):
         raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
-    n = archive.pack([Path(folder).expanduser() for folder in folders], out, values["workload"])
+    n = archive.pack([Path(folder).expanduser() for folder in folders], out)
     print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
 
 

@@ -35,7 +35,7 @@ def test_schedule(name):
     own = submission.load(f"submissions/{kind}")
     point = search_space.points(search_space.read(PRESETS / f"{name}.json"), 1, seed=0)[0]
     algorithm = own.update_params.__self__._algorithm
-    h = hyperparameters.read(algorithm.hyperparameters, point)
+    h = hyperparameters.read(algorithm.hyperparameters, search_space.as_hyperparameters(point))
     hint = registry.load(workload_name).step_hint
     warmup, length, last = SCHEDULES[name]
     rate = {step: algorithm.learning_rate(step, hint, h) for step in (0, 1, warmup, length - 1, length, 2 * length)}
@@ -51,4 +51,5 @@ def test_kfac_presets_search_learning_rate_and_damping_alone():
         searched = {key for key, choices in space.items() if "min" in choices}
         assert searched == ({"learning_rate", "damping"} if "kfac" in name else set())
         if "kfac" in name:
-            hyperparameters.read(KFACHyperparameters, search_space.points(space, 1, seed=0)[0])
+            (point,) = search_space.points(space, 1, seed=0)
+            hyperparameters.read(KFACHyperparameters, search_space.as_hyperparameters(point))

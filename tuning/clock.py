@@ -125,7 +125,10 @@ class CompileTimer:
         self._starts[thread].append(start)
 
     def end(self, event: str, duration_s: float) -> None:
-        """The part that began last in this thread has ended. Old versions of JAX report only the end."""
+        """The part that began last in this thread has ended.
+
+        If it began before this timer was entered, only its end is seen. Its start is then taken from the duration.
+        """
         end, starts = self._now(), self._starts[threading.get_ident()]
         start = starts.pop() if starts else max(self._entered_at, end - duration_s)
         self._compiling.append((start, end))

@@ -4,17 +4,15 @@ The trial's checkpoints, outcome.json and flags_N.json all hold it, so that a la
 belong to the trial that it was asked for. Each field states what happens when a resumed trial's value differs.
 """
 
-import functools
 import json
 import logging
 import math
-from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from tuning import disk, submission_version
+from tuning import disk, search_space, submission_version
 from tuning.errors import UserError, setup_phase, short_json
 from tuning.ruleset import TuningRuleset
 from tuning.submission import Submission
@@ -71,7 +69,7 @@ class TrialDescription:
         """The hyperparameters as the namedtuple that the submission receives; None under the self-tuning ruleset."""
         if self.tuning_ruleset == TuningRuleset.SELF:
             return None
-        return _point_class(tuple(self.hyperparameters))(**self.hyperparameters)
+        return search_space.as_hyperparameters(self.hyperparameters)
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}
@@ -115,7 +113,7 @@ def describe(
     workload_name: str,
     workload: Any,
     submission: Submission,
-    point: Any,
+    point: Mapping[str, Any],
     *,
     rng_seed: int,
     trial_index: int,
@@ -128,7 +126,7 @@ def describe(
     """The description of a trial of `submission` at `point`.
 
     Args:
-        point: a namedtuple of the search space; an empty one is a trial under the self-tuning ruleset.
+        point: of the search space; an empty one is a trial under the self-tuning ruleset.
         max_global_steps: lowers the budget, which is the ruleset's factor times `workload.step_hint` steps.
         stop_at_target: False trains to the end of the budget after the target is reached.
 
@@ -150,7 +148,7 @@ def describe(
         submission_path=str(submission.file),
         submission_version=version,
         tuning_ruleset=str(ruleset),
-        hyperparameters=point._asdict(),
+        hyperparameters=dict(point),
         rng_seed=rng_seed,
         trial_index=trial_index,
         batch_size=batch_size,
@@ -168,9 +166,3 @@ def describe(
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@functools.cache
-def _point_class(names: tuple[str, ...]) -> type:
-    """The class of all points of a space, cached: with another class a submission's steps would compile again."""
-    return namedtuple("Hyperparameters", names)

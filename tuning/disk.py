@@ -23,10 +23,10 @@ _CURES = {
     errno.ENOMEM: f"free some memory, and {_RUN_AGAIN}",
 }
 _DEFAULT_CURE = f"free some space or choose another --experiment_dir, and {_RUN_AGAIN}"
-# Faults of the machine, not of the data to be written.
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another process may have what this one lacks
-_OF_THE_MACHINE = _OF_THE_DISK | _OF_THE_PROCESS | {errno.EACCES, errno.EPERM}
+# Faults of the machine, not of the data to be written.
+OF_THE_MACHINE = FULL | {errno.EIO, errno.ESTALE} | _OF_THE_PROCESS | {errno.EACCES, errno.EPERM}
 
 
 def expanded(path: str, flag: str) -> Path:
@@ -71,12 +71,12 @@ def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
         UserError: it is.
     """
     for cause in causes(error):
-        number = system_error(cause, _OF_THE_MACHINE)
+        number = system_error(cause, OF_THE_MACHINE)
         if number is None:
             continue
         file = getattr(cause, "filename", None)
         if isinstance(file, str) and not Path(file).absolute().is_relative_to(folder.absolute()):
-            cure = _CURES[number] if number in _OF_THE_PROCESS else f"mend that, and {_RUN_AGAIN}"
+            cure = _CURES[number] if number in _OF_THE_PROCESS else f"fix that, and {_RUN_AGAIN}"
             raise MachineFault(f"cannot use {file!r} ({os.strerror(number)}): {cure}") from error
         raise _refusal(folder, number, os.strerror(number)) from error
 

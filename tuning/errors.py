@@ -32,7 +32,7 @@ def one_line(error: BaseException) -> str:
 
 def short_json(value: object, max_length: int = 80) -> str:
     """The value as JSON for a message, cut to fewer than `max_length` characters."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=repr)
     return text if len(text) < max_length else f"{text[: max_length - 3]}…"
 
 

@@ -60,7 +60,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One configuration to time: a point of a submission. Its trials go to `folder/study_N/…`."""
 
     submission: str
@@ -83,20 +83,20 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
     Raises:
         UserError: a submission has no ended trial, or the target's file cannot be used.
     """
-    contenders = references(protocol)
+    candidates = references(protocol)
     for path in protocol.submissions:
         run(_sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points))
         _confirm(protocol, path, run)
-        contenders.append(Contender(path, protocol.submission_folder(path) / Phase.REPEAT, _best(protocol, path)))
-        log(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(contenders[-1].point)}")
+        candidates.append(Candidate(path, protocol.submission_folder(path) / Phase.REPEAT, _best(protocol, path)))
+        log(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(candidates[-1].point)}")
     for study in range(1, protocol.n_seeds + 1):
-        # All contenders take turns, so that a drift of the machine's speed affects all alike.
-        for contender in contenders:
-            _repeat(protocol, contender, study, run)
+        # All candidates take turns, so that a drift of the machine's speed affects all alike.
+        for candidate in candidates:
+            _repeat(protocol, candidate, study, run)
         log(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
 
 
-def references(protocol: Protocol) -> list[Contender]:
+def references(protocol: Protocol) -> list[Candidate]:
     """The configurations in the target's file: the target's own, and the best of every other first-order search."""
     if protocol.targets is None:
         return []
@@ -108,7 +108,7 @@ def references(protocol: Protocol) -> list[Contender]:
         problem = f"cannot take the references' configurations from {file} ({error})"
         raise UserError(f"{problem}; run scripts/set_target.py, or give --targets= for none") from error
     return [
-        Contender(
+        Candidate(
             submission_path(name),
             protocol.folder / protocol.workload / f"{name}_for_target" / Phase.REFERENCE,
             point,
@@ -170,14 +170,14 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
     ]
 
 
-def _repeat(protocol: Protocol, contender: Contender, study: int, run: Run) -> None:
+def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> None:
     name, seed = f"study_{study}", protocol.seed + 1 + study
-    outcome = contender.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
-    if _is_done(outcome, contender.point):
+    outcome = candidate.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
+    if _is_done(outcome, candidate.point):
         return
-    file = contender.folder.parent / "repeated_point.json"
-    _write_points(file, [contender.point])
-    command = _command(protocol, "run_trial.py", contender.submission, contender.folder, name, seed)
+    file = candidate.folder.parent / "repeated_point.json"
+    _write_points(file, [candidate.point])
+    command = _command(protocol, "run_trial.py", candidate.submission, candidate.folder, name, seed)
     # Without the compilation cache, so that AlgoPerf's clock counts the compilation of a first run.
     run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
 

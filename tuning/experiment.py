@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, machine
+from tuning import disk, faults
 from tuning.claim import Claim, NoClaim
 from tuning.description import MatmulPrecision, TrialDescription
 from tuning.errors import UserError
 from tuning.interruption import Interruption
+from tuning.monitoring import Monitoring, steps
 from tuning.outcome import Outcome
 from tuning.processes import Processes
 from tuning.progress import ProgressLine
 from tuning.submission import Submission
 from tuning.trial import finished_outcome, run_trial
 from tuning.trials_request import TrialsRequest
-from tuning.watching import Watching, steps
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Request(TrialsRequest):
     wandb_project: str | None = None  # of Weights & Biases
 
     @property
-    def watching(self) -> Watching:
+    def monitoring(self) -> Monitoring:
         """May raise UserError."""
-        return Watching(steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
+        return Monitoring(steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
 
     @property
     def folder(self) -> Path:
@@ -55,6 +55,7 @@ def run_experiment(
     Raises:
         UserError: the request cannot be carried out; the message says what to change. The folder is unchanged, unless
             only the data or the values of the hyperparameters are wrong.
+        MachineFault: no device, or one that does not work.
         Interrupted: a signal ended a trial, which can be resumed.
     """
     processes = processes or Processes()
@@ -66,8 +67,8 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
     if request.overwrite and request.resume:
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
-    request.watching.refuse_missing()
-    machine.refuse_without_devices()
+    request.monitoring.refuse_missing()
+    faults.probe_devices()
     workload, submission = request.load()
     _, descriptions = request.study(workload, submission, request.rng_seed, matmul_precision=request.matmul_precision)
     if len(descriptions) < request.num_tuning_trials:
@@ -112,7 +113,7 @@ def _outcome(
                 resume=request.resume,
                 interruption=interruption,
                 processes=processes,
-                watching=request.watching,
+                monitoring=request.monitoring,
             )
 
 

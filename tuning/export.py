@@ -10,22 +10,15 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from tuning import submission
+from tuning import submission, submission_version
 from tuning.errors import UserError
+from tuning.ruleset import TuningRuleset
 
 _NAME = re.compile(r"[a-z0-9_]+")
 # The oldest versions that the tests run on, which the official harness pins.
 _REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
-
-
-class Ruleset(StrEnum):
-    """AlgoPerf's tuning rulesets, by the names of their folders."""
-
-    EXTERNAL = "external_tuning"
-    SELF = "self_tuning"
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Info:
     version: str = "1.0"
 
 
-def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> Path:
+def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Info) -> Path:
     """Writes `out/RULESET/NAME` and returns it.
 
     Args:
@@ -51,7 +44,7 @@ def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> P
     exported = submission.load(path)
     folder = exported.file.parent
     _check(exported, ruleset)
-    target = Path(out) / ruleset / folder.name
+    target = Path(out) / ruleset.folder_name / folder.name
     if target.exists():
         raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
     files = needed_files(exported.file)
@@ -64,32 +57,28 @@ def export(path: str | Path, ruleset: Ruleset, out: str | Path, info: Info) -> P
     for relative, text in contents.items():
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         (target / relative).write_text(text, encoding="utf-8")
-    if ruleset is Ruleset.EXTERNAL:
+    if ruleset is TuningRuleset.EXTERNAL:
         shutil.copyfile(exported.search_space_file, target / "tuning_search_space.json")
     return target
 
 
 def needed_files(file: Path) -> list[Path]:
-    """The file and all files of its package that it imports, with the `__init__.py` of every folder on the way."""
-    package = file.parent.parent
-    needed, pending = set(), [file]
-    while pending:
-        source = pending.pop()
-        if source in needed:
-            continue
-        needed.add(source)
-        pending += [init for folder in _folders(source, package) if (init := folder / "__init__.py").exists()]
-        pending += [module for node in _relative_imports(source) for module in _modules(source, node, package)]
-    return sorted(needed - {package / "__init__.py"})
+    """The files of the submission's folder and all that they import, without the `__init__.py` above the folder."""
+    package = file.parents[1]
+    files = submission_version.sources(file) - {folder / "__init__.py" for folder in file.parents[1:]}
+    if outside := sorted(path for path in files if not path.is_relative_to(package)):
+        problem = f"the submission imports {str(outside[0])!r} from outside {str(package)!r}"
+        raise UserError(f"{problem}; move that code beside the submission")
+    return sorted(files)
 
 
-def _check(exported: submission.Submission, ruleset: Ruleset) -> None:
+def _check(exported: submission.Submission, ruleset: TuningRuleset) -> None:
     file, name = exported.file, exported.file.parent.name
     if file.name != "submission.py" or not _NAME.fullmatch(name):
         raise UserError(f"{str(file)!r} must be submission.py in a folder of lower-case letters, digits and '_'")
-    if ruleset is Ruleset.EXTERNAL and not exported.search_space_file.exists():
+    if ruleset is TuningRuleset.EXTERNAL and not exported.search_space_file.exists():
         raise UserError(f"{str(file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it")
-    if ruleset is Ruleset.SELF and _assigned(file, "SELF_TUNING") is None:
+    if ruleset is TuningRuleset.SELF and _assigned(file, "SELF_TUNING") is None:
         raise UserError(f"submission {name!r} has no SELF_TUNING setting; add one, or give --ruleset=external_tuning")
 
 
@@ -101,26 +90,9 @@ def _assigned(file: Path, name: str) -> ast.expr | None:
     return None
 
 
-def _folders(file: Path, package: Path) -> list[Path]:
-    return [folder for folder in file.parents if package in folder.parents]
-
-
 def _relative_imports(file: Path) -> list[ast.ImportFrom]:
     nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     return [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
-
-
-def _modules(file: Path, node: ast.ImportFrom, package: Path) -> list[Path]:
-    """The files that one relative import reads: a module, or a package and its imported submodules."""
-    base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-    if base != package and package not in base.parents:
-        raise UserError(f"{str(file)!r} imports from outside {str(package)!r}; move that code beside the submission")
-    if base.with_suffix(".py").is_file():
-        return [base.with_suffix(".py")]
-    names = [base / f"{alias.name}.py" for alias in node.names] + [
-        base / alias.name / "__init__.py" for alias in node.names
-    ]
-    return [path for path in [base / "__init__.py", *names] if path.is_file() and path != package / "__init__.py"]
 
 
 def _exported_path(file: Path, folder: Path) -> Path:
@@ -163,16 +135,16 @@ def _requirements(files: list[Path], main: Path) -> list[str]:
     return [needed[name] for name in needed if name in others]
 
 
-def _yaml(file: Path, ruleset: Ruleset, info: Info) -> str:
+def _yaml(file: Path, ruleset: TuningRuleset, info: Info) -> str:
     """The values are JSON strings, which YAML reads alike."""
     description = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     values = {
         "submission_name": info.submission_name or file.parent.name,
-        "submission_folder": f"submissions/{ruleset}/{file.parent.name}",
+        "submission_folder": f"submissions/{ruleset.folder_name}/{file.parent.name}",
         "authors": info.authors,
         "affiliations": info.affiliations,
         "version": info.version,
-        "ruleset": "external" if ruleset is Ruleset.EXTERNAL else "self-tuning",
+        "ruleset": "external" if ruleset is TuningRuleset.EXTERNAL else "self-tuning",
         "framework": "JAX",
         "description": description.split("\n")[0],
     }

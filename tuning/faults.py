@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tuning import disk
 from tuning.errors import MachineFault, causes, one_line, system_error
 
 _ANSWER_S = 120.0  # a device that needs longer for a small sum counts as hanging
@@ -26,11 +27,6 @@ _OF_THE_PROGRAM = {
     errno.ENAMETOOLONG, errno.ELOOP, errno.ESPIPE, errno.E2BIG, errno.ENOEXEC, errno.ECHILD, errno.EXDEV, errno.EDOM,
     errno.ERANGE, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP,
 }  # fmt: skip
-# Faults that are recognised by the system's message, too.
-_OF_THE_MACHINE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-    errno.EACCES,
-)  # fmt: skip
 _STATUS_OF_THE_MACHINE = re.compile(
     r"\s*(RESOURCE_EXHAUSTED|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|DATA_LOSS|CANCELLED|UNKNOWN)\b"
 )
@@ -45,15 +41,14 @@ def fault_in(error: BaseException) -> str | None:
             is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
         else:
             is_fault = isinstance(cause, (MachineFault, MemoryError))
-        if is_fault or system_error(cause, _OF_THE_MACHINE) is not None:
+        if is_fault or system_error(cause, disk.OF_THE_MACHINE) is not None:  # by the system's message, too
             return f"{type(cause).__name__}: {one_line(cause)[:300]}"
     return None
 
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a disk had no space left; other workers on the same folder would meet the same."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return any(system_error(cause, numbers) is not None for cause in causes(error))
+    return any(system_error(cause, disk.FULL) is not None for cause in causes(error))
 
 
 def probe_devices() -> None:

@@ -143,7 +143,7 @@ class _Supervisor:
             deaths = f"workers died {self._n_deaths} times and no trial ended meanwhile"
             raise UserError(
                 f"{deaths}, the last one {_cause_of_death(returncode, slot.log)}; "
-                f"see {slot.log}, mend it and run the command again: what is done is kept"
+                f"see {slot.log}, fix it and run the command again: what is done is kept"
             )
 
     def _give_up_if_unfit(self, slot: _Slot) -> None:

@@ -10,24 +10,9 @@ from typing import Any
 
 import jax
 
-from tuning.errors import UserError, one_line
-
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _COMMIT_VARIABLE = "ALGOPERF_KFAC_COMMIT"
 _PROJECT = Path(__file__).resolve().parents[1]
-
-
-def refuse_without_devices() -> None:
-    """Initialises the devices.
-
-    Raises:
-        UserError: JAX finds no device.
-    """
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        cure = "look at JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and the driver"
-        raise UserError(f"JAX finds no device to compute on ({one_line(error)}): {cure}") from error
 
 
 def code_version() -> str | None:

@@ -9,18 +9,6 @@ import jax
 
 from tuning import records
 
-# AlgoPerf's columns, before the metrics of the splits.
-EVAL_COLUMNS = (
-    "global_step",
-    "preemption_count",
-    "score",
-    "total_duration",
-    "accumulated_submission_time",
-    "accumulated_eval_time",
-    "accumulated_logging_time",
-)
-_SPLITS = ("train", "validation", "test")
-
 
 class MetricsLogger:
     """Writes measurements.csv and eval_measurements.csv of a trial, and checks that its training loss is finite.
@@ -56,7 +44,8 @@ class MetricsLogger:
         row.update({name: value for name, value in metrics.items() if name not in row})
         self._rows.append(row)
         if is_eval:
-            self._eval_rows.append(_in_eval_order(row))
+            # AlgoPerf's order: the times, which have no split, then the metrics of the splits.
+            self._eval_rows.append(dict(sorted(row.items(), key=lambda item: "/" in item[0])))
         if "loss" in metrics:
             self._unread_losses.append(metrics["loss"])
 
@@ -104,16 +93,6 @@ class MetricsLogger:
 def _is_ready(value: Any) -> bool:
     is_array = isinstance(value, jax.Array)
     return not is_array or value.is_ready()
-
-
-def _in_eval_order(row: dict[str, Any]) -> dict[str, Any]:
-    def position(name: str) -> int:
-        if name in EVAL_COLUMNS:
-            return EVAL_COLUMNS.index(name)
-        split = name.split("/")[0]
-        return len(EVAL_COLUMNS) + (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS))
-
-    return {name: row[name] for name in sorted(row, key=position)}
 
 
 def _plain_number(value: Any) -> int | float | str:

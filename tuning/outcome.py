@@ -81,7 +81,6 @@ class Progress:
 
     global_step: int
     step_budget: int
-    submission_seconds: float
     metric_name: str
     metric: float | None  # of the latest evaluation on the validation split
     n_evaluations: int = 0  # so far

@@ -3,7 +3,7 @@
 A point that was not carried out to its end is enqueued again, as another trial of the study. One conditional update
 takes a trial, and another one ends it. So the storage decides who holds a point, and a worker whose trial was ended by
 others cannot write a result. A worker raises a counter (`beat`) while it lives. It counts as dead if its process is
-gone from this machine, or if the counter did not change for three heartbeats. No clocks are compared (`silence`).
+gone from this machine, or if the counter did not change for three heartbeats. No clocks are compared (`counter_ages`).
 """
 
 import functools
@@ -20,10 +20,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning import process_identity, study_storage
+from tuning.counter_ages import CounterAges
 from tuning.outcome import Miss
 from tuning.point_status import PointStatus, histories, is_superseded, point_statuses
 from tuning.shared_study import SharedStudy
-from tuning.silence import Silence
 from tuning.storage_reserve import StorageReserve
 
 
@@ -86,7 +86,7 @@ class PointQueue:
         self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
         self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
         self._held_trials: set[int] = set()  # that this worker took and knows of
-        self._silent, self._waiting = Silence(heartbeat_s, clock), Silence(heartbeat_s, clock)
+        self._beats, self._waiting = CounterAges(heartbeat_s, clock), CounterAges(heartbeat_s, clock)
         self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
         self._rows = self._study.rows
         self._reserve = StorageReserve(self._location)
@@ -182,8 +182,8 @@ class PointQueue:
         self._rows.wait_for_lock()  # a lock of SQLite stops the heartbeats of the living, too
         trials = self._study.trials()
         running = {trial._trial_id: trial.user_attrs for trial in trials if trial.state is TrialState.RUNNING}
-        silent_s = self._silent.look({trial_id: attributes.get("beat") for trial_id, attributes in running.items()})
-        ended = [trial_id for trial_id in running if self._end_if_dead(trial_id, running[trial_id], silent_s[trial_id])]
+        beat_ages_s = self._beats.look({id_: attributes.get("beat") for id_, attributes in running.items()})
+        ended = [id_ for id_ in running if self._end_if_dead(id_, running[id_], beat_ages_s[id_])]
         trials = self._study.trials() if ended else trials
         points = histories(trials)
         lost = [index for index, history in points.items() if not history.is_open and history.result is None]
@@ -191,10 +191,10 @@ class PointQueue:
             self._study.enqueue([index], points[index].trials[-1].intermediate_values)
         return self._study.trials() if lost else trials
 
-    def _end_if_dead(self, trial_id: int, attributes: Mapping[str, Any], silent_s: float) -> bool:
+    def _end_if_dead(self, trial_id: int, attributes: Mapping[str, Any], beat_age_s: float) -> bool:
         if process_identity.has_ended(attributes.get("owner") or {}):
             return self._rows.end(trial_id, TrialState.FAIL)
-        if silent_s > self._grace_s:
+        if beat_age_s > self._grace_s:
             return self._rows.end(trial_id, TrialState.FAIL, unless_beat_changed_from=attributes.get("beat"))
         return False
 

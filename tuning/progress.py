@@ -4,8 +4,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +17,13 @@ from tuning.outcome import Outcome, Progress
 _LIVE_PERIOD_S = 0.5
 _PLAIN_PERIOD_S = 10.0
 _WINDOW_S = 15.0  # wall seconds over which the rate is averaged
+_FORMS = {
+    "steps_to_target": "d",
+    "seconds_to_target": ".2f",
+    "training_seconds_to_target": ".2f",
+    "best_validation_metric": ".4f",
+}
+RESULT_COLUMNS = ("outcome", "steps to target", "seconds to target", "training seconds to target", "best metric")
 
 
 class LiveText:
@@ -108,20 +115,17 @@ def _duration(seconds: float) -> str:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
-    """Prints a row per trial: outcome, steps to the target, seconds by both clocks, best metric."""
-    columns = ("steps to target", "seconds to target", "training seconds to target", "best metric")
-    table = Table("trial", "outcome", *columns)
+    """Prints a row per trial."""
+    table = Table("trial", *RESULT_COLUMNS)
     for outcome in outcomes:
-        table.add_row(
-            str(outcome.trial_index),
-            outcome.reason or "target",
-            _cell(outcome.steps_to_target, "d"),
-            _cell(outcome.seconds_to_target, ".2f"),
-            _cell(outcome.training_seconds_to_target, ".2f"),
-            _cell(outcome.best_validation_metric, ".4f"),
-        )
+        table.add_row(str(outcome.trial_index), *result_cells(outcome.to_json()))
     (console or Console(file=sys.stdout)).print(table)
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def result_cells(result: Mapping[str, Any]) -> list[str]:
+    """The `RESULT_COLUMNS` of a result as in outcome.json: "-" for a value that is missing."""
+    values = [(result.get(name), form) for name, form in _FORMS.items()]
+    return [
+        result.get("reason") or "target",
+        *("-" if value is None else format(value, form) for value, form in values),
+    ]

@@ -3,9 +3,9 @@
 Source: mlcommons/algorithmic-efficiency, `submission_runner.py`, v0.6.
 """
 
-from collections import namedtuple
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from tuning import search_space
 from tuning.errors import UserError
@@ -18,12 +18,14 @@ class TuningRuleset(StrEnum):
     SELF = "self"  # a study is one trial, whose hyperparameters the submission chooses
 
     @property
+    def folder_name(self) -> str:
+        """AlgoPerf's folder of the submissions under this ruleset."""
+        return f"{self}_tuning"
+
+    @property
     def budget_factor(self) -> float:
         """The factor of the workload's time limit, and in this project of its number of steps, too."""
         return 1.5 if self is TuningRuleset.SELF else 1.0
-
-
-SELF_TUNING_POINT = namedtuple("Hyperparameters", ())()  # stands for the None that the submission receives
 
 
 def space_and_points(
@@ -33,7 +35,7 @@ def space_and_points(
     n_points: int,
     seed: int,
     sampling: search_space.Sampling = search_space.Sampling.RANDOM,
-) -> tuple[dict | list | None, list[tuple]]:
+) -> tuple[dict | list | None, list[dict[str, Any]]]:
     """The search space and its first points; None and one empty point under the self-tuning ruleset.
 
     Args:
@@ -48,6 +50,6 @@ def space_and_points(
         if n_points != 1:
             cure = "give --num_tuning_trials=1; other seeds, or a sweep's --num_studies, repeat it"
             raise UserError(f"under --tuning_ruleset=self a study is one trial; {cure}")
-        return None, [SELF_TUNING_POINT]
+        return None, [{}]
     space = search_space.read(space_file or default_file)
     return space, search_space.points(space, n_points, seed, sampling)

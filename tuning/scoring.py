@@ -49,11 +49,11 @@ def first_hit(values: Sequence[float] | np.ndarray, target: float, lower_is_bett
 
 
 @dataclass(frozen=True)
-class Spread:
-    """One number over seeds.
+class SeedMedian:
+    """Median of one cost over seeds; a trial that missed the target counts as larger than any that reached it.
 
     Attributes:
-        median: a miss counts as the budget that it spent, and as larger than all hits.
+        median: a miss in the middle gives the budget that it spent.
         is_bound: whether the median depends on a miss, and so is a lower bound.
     """
 
@@ -63,8 +63,8 @@ class Spread:
     is_bound: bool
 
     @classmethod
-    def of(cls, values: Sequence[float], missed: Sequence[bool]) -> "Spread":
-        """The spread of at least one value; `missed` says which values are misses."""
+    def of(cls, values: Sequence[float], missed: Sequence[bool]) -> "SeedMedian":
+        """The median of at least one value; `missed` says which values are misses."""
         ordered = sorted(zip(missed, values, strict=True), key=lambda pair: (pair[0], math.isnan(pair[1]), pair[1]))
         middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
         median = statistics.mean(value for _, value in middle)

@@ -6,26 +6,26 @@ There are three forms. The first two may be mixed within one file:
     {"beta1": {"feasible_points": [0.9, 0.95]}}                         drawn at random from the list
     [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]                  full points, taken in order
 
-A point is a namedtuple `Hyperparameters` with its fields in the file's order.
+A point is a dict in the file's order; `as_hyperparameters` makes the namedtuple that a submission receives.
 """
 
 import enum
+import functools
 import json
 import keyword
 import math
-import unicodedata
 import warnings
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import qmc
 
-from tuning.errors import UserError, one_line
+from tuning.errors import UserError, one_line, short_json
 
-_MAX_DEPTH, _MAX_NAME_LENGTH = 32, 100
+_MAX_DEPTH = 32
 _RANGE_KEYS = {"min", "max", "scaling"}
 _RANGE_CURE = 'write {"min": a, "max": b, "scaling": "log" or "linear"} or {"feasible_points": [...]}'
 
@@ -86,8 +86,8 @@ class Sampling(enum.Enum):
     SOBOL = "sobol"
 
 
-def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[Any]:
-    """The first n points of a search space, each a namedtuple of hyperparameters.
+def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[dict[str, Any]]:
+    """The first n points of a search space.
 
     Point i is the same for every n. A list gives its points in order, and at most all of them, as in AlgoPerf.
 
@@ -96,13 +96,19 @@ def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.
     """
     check(space)
     if isinstance(space, list):
-        values = space[:n]
-    else:
-        values = [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
-    if not values:
-        return []
-    point_type = namedtuple("Hyperparameters", list(values[0]))  # type: ignore[misc]  # fields known when it runs
-    return [point_type(**point) for point in values]
+        return [{name: point[name] for name in space[0]} for point in space[:n]]
+    return [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
+
+
+def as_hyperparameters(point: Mapping[str, Any]) -> Any:
+    """The point as a namedtuple `Hyperparameters`, as a submission receives it."""
+    return _point_class(tuple(point))(**point)
+
+
+@functools.cache
+def _point_class(names: tuple[str, ...]) -> type:
+    """The class of all points of a space, cached: with another class a submission's steps would compile again."""
+    return namedtuple("Hyperparameters", names)
 
 
 def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.ndarray:
@@ -156,7 +162,7 @@ def _check_choices(name: str, choices: Any) -> None:
 def _check_range(name: str, min: Any, max: Any, scaling: Any) -> None:  # the names are the file's
     for end, value in (("min", min), ("max", max)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
-            raise SearchSpaceError(f"{name!r}: {end!r} is {_short(value)}; give a finite number")
+            raise SearchSpaceError(f"{name!r}: {end!r} is {short_json(value)}; give a finite number")
     if not isinstance(scaling, str) or scaling not in _SCALINGS:
         raise SearchSpaceError(f"{name!r}: 'scaling' is {scaling!r}; give 'log' or 'linear'")
     if min > max:
@@ -175,22 +181,18 @@ def _refuse_other_keys(name: str, choices: dict, known: set[str]) -> None:
 
 def _check_names(mapping: dict) -> None:
     for name in mapping:
-        # Python reads "µ" (micro) as "μ" (mu), so that the submission would use another name than the file.
-        is_normalised = unicodedata.normalize("NFKC", name) == name and len(name) <= _MAX_NAME_LENGTH
-        if not name.isidentifier() or not is_normalised or keyword.iskeyword(name) or name.startswith("_"):
-            cure = "use a Python name without a leading _"
-            if unicodedata.normalize("NFKC", name).isidentifier() and not is_normalised:
-                cure = f"write {_short(unicodedata.normalize('NFKC', name)[:_MAX_NAME_LENGTH])}, as Python reads it"
-            raise SearchSpaceError(f"{_short(name)} cannot name a hyperparameter; {cure}")
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or name.startswith("_"):
+            cure = "use a letter, then letters, digits and _, all of them ASCII, and no Python keyword"
+            raise SearchSpaceError(f"{short_json(name)} cannot name a hyperparameter; {cure}")
 
 
 def _check_value(name: str, value: Any, depth: int = 0) -> None:
     if depth > _MAX_DEPTH:
         raise SearchSpaceError(f"{name!r} has a value that is nested more than {_MAX_DEPTH} deep; flatten it")
     if isinstance(value, (int, float)) and not _is_finite(value):
-        raise SearchSpaceError(f"{name!r} has the value {_short(value)}; give a finite number")
+        raise SearchSpaceError(f"{name!r} has the value {short_json(value)}; give a finite number")
     if isinstance(value, str) and not _is_text(value):
-        raise SearchSpaceError(f"{name!r} has the value {_short(value)}, which is no Unicode text; write another")
+        raise SearchSpaceError(f"{name!r} has the value {short_json(value)}, which is no Unicode text; write another")
     if isinstance(value, dict):
         for key in value:
             _check_value(name, key, depth + 1)
@@ -210,11 +212,6 @@ def _is_finite(value: int | float) -> bool:
 
 def _is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

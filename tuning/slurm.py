@@ -14,6 +14,8 @@ from tuning.interruption import Interrupted, Interruption
 from tuning.launch import Stopped, last_line
 from tuning.sweep import Sweep
 
+_PERIOD_S = 10.0  # between two looks at the sweep and the jobs
+
 
 def submit(
     command: Sequence[str],
@@ -23,7 +25,6 @@ def submit(
     show: Callable[[Sweep, int], None],
     *,
     options: Mapping[str, str],
-    period_s: float = 10.0,
 ) -> None:
     """Submits `n_workers` jobs of `command` and waits until the sweep is done. Then it cancels the remaining jobs.
 
@@ -59,8 +60,8 @@ def submit(
                     if n_alive == 0 and not sweep.is_done():
                         last_lines = sorted({last_line(job.paths.stderr) for job in jobs if job.paths.stderr.exists()})
                         problem = f"all workers ended before the sweep did, saying {' / '.join(last_lines)!r}"
-                        raise UserError(f"{problem}; mend it and run the command again: what is done is kept")
-                    time.sleep(period_s)
+                        raise UserError(f"{problem}; fix it and run the command again: what is done is kept")
+                    time.sleep(_PERIOD_S)
         except Interrupted as stop:
             raise Stopped(stop.signal_name, status) from None
         finally:

@@ -212,7 +212,7 @@ def failures_explained(location: Location) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        kept = "finished trials and checkpoints are kept, so run the command again when it is mended"
+        kept = "finished trials and checkpoints are kept, so run the command again when it is fixed"
         raise UserError(f"the storage {shown(location)} failed: {_cause(error)}; {kept}") from error
 
 

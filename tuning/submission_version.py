@@ -23,30 +23,32 @@ def of(file: Path) -> str:
     Installed libraries are not hashed: the records name their versions.
     """
     digest = hashlib.sha256()
-    for path in sorted(_sources(file)):
+    for path in sorted(sources(file)):
         digest.update(f"{path.parent.name}/{path.name}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:_LENGTH]
 
 
-def _sources(file: Path) -> set[Path]:
-    in_package = (file.parent / "__init__.py").exists()
+def sources(file: Path) -> set[Path]:
+    """The submission `file`, the other files in its folder, and all of the project's modules that these import."""
+    package = _package_of(file)
+    root = file.parents[len(package)]
     pending = list(file.parent.rglob("*.py")) if file.stem == "submission" else [file]
-    sources: set[Path] = set()
+    found: set[Path] = set()
     while pending:
         path = pending.pop()
-        if path in sources:
+        if path in found:
             continue
-        sources.add(path)
-        pending += _imported(path, None if in_package else file.parent)
-    return sources
+        found.add(path)
+        pending += _imported(path, root, package)
+    return found
 
 
-def _imported(path: Path, extra_root: Path | None) -> Iterator[Path]:
+def _imported(path: Path, root: Path, package: list[str]) -> Iterator[Path]:
     """Files of the project's own modules that the source `path` imports, packages' `__init__.py` included."""
     for name in _module_names(path):
         parts = name.split(".")
-        top = _top_folder(parts[0], extra_root)
+        top = _top_folder(parts[0], root, package)
         if top is None:
             continue
         for length in range(1, len(parts) + 1):
@@ -79,10 +81,14 @@ def _package_of(path: Path) -> list[str]:
     return parts
 
 
-def _top_folder(name: str, extra_root: Path | None) -> Path | None:
-    """The folder that holds the top-level module `name`; None for built-in and installed ones."""
-    if extra_root is not None and ((extra_root / name).is_dir() or (extra_root / f"{name}.py").is_file()):
-        return extra_root
+def _top_folder(name: str, root: Path, package: list[str]) -> Path | None:
+    """The folder that holds the top-level module `name`; None for built-in and installed ones.
+
+    Args:
+        root: holds the submission's `package`, or the submission itself and modules beside it if that is empty.
+    """
+    if name == package[0] if package else (root / name).is_dir() or (root / f"{name}.py").is_file():
+        return root
     if name in sys.stdlib_module_names:
         return None
     try:

@@ -32,5 +32,5 @@ def run(command: Sequence[str]) -> None:
             signal.signal(number, handler)
     if code:
         status = f"signal {-code}" if code < 0 else f"code {code}"
-        cure = "mend what its lines name, and run this command again: it continues"
+        cure = "fix what its lines name, and run this command again: it continues"
         raise CommandFailed(f"{' '.join(command[1:5])} … ended with {status}; {cure}", code if code > 0 else 128 - code)

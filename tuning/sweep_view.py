@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tuning.outcome import Miss
 from tuning.point_status import PointStatus
-from tuning.progress import LiveText
+from tuning.progress import RESULT_COLUMNS, LiveText, result_cells
 from tuning.report.protocols import Cost
 from tuning.sweep import Sweep
 
@@ -59,26 +59,13 @@ def summary(status: Status, rank_by: Cost = Cost.STEPS) -> dict[str, Any]:
 
 def table(status: Status, rank_by: Cost = Cost.STEPS) -> Table:
     """A row for each finished point, with its seconds to the target by both clocks."""
-    costs = {Cost.STEPS: "d", Cost.SECONDS: ".2f", Cost.TRAINING_SECONDS: ".2f"}
-    names = [f"{cost.words} to target" for cost in costs]
-    table = Table("study", "trial", "outcome", *names, "best metric", "hyperparameters")
+    table = Table("study", "trial", *RESULT_COLUMNS, "hyperparameters")
     for row in ranking(status, rank_by):
         values = row["hyperparameters"].items()
         point = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
-        cells = (
-            str(row["study"]),
-            str(row["trial"]),
-            row.get("reason") or "target",
-            *(_cell(row.get(f"{cost}_to_target"), form) for cost, form in costs.items()),
-            _cell(row.get(_METRIC), ".4f"),
-            point,
-        )
-        table.add_row(*map(Text, cells))  # a hyperparameter's value may look like rich's markup
+        # A hyperparameter's value may look like rich's markup.
+        table.add_row(str(row["study"]), str(row["trial"]), *result_cells(row), Text(point))
     return table
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 def show(status: Status, *, as_json: bool = False, rank_by: Cost = Cost.STEPS) -> None:

@@ -22,12 +22,12 @@ from tuning.description import TrialDescription
 from tuning.errors import UserError
 from tuning.interruption import Interrupted, Interruption
 from tuning.metrics_logger import MetricsLogger
+from tuning.monitoring import StepTrace
 from tuning.outcome import Miss, Progress
 from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.submission_run import SubmissionRun
 from tuning.training_record import Best, Counters, Reached, TrainingRecord
-from tuning.watching import StepTrace
 from workloads.spec import Direction
 
 
@@ -292,7 +292,6 @@ class Training:
         return Progress(
             global_step=self.counters.global_step,
             step_budget=self.description.step_budget,
-            submission_seconds=self.clock.seconds,
             metric_name=self.workload.target_metric_name,
             metric=results[-1][1][self.metric_key] if results else None,
             n_evaluations=len(results),

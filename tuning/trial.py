@@ -17,11 +17,11 @@ from tuning.description import FIELDS, TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import Interruption
 from tuning.metrics_logger import MetricsLogger
+from tuning.monitoring import Monitoring, Scalars, StepTrace
 from tuning.outcome import Miss, Outcome, Progress
 from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.training import Training
-from tuning.watching import Scalars, StepTrace, Watching
 
 _OUTPUT_FILES = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
 
@@ -51,7 +51,7 @@ def run_trial(
     resume: bool = False,
     interruption: Interruption | None = None,
     processes: Processes | None = None,
-    watching: Watching | None = None,
+    monitoring: Monitoring | None = None,
 ) -> Outcome:
     """Runs one trial and writes its files into the claimed folder. Nothing is written before the set-up has succeeded.
 
@@ -63,7 +63,7 @@ def run_trial(
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
         processes: those that carry out the trial together. The first one has the claim, the others have `NoClaim`.
-        watching: displays of the running trial, by the first process.
+        monitoring: displays of the running trial, by the first process.
 
     Raises:
         UserError: the set-up failed for a reason that the user can remove, and nothing is written; or, during training,
@@ -75,7 +75,7 @@ def run_trial(
     _refuse_other_trials(processes, description)
     if processes.is_first and (checkpointing.keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
-    watching = watching if watching and processes.is_first else Watching()
+    monitoring = monitoring if monitoring and processes.is_first else Monitoring()
     training = Training(
         description,
         workload,
@@ -85,15 +85,15 @@ def run_trial(
         checkpoints,
         checkpointing.period_s,
         processes,
-        StepTrace(watching.profile, claim.folder / "profile"),
+        StepTrace(monitoring.profile, claim.folder / "profile"),
     )
     try:
         with jax.default_matmul_precision(description.matmul_precision):
             training.set_up()
             if not (resume and training.resume()):
                 _remove_earlier_files(claim)
-            miss = _train(training, claim, environment, watching, report or (lambda progress: None), cannot_win)
-        outcome = _outcome(training, environment, miss, error=None, profiled_steps=watching.profile)
+            miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), cannot_win)
+        outcome = _outcome(training, environment, miss, error=None, profiled_steps=monitoring.profile)
         records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
         return outcome
     except UserError:
@@ -117,13 +117,13 @@ def _train(
     training: Training,
     claim: Claim,
     environment: Mapping[str, Any],
-    watching: Watching,
+    monitoring: Monitoring,
     report: Callable[[Progress], None],
     cannot_win: Callable[[Progress], bool],
 ) -> Miss | None:
     """Writes the files that describe the trial, and trains. Returns why the target was missed, None for a hit."""
     first_step, description = training.counters.global_step, training.description.to_json()
-    with closing(Scalars(watching, claim.folder, first_step, description)) as scalars:
+    with closing(Scalars(monitoring, claim.folder, first_step, description)) as scalars:
         training.logger.show = scalars
         _write_start(claim, training, environment)
         return training.run(report, cannot_win)

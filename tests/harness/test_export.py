@@ -18,7 +18,8 @@ from tests.harness.runner import Run
 from tests.harness.test_conformance import FIRST_ORDER, SETTINGS
 from tests.harness.workloads import KINDS
 from tuning.errors import UserError
-from tuning.export import Info, Ruleset, export
+from tuning.export import Info, export
+from tuning.ruleset import TuningRuleset
 
 FOLDER = Path(submissions.__path__[0])
 INFO = Info("K-FAC: reduce", "A. Author, B. Author")
@@ -41,15 +42,17 @@ def third_party(folder: Path) -> set[str]:
     return set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)) - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize(("name", "ruleset"), [("kfac_reduce", r) for r in Ruleset] + [("soap", Ruleset.EXTERNAL)])
+@pytest.mark.parametrize(
+    ("name", "ruleset"), [("kfac_reduce", r) for r in TuningRuleset] + [("soap", TuningRuleset.EXTERNAL)]
+)
 def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
     target = export(FOLDER / name, ruleset, tmp_path / "out", INFO)
-    assert target == tmp_path / "out" / ruleset / name and (target / "submission.py").exists()
-    assert (target / "tuning_search_space.json").exists() == (ruleset is Ruleset.EXTERNAL)
+    assert target == tmp_path / "out" / ruleset.folder_name / name and (target / "submission.py").exists()
+    assert (target / "tuning_search_space.json").exists() == (ruleset is TuningRuleset.EXTERNAL)
     info = yaml.safe_load((target / "submission_info.yml").read_text())
     assert info["submission_name"] == "K-FAC: reduce" and info["authors"] == "A. Author, B. Author"
-    assert info["ruleset"] == ("external" if ruleset is Ruleset.EXTERNAL else "self-tuning")
-    assert info["submission_folder"] == f"submissions/{ruleset}/{name}" and info["framework"] == "JAX"
+    assert info["ruleset"] == ("external" if ruleset is TuningRuleset.EXTERNAL else "self-tuning")
+    assert info["submission_folder"] == f"submissions/{ruleset.folder_name}/{name}" and info["framework"] == "JAX"
     required = {line.split(">")[0] for line in (target / "requirements.txt").read_text().split()}
     assert {"jax", "optax"} <= required == third_party(target)
     for file in target.rglob("*.py"):
@@ -57,7 +60,7 @@ def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert target in (file.parents[node.level - 1] / "x").parents, f"{file} imports from outside"
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT.format(module=f"{ruleset}.{name}.submission")],
+        [sys.executable, "-c", IMPORT.format(module=f"{ruleset.folder_name}.{name}.submission")],
         cwd=tmp_path / "out",
         capture_output=True,
         text=True,
@@ -68,7 +71,7 @@ def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
 
 
 def test_an_exported_submission_trains_as_the_original(tmp_path, monkeypatch, quick_compilation):
-    export(FOLDER / FIRST_ORDER, Ruleset.EXTERNAL, tmp_path, INFO)
+    export(FOLDER / FIRST_ORDER, TuningRuleset.EXTERNAL, tmp_path, INFO)
     monkeypatch.syspath_prepend(tmp_path)
     modules = [f"submissions.{FIRST_ORDER}.submission", f"external_tuning.{FIRST_ORDER}.submission"]
     workload = KINDS["criteo1tb"]()
@@ -78,15 +81,20 @@ def test_an_exported_submission_trains_as_the_original(tmp_path, monkeypatch, qu
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
     with pytest.raises(UserError, match="nadamw.*no SELF_TUNING.*--ruleset=external_tuning"):
-        export(FOLDER / "nadamw", Ruleset.SELF, tmp_path, INFO)
-    export(FOLDER / "nadamw", Ruleset.EXTERNAL, tmp_path, INFO)
+        export(FOLDER / "nadamw", TuningRuleset.SELF, tmp_path, INFO)
+    export(FOLDER / "nadamw", TuningRuleset.EXTERNAL, tmp_path, INFO)
     with pytest.raises(UserError, match="nadamw' exists; remove it"):
-        export(FOLDER / "nadamw", Ruleset.EXTERNAL, tmp_path, INFO)
+        export(FOLDER / "nadamw", TuningRuleset.EXTERNAL, tmp_path, INFO)
     other = tmp_path / "package" / "mine"
     other.mkdir(parents=True)
     functions = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
-    (other / "submission.py").write_text("import yaml\n" + "\n".join(f"def {f}(*a, **k): pass" for f in functions))
     (other / "tuning_search_space.json").write_text(json.dumps([{"a": 1}]))
-    with pytest.raises(UserError, match="imports yaml, which the official harness does not have"):
-        export(other, Ruleset.EXTERNAL, tmp_path, INFO)
-    assert not (tmp_path / Ruleset.EXTERNAL / "mine").exists()
+    for library, words in (
+        ("yaml", "imports yaml, which the official harness does not have"),
+        ("workloads.spec", "imports '.*workloads/__init__.py' from outside '.*package'; move that code"),
+    ):
+        text = f"import {library}\n" + "\n".join(f"def {f}(*a, **k): pass" for f in functions)
+        (other / "submission.py").write_text(text)
+        with pytest.raises(UserError, match=words):
+            export(other, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert not (tmp_path / "external_tuning" / "mine").exists()

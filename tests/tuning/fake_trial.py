@@ -5,7 +5,6 @@ functions moves a fake clock by a known number of seconds.
 """
 
 import math
-from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ from tuning.submission import Submission
 from tuning.trial import run_trial
 from workloads.spec import Direction, Target
 
-Point = namedtuple("Hyperparameters", ["learning_rate"])
 SELECT_S, UPDATE_S, PREPARE_S, EVAL_S = 0.25, 1.0, 2.0, 100.0
 
 
@@ -72,7 +70,7 @@ class FakeWorkload:
         self.time.advance(EVAL_S)
         assert float(params["w"]) == global_step
         score = self.evaluate(global_step)
-        return {"test/score": score, "validation/loss": 0.5, "validation/score": score, "train/loss": 0.25}
+        return {"train/loss": 0.25, "validation/loss": 0.5, "validation/score": score, "test/score": score}
 
 
 def fake_submission(update=None, **changes):
@@ -131,7 +129,9 @@ def run_fake_trial(trial_dir, workload, submission, point=None, claim=(), **opti
     """run_trial, on a folder that it claims by `claim`'s options; others are those of `describe` and of `run_trial`."""
     described = {"rng_seed": 0, "trial_index": 1}
     described |= {name: options.pop(name) for name in DESCRIBED if name in options}
-    description = describe("fake", workload, submission, point or Point(0.1), data_dir=str(trial_dir), **described)
+    description = describe(
+        "fake", workload, submission, point or {"learning_rate": 0.1}, data_dir=str(trial_dir), **described
+    )
     with Claim.take(trial_dir, **dict(claim)) as own:
         return run_trial(description, workload, submission, own, **options)
 

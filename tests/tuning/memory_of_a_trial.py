@@ -7,7 +7,6 @@ A line: the bytes of this process on the host, and of all living arrays on the d
 
 import gc
 import sys
-from collections import namedtuple
 from pathlib import Path
 
 import jax
@@ -32,7 +31,7 @@ class Endless(Images):
 
 def main() -> None:
     chosen = submission.load("submissions/kfac_reduce").with_batch_sizes(16, 8)
-    point = namedtuple("Hyperparameters", ["learning_rate", "damping"])(1e-3, 1e-2)
+    point = {"learning_rate": 1e-3, "damping": 1e-2}
     described = dict(rng_seed=0, trial_index=1, data_dir=sys.argv[1])
     seen = [0]
 

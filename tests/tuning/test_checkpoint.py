@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_trial import FakeWorkload, Point, fake_submission
+from fake_trial import FakeWorkload, fake_submission
 
 from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
@@ -22,7 +22,7 @@ def _arrays(value):
 
 def _description(folder):
     own = dict(rng_seed=0, trial_index=1, data_dir=str(folder))
-    return describe("fake", FakeWorkload(), fake_submission(), Point(0.1), **own)
+    return describe("fake", FakeWorkload(), fake_submission(), {"learning_rate": 0.1}, **own)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from fake_trial import FakeWorkload, Point, fake_submission, log_loss, run_fake_trial
+from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
 from tuning.claim import Claim
 from tuning.description import FIELDS, OnResume, describe
@@ -35,7 +35,7 @@ OTHERS = {
 
 def description(folder, **options):
     own = dict(rng_seed=5, trial_index=1, data_dir=str(folder)) | options
-    return describe("fake", FakeWorkload(target=0.9), fake_submission(), Point(0.1), **own)
+    return describe("fake", FakeWorkload(target=0.9), fake_submission(), {"learning_rate": 0.1}, **own)
 
 
 class Killed(BaseException):

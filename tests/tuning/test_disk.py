@@ -41,8 +41,8 @@ def test_a_process_without_files_left_is_at_fault_and_not_the_folder(tmp_path):
     [
         (errno.EACCES, "out/trial_1/x", "cannot write into .*out .Permission denied.: give another --experiment_dir"),
         (errno.EACCES, None, "cannot write into .*out .Permission denied.: give another --experiment_dir"),
-        (errno.EACCES, "data/x", "cannot use '.*data/x' .Permission denied.: mend that, and run the command again"),
-        (errno.EIO, "data/x", "cannot use '.*data/x' .Input/output error.: mend that"),
+        (errno.EACCES, "data/x", "cannot use '.*data/x' .Permission denied.: fix that, and run the command again"),
+        (errno.EIO, "data/x", "cannot use '.*data/x' .Input/output error.: fix that"),
         (errno.EMFILE, "data/x", "cannot use '.*data/x' .Too many open files.: raise the limit of open files"),
     ],
 )

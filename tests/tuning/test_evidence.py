@@ -86,11 +86,11 @@ def test_the_report_reads_it(machine):
     records = reading.read([protocol.folder])
     (comparison,) = summarise(records, ["sgd", "adam"]).comparisons
     assert not records.problems
-    medians = {line.submission: line.costs[Cost.STEPS].median for line in comparison.lines}
+    medians = {result.submission: result.costs[Cost.STEPS].median for result in comparison.results}
     assert medians == {"adam (target's own)": 10, "kfac": 30, "sgd": 30, "sgd (target's own)": 90}
     assert comparison.reference == "adam (target's own)"
     assert comparison.ratios["kfac"][Cost.STEPS].value == 3
-    assert comparison.line("kfac").search_hits == (4, 5)
+    assert comparison.result("kfac").search_hits == (4, 5)
 
 
 def test_it_continues_wherever_it_was_stopped(machine):

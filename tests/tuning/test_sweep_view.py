@@ -66,7 +66,7 @@ def test_either_clock_ranks_and_both_are_shown(capsys, monkeypatch, rank_by, ord
     ]
     assert head[3:6] == ["steps to target", "seconds to target", "training seconds to target"]
     assert [int(row[1]) for row in rows] == order
-    assert ["30", "9.00", "1.00"] in [row[3:6] for row in rows] and rows[-1][3:6] == ["–"] * 3
+    assert ["30", "9.00", "1.00"] in [row[3:6] for row in rows] and rows[-1][3:6] == ["-"] * 3
     show(HITS, as_json=True, rank_by=rank_by)
     found = json.loads(capsys.readouterr().out)
     assert found["summary"]["best"] == found["ranking"][0] and found["ranking"][0]["trial"] == order[0]

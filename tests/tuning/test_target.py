@@ -97,7 +97,7 @@ def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
     file, preset = target.write(found, tmp_path / "targets", tmp_path / "presets")
     assert json.loads(file.read_text()) == json.loads(json.dumps(found))
     (point,) = search_space.points(search_space.read(preset), 1, seed=0)
-    assert point._asdict() == found["hyperparameters"] and preset.name == "fake_one.json"
+    assert point == found["hyperparameters"] and preset.name == "fake_one.json"
     with pytest.raises(UserError, match="the target of fake is set: .*remove that file to set it anew"):
         target.write(found, tmp_path / "targets", tmp_path / "presets")
 

@@ -116,6 +116,6 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_no_device_is_one_line_and_no_folder(tmp_path):
-    line = the_line(start(tmp_path, "e", JAX_PLATFORMS="foo"), 2)
+    line = the_line(start(tmp_path, "e", JAX_PLATFORMS="foo"), 69)
     assert line.startswith("error: JAX finds no device to compute on") and "JAX_PLATFORMS" in line
     assert not list(tmp_path.iterdir())

@@ -31,13 +31,8 @@ def test_colours_come_out_whatever_the_encoding(form, mode):
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"comment": b"\xff\xc0 is no frame here", "icc_profile": bytes(70_000)}]
 )
-def test_a_jpegs_header_is_what_pillow_reads(monkeypatch, mode, options):
-    encoded = _encoded(_smooth(50, 70), mode=mode, **options)
-    filled = encoded[:2] + b"\xff\xff" + encoded[2:]  # a marker may have any number of bytes 0xff before it
-    assert decode.read_header(encoded) == decode.read_header(filled) == (50, 70, mode)
-    if mode != "CMYK":
-        monkeypatch.delattr(decode, "_pillow_header")  # the quick way needs no help
-        assert decode.read_header(encoded) == (50, 70, mode)
+def test_a_header_is_read_past_other_segments(mode, options):
+    assert decode.read_header(_encoded(_smooth(50, 70), mode=mode, **options)) == (50, 70, mode)
 
 
 def test_grey_images_have_three_equal_channels():
@@ -63,10 +58,12 @@ def test_orientation_marks_are_ignored_as_by_tensorflow():
     assert decode.decode(file.getvalue()).shape == (40, 80, 3)
 
 
-_START = 300  # of a JPEG's bytes: its frame is there, its pixels are not
+_WITHOUT_QUANTIZATION = _encoded(_smooth(64, 64)).replace(b"\xff\xdb", b"\xff\xef")  # its header can be read
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", *(_encoded(_smooth(64, 64))[:n] for n in (2, 40, _START))])
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", *(_encoded(_smooth(64, 64))[:n] for n in (2, 40)), _WITHOUT_QUANTIZATION]
+)
 def test_damaged_data_is_an_error(data):
     with pytest.raises(ValueError, match="damaged"):
         decode.decode(data)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuning import records
 from tuning.errors import UserError
-from tuning.report import files, reading
+from tuning.report import files
 
 _DIGITS = 6  # of a time; a metric is not rounded, since it might cross its target
 _JSON_FILES = ("outcome.json", "hparams.json", "meta_data_0.json", "flags_0.json")
@@ -21,25 +21,19 @@ _FLAGS = ("submission_path", "workload", "rng_seed", "framework", "hardware_prof
 _EVALUATIONS = "eval_measurements.csv"
 
 
-def pack(folders: Sequence[Path], out: Path, workload: str | None = None) -> int:
+def pack(folders: Sequence[Path], out: Path) -> int:
     """Writes the trial folders under `folders` into the archive `out`, and returns their number.
 
     It keeps what a report reads: outcome, point, the workload's numbers, flags that name the submission, and every
     evaluation. Times are rounded to six digits, metrics are not rounded. The machine's folders of data and submissions
     are left out. Equal folders give equal bytes.
 
-    Args:
-        workload: pack only the trials of this workload.
-
     Raises:
         UserError: there is no such trial, or a file cannot be read.
     """
-    trials = [f for f in files.find(folders)[0] if workload in (None, reading.workload_of(f))]
+    trials = files.find(folders)[0]
     if not trials:
-        of_workload = "" if workload is None else f" of {workload}"
-        raise UserError(
-            f"no trial folder{of_workload} under {', '.join(map(str, folders))}; name the experiment's folder"
-        )
+        raise UserError(f"no trial folder under {', '.join(map(str, folders))}; name the experiment's folder")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for folder in sorted(trials, key=lambda folder: str(folder.path)):

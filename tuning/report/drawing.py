@@ -35,5 +35,5 @@ def words(name: str) -> str:
 
 def short(name: str) -> str:
     """The name on one line, cut to the width of a panel."""
-    plain = escapes.one_line(name)
+    plain = escapes.printable(name)
     return plain if len(plain) <= _MAX_LETTERS else plain[: _MAX_LETTERS - 1] + "…"

@@ -26,15 +26,15 @@ _MAX_FILE_NAME = 80
 
 def markdown(text: str) -> str:
     """The text for a cell of a table, or for a heading."""
-    return _MARKDOWN.sub(r"\\\1", one_line(text))
+    return _MARKDOWN.sub(r"\\\1", printable(text))
 
 
 def latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in one_line(text))
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
-def one_line(text: str) -> str:
-    """The text with control characters, such as line ends, replaced by blanks."""
+def printable(text: str) -> str:
+    """The text on one line, with every character that cannot be printed replaced by a blank."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 

@@ -16,7 +16,7 @@ from tuning.report import escapes, points
 from tuning.report.drawing import GREY, INK, STYLE, new_figure, short, words
 from tuning.report.protocols import Cost, spent
 from tuning.report.reading import Trial
-from tuning.report.summary import Comparison, Line, Summary
+from tuning.report.summary import Comparison, SubmissionResult, Summary
 
 # Okabe and Ito's colours that are visible on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#999933")
@@ -50,28 +50,28 @@ class Figure:
 
 def figures(summary: Summary) -> list[Figure]:
     """All of a report's figures, except those that would be empty."""
-    looks = _looks(sorted({line.submission for c in summary.comparisons for line in c.lines}))
+    looks = _looks(sorted({result.submission for c in summary.comparisons for result in c.results}))
     file_names = escapes.file_names([c.workload for c in summary.comparisons])
-    result = []
+    found = []
     for c in summary.comparisons:
-        file, name = file_names[c.workload], escapes.one_line(c.workload)
-        if any(trial.steps.size for line in c.lines for trial in line.best_trials):
+        file, name = file_names[c.workload], escapes.printable(c.workload)
+        if any(trial.steps.size for result in c.results for trial in result.best_trials):
             title = f"{name}: {words(c.metric)} on the validation split against steps and seconds"
-            alt = f"Curves of {len(c.lines)} submissions, the target as a dashed line, first hits marked."
-            result.append(Figure(f"curves_{file}", c.workload, title, alt, partial(_curves, c, looks)))
-        if any(len(line.searched) for line in c.lines):
+            alt = f"Curves of {len(c.results)} submissions, the target as a dashed line, first hits marked."
+            found.append(Figure(f"curves_{file}", c.workload, title, alt, partial(_curves, c, looks)))
+        if any(len(result.searched) for result in c.results):
             title = f"{name}: which hyperparameters reach the target, and how fast"
             alt = "A panel for each submission: points searched, coloured by steps to target; misses are crosses."
-            result.append(Figure(f"points_{file}", c.workload, title, alt, partial(points.draw, c)))
-        if any(Cost.SECONDS in line.costs for line in c.lines):
+            found.append(Figure(f"points_{file}", c.workload, title, alt, partial(points.draw, c)))
+        if any(Cost.SECONDS in result.costs for result in c.results):
             title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
-            result.append(Figure(f"seconds_{file}", c.workload, title, alt, partial(_seconds, c)))
+            found.append(Figure(f"seconds_{file}", c.workload, title, alt, partial(_seconds, c)))
     if summary.comparisons and summary.score_by in summary.performance:
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
         title = f"Performance profile of {summary.scored}, by {_AXES[summary.score_by]}"
-        result.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
-    return result
+        found.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
+    return found
 
 
 def render(figure: Figure) -> dict[str, bytes]:
@@ -101,18 +101,18 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     costs = [Cost.STEPS, Cost.SECONDS]
-    if any(trial.compile_seconds is not None for line in c.lines for trial in line.trials):
+    if any(trial.compile_seconds is not None for result in c.results for trial in result.trials):
         costs.append(Cost.TRAINING_SECONDS)
     figure = new_figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
-    others = [trial for line in c.lines for trial in line.trials if trial not in line.best_trials]
+    others = [trial for result in c.results for trial in result.trials if trial not in result.best_trials]
     others = others[:: max(1, len(others) // _MAX_BACKGROUND_CURVES)]
     for axes, cost in zip(panels, costs, strict=True):
         for trial in others:
             if (x := _axis(trial, cost)) is not None:
                 axes.plot(x, trial.values, color=GREY, alpha=0.25, linewidth=0.6, rasterized=True)
-        for line in c.lines:
-            _best_point_curves(axes, line, cost, looks[line.submission])
+        for result in c.results:
+            _best_point_curves(axes, result, cost, looks[result.submission])
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xlabel(_AXES[cost])
@@ -120,16 +120,20 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     panels[0].set_ylabel(words(c.metric))
     if c.target is not None:
         panels[0].annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
-    handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[line.submission]) for line in c.lines]
-    legend = figure.legend(handles, [short(line.submission) for line in c.lines], loc="outside lower center", ncols=3)
+    handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[result.submission]) for result in c.results]
+    legend = figure.legend(
+        handles, [short(result.submission) for result in c.results], loc="outside lower center", ncols=3
+    )
     caption = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
     legend.set_title(caption, {"size": 8})
     return figure
 
 
-def _best_point_curves(axes: Any, line: Line, cost: Cost, look: Mapping[str, str]) -> None:
+def _best_point_curves(axes: Any, result: SubmissionResult, cost: Cost, look: Mapping[str, str]) -> None:
     """Draws the curve of the median seed, and the first hit of every seed, since many curves are hard to read."""
-    ordered = sorted(line.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS)))
+    ordered = sorted(
+        result.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS))
+    )
     for rank, trial in enumerate(ordered):
         x, at = _axis(trial, cost), trial.hit_at(trial.target)
         if x is None:
@@ -152,20 +156,20 @@ def _axis(trial: Trial, cost: Cost) -> np.ndarray | None:
 
 
 def _seconds(c: Comparison) -> Any:
-    lines = [line for line in c.lines if Cost.SECONDS in line.costs][::-1]
-    figure = new_figure(9, 1.2 + 0.36 * len(lines))
+    results = [result for result in c.results if Cost.SECONDS in result.costs][::-1]
+    figure = new_figure(9, 1.2 + 0.36 * len(results))
     axes = figure.subplots()
-    means = {cost: [_mean_cost(line, cost) for line in lines] for cost in Cost}
-    compilation = [0.0 if line.compile_seconds is None else line.compile_seconds for line in lines]
-    has_compile_seconds = [line.compile_seconds is not None for line in lines]
+    means = {cost: [_mean_cost(result, cost) for result in results] for cost in Cost}
+    compilation = [0.0 if result.compile_seconds is None else result.compile_seconds for result in results]
+    has_compile_seconds = [result.compile_seconds is not None for result in results]
     parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
         "training": ("#0072B2", np.where(has_compile_seconds, means[Cost.TRAINING_SECONDS], 0)),
         "compilation": ("#E69F00", compilation),
         "both, not told apart on record": ("#56B4E9", np.where(has_compile_seconds, 0, means[Cost.SECONDS])),
-        "evaluation (off the clock)": (GREY, [_overhead(line, "accumulated_eval_time") for line in lines]),
-        "logging (off the clock)": ("#CC79A7", [_overhead(line, "accumulated_logging_time") for line in lines]),
+        "evaluation (off the clock)": (GREY, [_overhead(result, "accumulated_eval_time") for result in results]),
+        "logging (off the clock)": ("#CC79A7", [_overhead(result, "accumulated_logging_time") for result in results]),
     }
-    start, positions = np.zeros(len(lines)), np.arange(len(lines))
+    start, positions = np.zeros(len(results)), np.arange(len(results))
     for label, (colour, widths) in parts.items():
         if np.any(widths):
             hatch = "//" if "off" in label else None
@@ -173,9 +177,9 @@ def _seconds(c: Comparison) -> Any:
                 positions, widths, left=start, color=colour, label=label, hatch=hatch, edgecolor=INK, linewidth=0.4
             )
         start += np.array(widths)
-    axes.set_yticks(positions, [short(line.submission) for line in lines])
-    for row, line in enumerate(lines):
-        clock = Cost.TRAINING_SECONDS if line.compile_seconds is not None else Cost.SECONDS
+    axes.set_yticks(positions, [short(result.submission) for result in results])
+    for row, result in enumerate(results):
+        clock = Cost.TRAINING_SECONDS if result.compile_seconds is not None else Cost.SECONDS
         if means[Cost.STEPS][row]:
             ms_per_step = 1e3 * means[clock][row] / means[Cost.STEPS][row]
             axes.annotate(
@@ -187,15 +191,15 @@ def _seconds(c: Comparison) -> Any:
     return figure
 
 
-def _mean_cost(line: Line, cost: Cost) -> float:
+def _mean_cost(result: SubmissionResult, cost: Cost) -> float:
     """The mean over the best point's trials, without those that broke off or have no such cost on record."""
-    values = [spent(trial, cost) for trial in line.best_trials]
+    values = [spent(trial, cost) for trial in result.best_trials]
     known = [value for value in values if value is not None and math.isfinite(value)]
     return float(np.mean(known)) if known else 0.0
 
 
-def _overhead(line: Line, column: str) -> float:
-    return float(np.mean([trial.overhead[column] for trial in line.best_trials]))
+def _overhead(result: SubmissionResult, column: str) -> float:
+    return float(np.mean([trial.overhead[column] for trial in result.best_trials]))
 
 
 def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:

@@ -12,7 +12,7 @@ from tuning import records, scoring
 from tuning.report import figures, tables
 from tuning.report.protocols import Cost
 from tuning.report.reading import read
-from tuning.report.summary import Comparison, Line, Summary, summarise
+from tuning.report.summary import Comparison, SubmissionResult, Summary, summarise
 from workloads import budgets
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -64,12 +64,12 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
         s=summary,
         drawn=drawn,
         refresh_s=refresh_s,
-        n_trials=sum(len(line.trials) for c in summary.comparisons for line in c.lines),
+        n_trials=sum(len(result.trials) for c in summary.comparisons for result in c.results),
         columns=tables.COLUMNS,
         rows=tables.rows,
         heading=tables.heading,
         show=tables.number,
-        show_spread=tables.spread,
+        show_median=tables.seed_median,
         show_ratio=tables.ratio,
         outcomes=tables.outcomes,
         sort_values=_sort_values,
@@ -85,14 +85,14 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
 
 def verdict(c: Comparison, rank_by: Cost) -> str:
     """A sentence or two: which submission reaches the target first, and by how much."""
-    hits = [line for line in c.lines if rank_by in line.costs and not line.costs[rank_by].is_bound]
+    hits = [result for result in c.results if rank_by in result.costs and not result.costs[rank_by].is_bound]
     if c.target is None:
         return f"{c.workload} has no target."
     if not hits:
         return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
     first = hits[0]
     sentence = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
-    sentence += tables.spread(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
+    sentence += tables.seed_median(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
     ratios = c.ratios.get(first.submission, {})
     if first.submission == c.reference or rank_by not in ratios:
         return sentence + ("; it is the reference." if ratios else ".")
@@ -100,8 +100,8 @@ def verdict(c: Comparison, rank_by: Cost) -> str:
     others = [cost for cost in Cost if cost is not rank_by and cost in ratios]
     sentence += "".join(f", {tables.ratio(ratios[cost])} of its {cost.words}" for cost in others) + "."
     clock = Cost.SECONDS if rank_by is Cost.STEPS else Cost.STEPS
-    timed = [line for line in hits if clock in line.costs]
-    best = min(timed, key=lambda line: line.costs[clock].median, default=first)
+    timed = [result for result in hits if clock in result.costs]
+    best = min(timed, key=lambda result: result.costs[clock].median, default=first)
     if best is not first:
         ratio = c.ratios.get(best.submission, {}).get(clock)
         sentence += f" {best.submission} needs the fewest {clock.words}"
@@ -127,15 +127,15 @@ def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
     return Markup(element.replace("<svg", label, 1))
 
 
-def _sort_values(c: Comparison, line: Line) -> list[float | str]:
+def _sort_values(c: Comparison, result: SubmissionResult) -> list[float | str]:
     """The values by which the columns after the first are sorted; empty values come last."""
-    ratios = c.ratios.get(line.submission, {})
-    values: list[float | None] = [sum(trial.hit_at(trial.target) is not None for trial in line.best_trials)]
+    ratios = c.ratios.get(result.submission, {})
+    values: list[float | None] = [sum(trial.hit_at(trial.target) is not None for trial in result.best_trials)]
     for cost in Cost:
-        values += [cost in line.costs and line.costs[cost].median, cost in ratios and ratios[cost].value]
-    n_hits, n_ended = line.search_hits
-    values += [line.compile_seconds, line.test_at_hit, n_hits / n_ended if n_ended else None, line.best]
-    values += [len(line.searched)]
+        values += [cost in result.costs and result.costs[cost].median, cost in ratios and ratios[cost].value]
+    n_hits, n_ended = result.search_hits
+    values += [result.compile_seconds, result.test_at_hit, n_hits / n_ended if n_ended else None, result.best]
+    values += [len(result.searched)]
     return ["" if value is None or value is False else value for value in values]
 
 
@@ -155,17 +155,17 @@ def _ranked(summary: Summary) -> list[str]:
     return sorted(summary.performance.get(cost, {}), key=lambda name: -summary.score(name, cost))
 
 
-def _searched(line: Line) -> str:
+def _searched(result: SubmissionResult) -> str:
     def show(values: Sequence[Any]) -> str:
         if isinstance(values[0], str):
             return " | ".join(values)
         return f"{values[0]:.4g} to {values[1]:.4g}"
 
-    return ", ".join(f"{name} {show(values)}" for name, values in line.searched.items()) or "nothing"
+    return ", ".join(f"{name} {show(values)}" for name, values in result.searched.items()) or "nothing"
 
 
-def _point(line: Line) -> str:
-    if not line.best_trials:
+def _point(result: SubmissionResult) -> str:
+    if not result.best_trials:
         return "–"
-    items = line.best_trials[0].point.items()
+    items = result.best_trials[0].point.items()
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in items)

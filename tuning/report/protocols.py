@@ -13,7 +13,7 @@ import numpy as np
 
 from tuning.outcome import Miss
 from tuning.report.reading import UNFINISHED, Phase, Trial
-from tuning.scoring import Spread
+from tuning.scoring import SeedMedian
 
 # States that are neither a hit nor a miss of the budget. Every median leaves these trials out.
 NO_RESULT = (str(Miss.PRUNED), UNFINISHED)
@@ -121,14 +121,14 @@ def _steps(trial: Trial, hit: int | None) -> float:
     return float(trial.steps[hit]) if hit is not None else float(trial.budget or last)
 
 
-def spread(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> Spread | None:
-    """The spread over one point's trials; None if a cost is not on record, or a broken-off trial is the median."""
+def seed_median(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> SeedMedian | None:
+    """The median over one point's trials; None if a cost is not on record, or a broken-off trial is the median."""
     targets = [trial.target if target is None else target for trial in trials]
     values = known_costs(trials, cost, target)
     if not trials or None in targets or len(values) < len(trials):
         return None
     missed = [trial.hit_at(value) is None for trial, value in zip(trials, targets, strict=True)]
-    result = Spread.of(values, missed)
+    result = SeedMedian.of(values, missed)
     return None if math.isnan(result.median) else result
 
 

@@ -30,7 +30,7 @@ _PERIODS_TO_LIMIT = 1.1
 
 _NUMBER = (int, float)
 _OUTCOME = {
-    **dict.fromkeys(("workload", "submission", "tuning_ruleset", "target_metric", "target_direction", "reason"), str),
+    **dict.fromkeys(("workload", "submission", "tuning_ruleset", "target_metric", "reason"), str),
     **dict.fromkeys(("hyperparameters", "environment"), dict),
     **dict.fromkeys(("target_value", "compile_seconds", "compile_seconds_to_target"), _NUMBER),
     **dict.fromkeys(("rng_seed", "steps_to_target", "step_budget"), int),
@@ -211,14 +211,9 @@ def _target(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | 
     else:
         metric, target = meta.get("workload.target_metric_name"), meta.get("workload.validation_target_value")
     metric = metric.removeprefix("validation/") if metric else None
-    direction = outcome.get("target_direction") or meta.get("workload.target_direction")
+    direction = meta.get("workload.target_direction")
     lower_is_better = {"lower": True, "higher": False}.get(direction or "", scoring.LOWER_IS_BETTER.get(metric or ""))
     return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
-
-
-def workload_of(folder: TrialFolder) -> str | None:
-    """The folder's workload, by outcome.json or by its path."""
-    return files.read_json(folder, "outcome.json", _OUTCOME, []).get("workload") or _location(folder)[0]
 
 
 def _location(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:

@@ -1,4 +1,4 @@
-"""Results of trials: a line for each submission on each workload, ratios to a first-order reference, and scores."""
+"""Results of trials: one for each submission on each workload, ratios to a first-order reference, and scores."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tuning import scoring
 from tuning.report import protocols, provenance
 from tuning.report.protocols import Cost, Scored
 from tuning.report.reading import STATES, FileProblem, Phase, Records, Trial
-from tuning.scoring import Spread
+from tuning.scoring import SeedMedian
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Line:
+class SubmissionResult:
     """One submission on one workload.
 
     Attributes:
@@ -52,9 +52,9 @@ class Line:
     searched: Mapping[str, Any]
     best_trials: tuple[Trial, ...]
     protocol: str
-    costs: Mapping[Cost, Spread]
+    costs: Mapping[Cost, SeedMedian]
     compile_seconds: float | None
-    levels: Mapping[str, Spread]
+    levels: Mapping[str, SeedMedian]
     studies: Mapping[int, Sequence[Trial]]
     algoperf: Mapping[Cost, float | None]
     search_hits: tuple[int, int]
@@ -90,19 +90,19 @@ class Comparison:
     target: float | None
     levels: Mapping[str, float]
     reference: str | None
-    lines: tuple[Line, ...]
+    results: tuple[SubmissionResult, ...]
     ratios: Mapping[str, Mapping[str, Ratio]]
     warnings: tuple[str, ...]
 
-    def line(self, submission: str) -> Line:
-        return next(line for line in self.lines if line.submission == submission)
+    def result(self, submission: str) -> SubmissionResult:
+        return next(result for result in self.results if result.submission == submission)
 
 
 @dataclass(frozen=True)
 class Summary:
     """
     Attributes:
-        rank_by: the cost that orders the lines, and by which the reference is chosen.
+        rank_by: the cost that orders the results, and by which the reference is chosen.
         score_by: the clock of the performance profile; AlgoPerf's, unless training seconds rank the submissions.
         scored: the times that `performance` and `speed_ups` are made from.
         performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
@@ -142,7 +142,7 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 
     Args:
         references: names of the first-order submissions; each workload's ratios are to the best one of them.
-        rank_by: the cost by which lines and references are compared.
+        rank_by: the cost by which results and references are compared.
     """
     trials_of: dict[str, list[Trial]] = defaultdict(list)
     for trial in records.trials:
@@ -174,16 +174,16 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 def _is_on_record(comparisons: Sequence[Comparison], cost: Cost) -> bool:
     """Whether any submission has this cost. Logs of the official harness have no training seconds."""
     return cost is not Cost.TRAINING_SECONDS or any(
-        line.algoperf[cost] is not None for c in comparisons for line in c.lines
+        result.algoperf[cost] is not None for c in comparisons for result in c.results
     )
 
 
 def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str, float]]:
     times: dict[str, dict[str, float]] = defaultdict(dict)
     for comparison in comparisons:
-        for line in comparison.lines:
-            median = line.algoperf[cost]
-            times[line.submission][comparison.workload] = math.inf if median is None else median
+        for result in comparison.results:
+            median = result.algoperf[cost]
+            times[result.submission][comparison.workload] = math.inf if median is None else median
     return times
 
 
@@ -199,43 +199,48 @@ def _compare(
     levels = {}
     if target is not None:
         levels = {name: scoring.easier(target, share, lower_is_better) for name, share in scoring.LEVELS.items()}
-    lines = [_line(name, [trial for trial in trials if trial.submission == name], levels, scored) for name in names]
-    lines.sort(key=lambda line: (_order(line, rank_by), line.submission))
+    results = [
+        _submission_result(name, [trial for trial in trials if trial.submission == name], levels, scored)
+        for name in names
+    ]
+    results.sort(key=lambda result: (_order(result, rank_by), result.submission))
     # A reference's name may have a suffix: its folder, or that it is the target's own configuration.
-    candidates = [line for line in lines if line.submission.split(" (")[0] in references and rank_by in line.costs]
+    candidates = [
+        result for result in results if result.submission.split(" (")[0] in references and rank_by in result.costs
+    ]
     reference = candidates[0] if candidates else None
-    ratios = {line.submission: _ratios(line, reference) for line in lines if reference and line.costs}
-    warnings = _warnings(lines, reference, references, rank_by)
+    ratios = {result.submission: _ratios(result, reference) for result in results if reference and result.costs}
+    warnings = _warnings(results, reference, references, rank_by)
     if len(targets) > 1:
         values = ", ".join(f"{name} {value}" for name, value, _ in sorted(targets, key=str))
         warnings.append(f"The trials differ in their target: {values}. Ratios are to the first one's.")
     name = reference.submission if reference else None
-    return Comparison(workload, metric, target, levels, name, tuple(lines), ratios, tuple(warnings))
+    return Comparison(workload, metric, target, levels, name, tuple(results), ratios, tuple(warnings))
 
 
-def _order(line: Line, rank_by: Cost) -> tuple[bool, float]:
-    cost = line.costs.get(rank_by)
+def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float]:
+    cost = result.costs.get(rank_by)
     return (True, math.inf) if cost is None else (cost.is_bound, cost.median)
 
 
-def _line(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> Line:
+def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
     best_trials, protocol = protocols.best_point(trials)
-    costs = {cost: protocols.spread(best_trials, cost) for cost in Cost}
-    at_levels = {level: protocols.spread(best_trials, Cost.STEPS, value) for level, value in levels.items()}
+    costs = {cost: protocols.seed_median(best_trials, cost) for cost in Cost}
+    at_levels = {level: protocols.seed_median(best_trials, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
     metrics = [trial.best for trial in trials if trial.best is not None]
     studies = scored.studies(trials)
     lower_is_better = any(trial.lower_is_better for trial in trials)
-    return Line(
+    return SubmissionResult(
         submission=name,
         trials=tuple(trials),
         searched=_searched(search),
         best_trials=tuple(best_trials),
         protocol=protocol,
-        costs={cost: spread for cost, spread in costs.items() if spread is not None},
+        costs={cost: own for cost, own in costs.items() if own is not None},
         compile_seconds=statistics.mean(compiles) if best_trials and len(compiles) == len(best_trials) else None,
-        levels={level: spread for level, spread in at_levels.items() if spread is not None},
+        levels={level: own for level, own in at_levels.items() if own is not None},
         studies=studies,
         algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
         search_hits=protocols.share_of_hits(trials),
@@ -264,31 +269,33 @@ def category(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _ratios(line: Line, reference: Line) -> dict[str, Ratio]:
-    if line is reference:
-        return {name: Ratio(1.0, None) for name in (*line.costs, *line.levels)}
+def _ratios(result: SubmissionResult, reference: SubmissionResult) -> dict[str, Ratio]:
+    if result is reference:
+        return {name: Ratio(1.0, None) for name in (*result.costs, *result.levels)}
     ratios: dict[str, Ratio] = {}
-    for cost in [cost for cost in line.costs if cost in reference.costs]:
-        spread, base = line.costs[cost], reference.costs[cost]
-        values, base_values = (protocols.known_costs(each.best_trials, cost) for each in (line, reference))
+    for cost in [cost for cost in result.costs if cost in reference.costs]:
+        own, base = result.costs[cost], reference.costs[cost]
+        values, base_values = (protocols.known_costs(each.best_trials, cost) for each in (result, reference))
         if base.median > 0:
             is_known = not any(map(math.isnan, values + base_values))
             interval = scoring.ratio_interval(values, base_values) if is_known else None
-            ratios[cost] = Ratio(spread.median / base.median, interval, _bound(spread, base))
-    for level, spread in line.levels.items():
+            ratios[cost] = Ratio(own.median / base.median, interval, _bound(own, base))
+    for level, own in result.levels.items():
         if level in reference.levels and (base := reference.levels[level]).median > 0:
-            ratios[level] = Ratio(spread.median / base.median, None, _bound(spread, base))
+            ratios[level] = Ratio(own.median / base.median, None, _bound(own, base))
     return ratios
 
 
-def _bound(spread: Spread, base: Spread) -> str:
+def _bound(own: SeedMedian, base: SeedMedian) -> str:
     bounds = {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}
-    return bounds[spread.is_bound, base.is_bound]
+    return bounds[own.is_bound, base.is_bound]
 
 
-def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequence[str], rank_by: Cost) -> list[str]:
+def _warnings(
+    results: Sequence[SubmissionResult], reference: SubmissionResult | None, references: Sequence[str], rank_by: Cost
+) -> list[str]:
     warnings = []
-    unknown = [line.submission for line in lines if line.best_trials and line.compile_seconds is None]
+    unknown = [result.submission for result in results if result.best_trials and result.compile_seconds is None]
     if unknown:
         warnings.append(
             f"Compilation is not on record, so that there are no training seconds, of {', '.join(unknown)}."
@@ -296,13 +303,13 @@ def _warnings(lines: Sequence[Line], reference: Line | None, references: Sequenc
     if reference is None:
         problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
         return [*warnings, f"{problem}: no ratios."]
-    spread = reference.costs[rank_by]
-    if spread.is_bound:
+    own = reference.costs[rank_by]
+    if own.is_bound:
         warnings.append(
-            f"The reference {reference.submission} missed the target on {spread.n_misses} of {spread.n} seeds: its "
+            f"The reference {reference.submission} missed the target on {own.n_misses} of {own.n} seeds: its "
             "medians are lower bounds, the budget, and ratios to them are too high."
         )
-    n_most = max(line.n_searched_trials for line in lines)
+    n_most = max(result.n_searched_trials for result in results)
     if reference.n_searched_trials < n_most and reference.best_trials[0].phase is not Phase.REFERENCE:
         warnings.append(
             f"The reference {reference.submission} was searched with {reference.n_searched_trials} trials, another "

@@ -10,8 +10,8 @@ from rich.text import Text
 from tuning import records
 from tuning.report import escapes
 from tuning.report.protocols import Cost
-from tuning.report.summary import Comparison, Line, Ratio, Summary
-from tuning.scoring import Spread
+from tuning.report.summary import Comparison, Ratio, SubmissionResult, Summary
+from tuning.scoring import SeedMedian
 
 COLUMNS = (
     "submission",
@@ -33,36 +33,36 @@ _DIGITS = {Cost.STEPS: 0, Cost.SECONDS: 1, Cost.TRAINING_SECONDS: 1}
 
 def rows(comparison: Comparison) -> list[list[str]]:
     """A row for each submission, in the order of `COLUMNS`."""
-    return [_row(comparison, line) for line in comparison.lines]
+    return [_row(comparison, result) for result in comparison.results]
 
 
-def _row(comparison: Comparison, line: Line) -> list[str]:
-    ratios = comparison.ratios.get(line.submission, {})
-    cells = [line.submission + (" (reference)" if line.submission == comparison.reference else ""), hits(line)]
+def _row(comparison: Comparison, result: SubmissionResult) -> list[str]:
+    ratios = comparison.ratios.get(result.submission, {})
+    cells = [result.submission + (" (reference)" if result.submission == comparison.reference else ""), hits(result)]
     for cost, digits in _DIGITS.items():
-        cells += [spread(line.costs.get(cost), digits), ratio(ratios.get(cost))]
-    cells += [number(line.compile_seconds, 1), number(line.test_at_hit, 4), share(line), number(line.best, 4)]
-    return [*cells, str(len(line.searched))]
+        cells += [seed_median(result.costs.get(cost), digits), ratio(ratios.get(cost))]
+    cells += [number(result.compile_seconds, 1), number(result.test_at_hit, 4), share(result), number(result.best, 4)]
+    return [*cells, str(len(result.searched))]
 
 
-def hits(line: Line) -> str:
+def hits(result: SubmissionResult) -> str:
     """Hits among the best point's trials."""
-    trials = [trial for trial in line.best_trials if trial.target is not None]
+    trials = [trial for trial in result.best_trials if trial.target is not None]
     return f"{sum(trial.hit_at(trial.target) is not None for trial in trials)}/{len(trials)}" if trials else "–"
 
 
-def share(line: Line) -> str:
+def share(result: SubmissionResult) -> str:
     """The search's points that reached the target, of those that ended."""
-    n_hits, n_ended = line.search_hits
+    n_hits, n_ended = result.search_hits
     return f"{n_hits}/{n_ended}" if n_ended else "–"
 
 
-def outcomes(line: Line) -> str:
+def outcomes(result: SubmissionResult) -> str:
     """The outcomes of its trials: '13: 12 hit, 1 budget'."""
-    return f"{len(line.trials)}: " + ", ".join(f"{n} {state}" for state, n in line.counts.items())
+    return f"{len(result.trials)}: " + ", ".join(f"{n} {state}" for state, n in result.counts.items())
 
 
-def spread(value: Spread | None, digits: int) -> str:
+def seed_median(value: SeedMedian | None, digits: int) -> str:
     """The median, with '≥' if it depends on a miss, which counts as the budget, and 'miss' if all trials missed."""
     if value is None:
         return "–"
@@ -88,11 +88,11 @@ def heading(comparison: Comparison) -> str:
 
 def terminal(comparison: Comparison) -> Table:
     # As Text, since rich reads square brackets in a str as markup.
-    table = Table(title=Text(escapes.one_line(heading(comparison))))
+    table = Table(title=Text(escapes.printable(heading(comparison))))
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in rows(comparison):
-        table.add_row(*(Text(escapes.one_line(cell)) for cell in row))
+        table.add_row(*(Text(escapes.printable(cell)) for cell in row))
     return table
 
 
@@ -113,7 +113,7 @@ def latex(summary: Summary) -> str:
         head = [r"\begin{tabular}{" + "l" * len(COLUMNS) + "}", r"\toprule"]
         names = " & ".join(map(escapes.latex, COLUMNS)) + r" \\"
         tail = [r"\bottomrule", r"\end{tabular}", ""]
-        parts += [f"% {escapes.one_line(heading(comparison))}", *head, names, r"\midrule", *lines, *tail]
+        parts += [f"% {escapes.printable(heading(comparison))}", *head, names, r"\midrule", *lines, *tail]
     return "\n".join([*parts, f"% {FOOTNOTE}", ""])
 
 
@@ -159,31 +159,31 @@ def _scores(summary: Summary, score: Any) -> dict[str, dict[str, float]]:
 
 
 def _records(comparison: Comparison) -> list[dict[str, Any]]:
-    return [_record(comparison, line) for line in comparison.lines]
+    return [_record(comparison, result) for result in comparison.results]
 
 
-def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
-    n_hits, n_ended = line.search_hits
+def _record(comparison: Comparison, result: SubmissionResult) -> dict[str, Any]:
+    n_hits, n_ended = result.search_hits
     record: dict[str, Any] = {
         "workload": comparison.workload,
-        "submission": line.submission,
-        "protocol": line.protocol,
-        "n_trials": len(line.trials),
-        "n_searched_trials": line.n_searched_trials,
+        "submission": result.submission,
+        "protocol": result.protocol,
+        "n_trials": len(result.trials),
+        "n_searched_trials": result.n_searched_trials,
         "n_searched_that_ended": n_ended,
         "n_searched_that_hit": n_hits,
-        **{f"n_{state}": n for state, n in line.counts.items()},
-        "searched": list(line.searched),
-        "best_metric": line.best,
-        "test_metric_at_hit": line.test_at_hit,
-        "compile_seconds": line.compile_seconds,
-        "n_studies": line.n_studies,
-        **{f"algoperf_{cost}": median for cost, median in line.algoperf.items()},
+        **{f"n_{state}": n for state, n in result.counts.items()},
+        "searched": list(result.searched),
+        "best_metric": result.best,
+        "test_metric_at_hit": result.test_at_hit,
+        "compile_seconds": result.compile_seconds,
+        "n_studies": result.n_studies,
+        **{f"algoperf_{cost}": median for cost, median in result.algoperf.items()},
     }
-    for name, value in (*line.costs.items(), *line.levels.items()):
+    for name, value in (*result.costs.items(), *result.levels.items()):
         fields = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
         record |= {f"{name}_{field}": number for field, number in fields.items()}
-    for name, ratio in comparison.ratios.get(line.submission, {}).items():
+    for name, ratio in comparison.ratios.get(result.submission, {}).items():
         low, high = ratio.interval or (None, None)
         record |= {f"{name}_ratio": ratio.value, f"{name}_ratio_bound": ratio.bound}
         record |= {f"{name}_ratio_low": low, f"{name}_ratio_high": high}

@@ -46,10 +46,10 @@ def random_flip(image: Image, rng: np.random.Generator) -> Image:
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
 
 
-def pad_and_crop(image: Image, rng: np.random.Generator, padding: int = 4) -> Image:
-    """The image shifted at random by up to `padding` pixels along each axis. Zeros fill the edges."""
-    padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
-    top, left = rng.integers(2 * padding + 1, size=2)
+def pad_and_crop(image: Image, rng: np.random.Generator) -> Image:
+    """The image shifted at random by up to 4 pixels along each axis. Zeros fill the edges."""
+    padded = np.pad(image, [(4, 4), (4, 4), (0, 0)])
+    top, left = rng.integers(9, size=2)
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
 
 

@@ -36,13 +36,6 @@ def test_an_archive_does_not_tell_the_machines_folders(tmp_path):
     assert any('"submission_path":"kfac/submission.py"' in content for content in contents)
 
 
-def test_only_one_workloads_trials(tmp_path):
-    folder = write_comparison(tmp_path / "comparison")
-    assert archive.pack([folder], tmp_path / "trials.tar.xz", "digits") == 12
-    with pytest.raises(UserError, match="no trial folder of letters under"):
-        archive.pack([folder], tmp_path / "trials.tar.xz", "letters")
-
-
 def test_a_metric_is_not_rounded_over_its_target(tmp_path):
     """Six digits of it would reach 0.8."""
     folder = write_comparison(tmp_path / "comparison")

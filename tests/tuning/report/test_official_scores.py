@@ -31,7 +31,7 @@ def test_official_scores(logs):
 def test_there_is_no_score_by_a_clock_that_is_not_on_record(logs):
     _, _, summary = logs
     assert Cost.TRAINING_SECONDS not in summary.performance
-    assert all(Cost.TRAINING_SECONDS not in line.costs for c in summary.comparisons for line in c.lines)
+    assert all(Cost.TRAINING_SECONDS not in result.costs for c in summary.comparisons for result in c.results)
     assert all("Compilation is not on record" in " ".join(c.warnings) for c in summary.comparisons)
 
 
@@ -51,5 +51,5 @@ def test_how_trials_ended(logs):
 def test_every_study_counts(logs):
     """lawa_ema ran three studies of librispeech_deepspeech; those without a hit count too."""
     version, _, summary = logs
-    n_studies = {line.n_studies for c in summary.comparisons for line in c.lines}
+    n_studies = {result.n_studies for c in summary.comparisons for result in c.results}
     assert n_studies == ({5, 3} if version == "0.5" else {3})

@@ -134,8 +134,8 @@ def test_one_bad_file_is_named_and_all_the_rest_is_shown(tmp_path, file, changes
     broken = damaged(tmp_path / "in", file, **changes)
     summary = page.summarise(page.read([tmp_path / "in"]), ["good"])
     assert any(told in problem.what for problem in summary.problems if problem.file == broken)
-    lines = {line.submission: line for c in summary.comparisons for line in c.lines}
-    assert {line.counts.get("hit") for line in lines.values()} <= {1, 2} and lines["good"].counts == {"hit": 2}
+    results = {result.submission: result for c in summary.comparisons for result in c.results}
+    assert {result.counts.get("hit") for result in results.values()} <= {1, 2} and results["good"].counts == {"hit": 2}
     for figure in page.figures.figures(summary):
         with page.figures.matplotlib.rc_context(page.figures.STYLE):
             figure.draw()

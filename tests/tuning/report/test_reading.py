@@ -116,13 +116,10 @@ def test_a_hardware_profile_fills_in_the_limit(tmp_path, seconds, state):
     assert reading.read([tmp_path], "a100x4").trials[0].state == "budget"
 
 
-@pytest.mark.parametrize("file", ["outcome.json", "meta_data_0.json"])
-def test_a_metrics_direction_comes_from_the_record(tmp_path, file):
-    """`goodness` is known to nobody; the record says that less of it is better."""
-    told = {"target_direction": "lower"} if file == "outcome.json" else None
-    meta = {"workload.target_metric_name": "accuracy"} | ({} if told else {"workload.target_direction": "lower"})
-    place = tmp_path / "digits_jax" / "trial_1"
-    write_trial(place, [0.9, 0.7, 0.95], point={}, meta=meta, outcome=told)
+def test_a_metrics_direction_comes_from_the_record(tmp_path):
+    """The record says that less of it is better."""
+    meta = {"workload.target_metric_name": "accuracy", "workload.target_direction": "lower"}
+    write_trial(tmp_path / "digits_jax" / "trial_1", [0.9, 0.7, 0.95], point={}, meta=meta)
     trial, _ = only(tmp_path)
     assert trial.lower_is_better and trial.hit_at(0.8) == 1 and trial.best == 0.7
 

@@ -28,7 +28,7 @@ def digits(tmp_path):
 
 def test_steps_and_their_ratio(digits):
     """kfac: the median of 20, 30, 40; sgd: of 50, 70 and a miss."""
-    kfac, sgd = digits.line("kfac").costs[Cost.STEPS], digits.line("sgd").costs[Cost.STEPS]
+    kfac, sgd = digits.result("kfac").costs[Cost.STEPS], digits.result("sgd").costs[Cost.STEPS]
     assert (kfac.median, kfac.n, kfac.n_misses, kfac.is_bound) == (30, 3, 0, False)
     assert (sgd.median, sgd.n, sgd.n_misses, sgd.is_bound) == (70, 3, 1, False)
     assert digits.reference == "sgd"
@@ -48,7 +48,7 @@ def test_the_interval_is_that_of_all_ways_to_draw_the_seeds_again(digits):
 
 def test_both_clocks(digits):
     """kfac: 20 steps of 0.2 s, 30 and 40 of 0.1 s, a second each of it compilation; sgd: 5, 7 and 10 s, none."""
-    kfac, sgd = digits.line("kfac"), digits.line("sgd")
+    kfac, sgd = digits.result("kfac"), digits.result("sgd")
     assert kfac.costs[Cost.SECONDS].median == pytest.approx(4)
     assert kfac.costs[Cost.TRAINING_SECONDS].median == pytest.approx(3) and kfac.compile_seconds == 1
     assert sgd.costs[Cost.SECONDS].median == sgd.costs[Cost.TRAINING_SECONDS].median == pytest.approx(7)
@@ -66,7 +66,7 @@ def test_ranked_by_either_clock(tmp_path):
         (Cost.TRAINING_SECONDS, "kfac", {"kfac": 1.0, "sgd": 2 / 3}),
     ):
         summary = summary_of(tmp_path, rank_by=rank_by)
-        assert summary.comparisons[0].lines[0].submission == first and summary.score_by is rank_by
+        assert summary.comparisons[0].results[0].submission == first and summary.score_by is rank_by
         for name, score in scores.items():
             assert summary.score(name, rank_by) == pytest.approx(score, abs=0.01)
 
@@ -93,9 +93,9 @@ def test_a_search_is_confirmed_and_the_best_of_both_seeds_is_shown(tmp_path):
             values = [0.1] * 10 if hit is None else [0.1] * (hit - 1) + [0.9]
             place = tmp_path / "kfac" / phase / "digits_jax" / f"trial_{trial}"
             write_trial(place, values, point={"learning_rate": rate}, outcome=own, seed=seed)
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.best_trials[0].point == {"learning_rate": 0.2} and line.costs[Cost.STEPS].median == 25
-    assert line.search_hits == (2, 3) and line.n_searched_trials == 3
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert result.best_trials[0].point == {"learning_rate": 0.2} and result.costs[Cost.STEPS].median == 25
+    assert result.search_hits == (2, 3) and result.n_searched_trials == 3
 
 
 def test_the_test_metric_at_the_hit(tmp_path):
@@ -106,8 +106,8 @@ def test_the_test_metric_at_the_hit(tmp_path):
         cells = ["test/accuracy", "0.1", str(metric)]
         joined = "".join(f"{line},{cell}\n" for line, cell in zip(lines, cells, strict=True))
         (place / "eval_measurements.csv").write_text(joined)
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.test_at_hit == 0.6
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert result.test_at_hit == 0.6
 
 
 def test_a_target_reached_before_the_first_step(tmp_path):
@@ -116,7 +116,7 @@ def test_a_target_reached_before_the_first_step(tmp_path):
     write_trial(tmp_path / "kfac/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     summary = summary_of(tmp_path)
     (comparison,) = summary.comparisons
-    assert comparison.line("sgd").costs[Cost.STEPS].median == 0 and comparison.line("sgd").counts == {"hit": 1}
+    assert comparison.result("sgd").costs[Cost.STEPS].median == 0 and comparison.result("sgd").counts == {"hit": 1}
     assert not comparison.ratios["kfac"] and not summary.problems
 
 
@@ -125,23 +125,23 @@ def test_a_trial_without_a_target_does_not_take_it_from_the_others(tmp_path):
     write_trial(tmp_path / "a/digits_jax/trial_1", [0.9], point={}, target=None, outcome=own)
     write_trial(tmp_path / "b/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "b"})
     (comparison,) = summary_of(tmp_path).comparisons
-    assert comparison.target == 0.8 and [line.submission for line in comparison.lines] == ["b", "a"]
-    assert [line.search_hits for line in comparison.lines] == [(1, 1), (0, 0)]  # without a target, no miss
+    assert comparison.target == 0.8 and [result.submission for result in comparison.results] == ["b", "a"]
+    assert [result.search_hits for result in comparison.results] == [(1, 1), (0, 0)]  # without a target, no miss
 
 
 def test_dimensions_of_mixed_types_are_categories(tmp_path):
     for trial, value in enumerate((False, "half", None, [1, 2], 0.5), start=1):
         place = tmp_path / f"kfac/digits_jax/trial_{trial}"
         write_trial(place, [0.9], point={"scaling": value}, outcome={"submission": "kfac"})
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.searched == {"scaling": ("false", "half", "null", "[1, 2]", "0.5")}
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert result.searched == {"scaling": ("false", "half", "null", "[1, 2]", "0.5")}
 
 
 def test_counts_dimensions_and_the_best_metric(digits):
-    kfac = digits.line("kfac")
+    kfac = digits.result("kfac")
     assert kfac.counts == {"hit": 5, "budget": 1} and kfac.n_searched_trials == 3
     assert dict(kfac.searched) == {"damping": (1e-3, 3e-3), "learning_rate": (0.1, pytest.approx(0.3))}
-    assert list(digits.line("sgd").searched) == ["learning_rate"]
+    assert list(digits.result("sgd").searched) == ["learning_rate"]
     assert kfac.best == 0.81
 
 
@@ -151,7 +151,7 @@ def test_easier_targets(tmp_path):
     write_trial(tmp_path / "y/digits_jax/trial_1", [0.1, 0.1, 0.79, 0.9], point={}, outcome={"submission": "sgd"})
     (comparison,) = summary_of(tmp_path).comparisons
     assert dict(comparison.levels) == {"target": 0.8, "98 %": pytest.approx(0.784), "95 %": pytest.approx(0.76)}
-    assert [spread.median for spread in comparison.line("kfac").levels.values()] == [30, 20, 10]
+    assert [steps.median for steps in comparison.result("kfac").levels.values()] == [30, 20, 10]
     ratios = comparison.ratios["kfac"]
     assert [ratios[level].value for level in comparison.levels] == [30 / 40, 20 / 30, 10 / 30]
 
@@ -163,15 +163,15 @@ def test_algoperfs_protocol_is_the_median_over_studies_of_the_best_trial(tmp_pat
             values = [0.5] * 10 if hit is None else [0.5] * (hit - 1) + [0.9]
             place = tmp_path / f"kfac/study_{study}/digits_jax/trial_{trial}"
             write_trial(place, values, point={"learning_rate": study + trial}, outcome={"submission": "kfac"})
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert (line.n_studies, line.algoperf[Cost.SECONDS], line.algoperf[Cost.STEPS]) == (3, pytest.approx(4.0), 40)
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert (result.n_studies, result.algoperf[Cost.SECONDS], result.algoperf[Cost.STEPS]) == (3, pytest.approx(4.0), 40)
 
 
 def test_a_submission_that_misses_in_most_studies_has_no_time(tmp_path):
     for study, values in enumerate(([0.9], [0.1] * 10, [0.1] * 10), start=1):
         write_trial(tmp_path / f"kfac/study_{study}/digits_jax/trial_1", values, point={}, outcome={})
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.algoperf[Cost.SECONDS] is None
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert result.algoperf[Cost.SECONDS] is None
 
 
 def test_points_run_on_several_seeds_without_a_search_folder(tmp_path):
@@ -181,8 +181,8 @@ def test_points_run_on_several_seeds_without_a_search_folder(tmp_path):
             place = tmp_path / f"kfac/study_{seed + 1}/digits_jax/trial_{trial}"
             point = {"learning_rate": 0.1 * trial}
             write_trial(place, [0.1] * (hit - 1) + [0.8], point=point, outcome={"submission": "kfac"}, seed=seed)
-    (line,) = summary_of(tmp_path).comparisons[0].lines
-    assert line.costs[Cost.STEPS].median == 30 and line.best_trials[0].point == {"learning_rate": 0.2}
+    (result,) = summary_of(tmp_path).comparisons[0].results
+    assert result.costs[Cost.STEPS].median == 30 and result.best_trials[0].point == {"learning_rate": 0.2}
 
 
 def test_pruned_and_unfinished_trials_are_in_no_median(tmp_path):
@@ -190,8 +190,8 @@ def test_pruned_and_unfinished_trials_are_in_no_median(tmp_path):
     write_trial(tmp_path / "digits_jax/trial_1", [0.1] * 3, point={"a": 1}, outcome=own | {"reason": "pruned"})
     write_trial(tmp_path / "digits_jax/trial_2", [0.1] * 3, point={"a": 2}, outcome=None)
     write_trial(tmp_path / "digits_jax/trial_3", [0.1] * 5 + [0.9], point={"a": 3}, outcome=own)
-    (line,) = [each for each in summary_of(tmp_path).comparisons[0].lines if each.submission == "kfac"]
-    assert line.costs[Cost.STEPS].median == 60 and line.counts == {"hit": 1, "pruned": 1}
+    (result,) = [each for each in summary_of(tmp_path).comparisons[0].results if each.submission == "kfac"]
+    assert result.costs[Cost.STEPS].median == 60 and result.counts == {"hit": 1, "pruned": 1}
 
 
 def test_the_seconds_of_a_trial_that_broke_off_are_in_no_median(tmp_path):
@@ -201,9 +201,9 @@ def test_the_seconds_of_a_trial_that_broke_off_are_in_no_median(tmp_path):
         diverged = own | ({"reason": "diverged"} if seed else {})
         place = tmp_path / f"kfac/study_{seed + 1}/digits_jax/trial_1"
         write_trial(place, values, point={"a": 1}, seed=seed, outcome=diverged)
-    (line,) = summary_of(tmp_path, references=("kfac",)).comparisons[0].lines
-    assert line.costs[Cost.STEPS].median == 60 and line.costs[Cost.STEPS].is_bound
-    assert line.costs.keys() == {Cost.STEPS}
+    (result,) = summary_of(tmp_path, references=("kfac",)).comparisons[0].results
+    assert result.costs[Cost.STEPS].median == 60 and result.costs[Cost.STEPS].is_bound
+    assert result.costs.keys() == {Cost.STEPS}
 
 
 def test_a_lower_metric_may_be_the_better(tmp_path):
@@ -212,9 +212,11 @@ def test_a_lower_metric_may_be_the_better(tmp_path):
     file = place / "eval_measurements.csv"
     file.write_text(file.read_text().replace("validation/accuracy", "validation/wer"))
     (comparison,) = summary_of(tmp_path).comparisons
-    (line,) = comparison.lines
+    (result,) = comparison.results
     assert (
-        line.costs[Cost.STEPS].median == 30 and line.best == 0.09 and comparison.levels["95 %"] == pytest.approx(0.105)
+        result.costs[Cost.STEPS].median == 30
+        and result.best == 0.09
+        and comparison.levels["95 %"] == pytest.approx(0.105)
     )
 
 

@@ -19,7 +19,7 @@ _NO_SCALARS = {"global_step", "preemption_count"}
 
 
 @dataclass(frozen=True)
-class Watching:
+class Monitoring:
     """Which displays the user asked for.
 
     Attributes:
@@ -92,10 +92,10 @@ class Scalars:
         description: the trial's description, plain data.
     """
 
-    def __init__(self, watching: Watching, folder: Path, first_step: int, description: Mapping[str, Any]):
+    def __init__(self, monitoring: Monitoring, folder: Path, first_step: int, description: Mapping[str, Any]):
         self._show: list[Callable[[dict[str, float], int], None]] = []
         self._close: list[Callable[[], None]] = []
-        if watching.tensorboard:
+        if monitoring.tensorboard:
             from tensorboardX import SummaryWriter
 
             # The library names files by the second, in which a trial may end and resume; the suffix tells them apart.
@@ -108,12 +108,12 @@ class Scalars:
 
             self._show.append(write)
             self._close.append(writer.close)
-        if watching.wandb_project is not None:
+        if monitoring.wandb_project is not None:
             import wandb
 
             experiment, trial = folder.parents[1].name, f"trial {description['trial_index']}"
             name = f"{description['workload']} {description['submission']} {experiment} {trial}"
-            run = wandb.init(project=watching.wandb_project, name=name, dir=str(folder), config=dict(description))
+            run = wandb.init(project=monitoring.wandb_project, name=name, dir=str(folder), config=dict(description))
             self._show.append(lambda values, step: run.log(values, step=step))
             self._close.append(run.finish)
 

@@ -1,4 +1,4 @@
-"""For how long counters have not changed, by one process's own monotonic clock.
+"""Seconds since counters last changed, by one process's own monotonic clock.
 
 Workers on many machines show that they live by raising a counter. A process that watches them compares no clocks of
 different machines: it records when it saw each counter change. So a wrong or adjusted clock has no effect.
@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 
-class Silence:
-    """Watches counters.
+class CounterAges:
+    """Seconds since each counter, such as a worker's heartbeats, last changed.
 
     Args:
         longest_step_s: the most seconds that one call of `look` adds: while the watcher is suspended it sees no change.
@@ -23,12 +23,12 @@ class Silence:
         self._looked_at = clock()
 
     def look(self, counters: Mapping[Hashable, Any]) -> dict[Hashable, float]:
-        """Seconds for which each counter has been the same; 0 for a new one."""
+        """Seconds since each counter last changed; 0 for a new one."""
         now = self._clock()
         step, self._looked_at = min(now - self._looked_at, self._longest_step_s), now
-        silent_s = {}
+        ages_s = {}
         for key, counter in counters.items():
             latest = self._latest.get(key)
-            silent_s[key] = 0.0 if latest is None or latest[0] != counter else latest[1] + step
-        self._latest = {key: (counter, silent_s[key]) for key, counter in counters.items()}
-        return silent_s
+            ages_s[key] = 0.0 if latest is None or latest[0] != counter else latest[1] + step
+        self._latest = {key: (counter, ages_s[key]) for key, counter in counters.items()}
+        return ages_s

@@ -10,8 +10,8 @@ from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
 from tuning import trial
 from tuning.errors import UserError
+from tuning.monitoring import Monitoring, steps
 from tuning.trial import Checkpointing
-from tuning.watching import Watching, steps
 
 
 def scalars(folder):
@@ -36,7 +36,7 @@ def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(
         if progress.global_step == 25:
             raise Cut
 
-    own = dict(watching=Watching(tensorboard=True), checkpointing=Checkpointing(keep=2), resume=True)
+    own = dict(monitoring=Monitoring(tensorboard=True), checkpointing=Checkpointing(keep=2), resume=True)
     with pytest.raises(Cut):
         run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), report=cut, **own)
     run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), **own)
@@ -57,20 +57,20 @@ def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
     run = types.SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: ended.append(1))
     module.init = lambda **options: asked.update(options) or run
     monkeypatch.setitem(sys.modules, "wandb", module)
-    watching = Watching(wandb_project="molecules")
-    watching.refuse_missing()
-    run_fake_trial(tmp_path / "e" / "t", FakeWorkload(), fake_submission(log_loss), watching=watching)
+    monitoring = Monitoring(wandb_project="molecules")
+    monitoring.refuse_missing()
+    run_fake_trial(tmp_path / "e" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
     assert asked["project"] == "molecules" and asked["config"]["rng_seed"] == 0 and ended == [1]
     assert [(step, row["loss"]) for step, row in logged if "loss" in row] == [(i, 1 / (1 + i)) for i in range(40)]
 
 
-@pytest.mark.parametrize("watching", [Watching(tensorboard=True), Watching(wandb_project="p")])
-def test_a_missing_library_is_one_line(watching, monkeypatch):
+@pytest.mark.parametrize("monitoring", [Monitoring(tensorboard=True), Monitoring(wandb_project="p")])
+def test_a_missing_library_is_one_line(monitoring, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    library = "tensorboardX" if watching.tensorboard else "wandb"
+    library = "tensorboardX" if monitoring.tensorboard else "wandb"
     with pytest.raises(UserError, match=f"needs {library}, which is not installed: run `pip install {library}`"):
-        watching.refuse_missing()
-    Watching().refuse_missing()
+        monitoring.refuse_missing()
+    Monitoring().refuse_missing()
 
 
 def test_a_profile_is_of_the_steps_asked_for(tmp_path):
@@ -80,7 +80,7 @@ def test_a_profile_is_of_the_steps_asked_for(tmp_path):
         with jax.profiler.TraceAnnotation(f"own step {call.global_step}"):
             on_device(call.current_param_container["w"])
 
-    outcome = run_fake_trial(tmp_path, FakeWorkload(), fake_submission(update), watching=Watching(profile=(3, 5)))
+    outcome = run_fake_trial(tmp_path, FakeWorkload(), fake_submission(update), monitoring=Monitoring(profile=(3, 5)))
     (file,) = (tmp_path / "profile").rglob("*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(file)).planes
     names = {event.name for plane in planes for line in plane.lines for event in line.events}
@@ -90,7 +90,7 @@ def test_a_profile_is_of_the_steps_asked_for(tmp_path):
 
 
 def test_a_profile_that_the_end_cuts_short_is_written_too(tmp_path):
-    run_fake_trial(tmp_path, FakeWorkload(), fake_submission(), watching=Watching(profile=(38, 99)))
+    run_fake_trial(tmp_path, FakeWorkload(), fake_submission(), monitoring=Monitoring(profile=(38, 99)))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
