@@ -68,7 +68,7 @@ def _words(block: str) -> list[list[str]]:
 
 def _program(words: list[str]) -> list[str] | None:
     """What a documented command runs of this project: a script and its arguments, or None."""
-    image = next((i for i, word in enumerate(words) if re.fullmatch(r"kfac(:cuda|\.sif)?", word)), None)
+    image = next((i for i, word in enumerate(words) if re.fullmatch(r"kfac(:\w+|\.sif)?", word)), None)
     if image is not None and "run" in words[:image]:
         return entrypoint.command(words[image + 1 :], _IN_IMAGE)[1:]
     script = next((i for i, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py")), None)

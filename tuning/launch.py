@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning import disk
+from tuning import disk, machine
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import RUN_AGAIN, Interrupted, Interruption
 from tuning.sweep import Sweep
@@ -185,13 +185,9 @@ def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
     Raises:
         UserError: this process may use fewer devices than the workers need.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    drivers = Path("/proc/driver/nvidia/gpus")
-    if visible is None and drivers.is_dir():
-        visible = ",".join(str(i) for i in range(len(list(drivers.iterdir()))))
-    if not visible or devices_per_worker < 1:
+    devices = machine.visible_cuda_devices()
+    if not devices or devices_per_worker < 1:
         return [None] * n_workers
-    devices = visible.split(",")
     if n_workers * devices_per_worker > len(devices):
         needed = f"{n_workers} workers of {devices_per_worker} devices each need {n_workers * devices_per_worker}"
         raise UserError(f"{needed}, but here are {len(devices)}: give fewer --workers or --devices_per_trial")

@@ -15,6 +15,14 @@ _COMMIT_VARIABLE = "ALGOPERF_KFAC_COMMIT"
 _PROJECT = Path(__file__).resolve().parents[1]
 
 
+def visible_cuda_devices() -> list[str]:
+    """As in CUDA_VISIBLE_DEVICES; without this variable all of the driver's. Initialises no device."""
+    visible, drivers = os.environ.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
+    if visible is None and drivers.is_dir():
+        return [str(i) for i in range(len(list(drivers.iterdir())))]
+    return visible.split(",") if visible else []
+
+
 def code_version() -> str | None:
     """The commit of this checkout; None outside one. Unlike `environment` it initialises no device."""
     return _git_state()[0]

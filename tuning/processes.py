@@ -7,6 +7,7 @@ or a file, and sends it to the others by JAX's coordination service, so that no 
 import atexit
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tuning import machine
 from tuning.errors import MachineFault, UserError, one_line
 from workloads.shards import over_devices
 
@@ -29,6 +31,11 @@ _SHUTDOWN_S = 30  # timeout of waiting for the other processes to end
 _COMPILE_S = 1800
 # Set for every process by Slurm's srun and by Open MPI's mpirun.
 _LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# This process's number on its host, and how many processes each host has (Slurm: "4(x2)" for four on each of two).
+_ON_HOST = (
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+)
 
 
 class Processes:
@@ -157,6 +164,24 @@ class Processes:
             self._client.key_value_delete(f"messages/{batch}")
 
 
+def own_cuda_devices() -> list[int] | None:
+    """Which of the visible CUDA devices a launched process uses; None if there are none, or no launcher.
+
+    A launcher shows a process either its own devices alone or all of its host's, which are then shared out in equal
+    parts. JAX by itself takes the one device of the process's number on the host: this device does not exist in the
+    former case, and others stay idle where a process has several.
+    """
+    n_visible = len(machine.visible_cuda_devices())
+    found = next((names for names in _ON_HOST if all(name in os.environ for name in names)), None)
+    if not n_visible or found is None:
+        return None
+    index, n_processes = (int(re.split(r"\D", os.environ[name])[0]) for name in found)
+    asked_for = os.environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]  # "2" or "v100:2"
+    n_own = int(asked_for) if asked_for.isdecimal() else max(1, n_visible // n_processes)
+    first = index * n_own if n_visible >= n_processes * n_own else 0
+    return list(range(first, min(first + n_own, n_visible)))
+
+
 def join(coordinator_address: str | None = None, n_processes: int | None = None, index: int | None = None) -> Processes:
     """Connects to the other processes, if flags or the launcher name any. No device may have been used before.
 
@@ -177,8 +202,9 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     # On CPUs processes that have compiled a program wait for the others, for longer than XLA's 30 and 40 s.
     timeouts = (f"--xla_cpu_collective_{kind}timeout_seconds={_COMPILE_S}" for kind in ("", "call_terminate_"))
     os.environ["XLA_FLAGS"] = " ".join([*timeouts, os.environ.get("XLA_FLAGS", "")])
+    place = (coordinator_address, n_processes, index, own_cuda_devices())
     try:
-        jax.distributed.initialize(coordinator_address, n_processes, index, shutdown_timeout_seconds=_SHUTDOWN_S)
+        jax.distributed.initialize(*place, shutdown_timeout_seconds=_SHUTDOWN_S)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this trial do not meet: {one_line(error)[:300]}") from error
     from orbax.checkpoint import multihost

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 
 from scripts import entrypoint
+from workloads import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written out, since the parser keeps its copy of the file's content beside the file it is given.
@@ -91,10 +93,34 @@ def test_every_verb_is_a_script_and_an_unknown_one_is_refused():
         entrypoint.command(["sweeps"], {})
 
 
-def test_compose_runs_the_image_s_own_verbs():
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+def _compose():
+    """compose.yaml's services, with the default of every variable."""
+    text, before = (ROOT / "compose.yaml").read_text(), None
+    while text != before:  # a default may hold another variable
+        before, text = text, re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", text)
+    return yaml.safe_load(text)["services"]
+
+
+def test_compose_waits_for_its_storage_and_starts_the_report_again():
+    services = _compose()
     assert set(services) == {"storage", "sweep", "report", "dashboard"}
-    assert services["sweep"]["command"][0] == "sweep" and services["report"]["command"][0] == "report"
+    for name in ("sweep", "dashboard"):
+        assert services[name]["depends_on"] == {"storage": {"condition": "service_healthy"}}
+    (device,) = services["sweep"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", "all", ["gpu"])
+    assert services["report"]["restart"] == "on-failure"  # the sweep makes its folder later
+    (url,) = services["dashboard"]["command"]
+    assert f"--storage={url}" in services["sweep"]["command"]
+    owner = services["storage"]["environment"]
+    assert url == "postgresql://{POSTGRES_USER}:{POSTGRES_PASSWORD}@storage/{POSTGRES_DB}".format(**owner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sweep", "report"])
+def test_compose_s_commands_are_accepted(name):
+    command = entrypoint.command(_compose()[name]["command"], _FOLDERS)
+    done = subprocess.run([*command, "--only_check_args"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 _OWN_FLAGS = {
@@ -112,3 +138,17 @@ def test_every_verb_runs(verb):
     command = [sys.executable, str(ROOT / "scripts" / "entrypoint.py"), verb, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert f"--{_OWN_FLAGS[verb]}:" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_the_verb_test_runs_a_test():
+    command = [sys.executable, str(ROOT / "scripts" / "entrypoint.py"), "test", "tests/docker", "-k", "libraries"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+
+
+def test_docker_s_page_has_a_line_for_every_workload():
+    page = (ROOT / "docs" / "docker.md").read_text()
+    named = set(re.findall(r"^run .*kfac\S* --workload=(\w+) ", page, re.MULTILINE))
+    variants = {name for name in registry.names() if name.startswith(("ogbg_", "imagenet_vit_"))}
+    assert named == set(registry.names()) - variants

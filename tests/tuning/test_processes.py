@@ -136,7 +136,39 @@ def test_half_of_the_flags_is_refused(monkeypatch):
     assert join().count == 1
 
 
-_MEET = "from tuning import processes; own = processes.join(); print(own.index, own.count, own.same(7 + own.index))"
+@pytest.mark.parametrize(
+    ("launcher", "index", "on_host", "visible", "asked_for", "own"),
+    [
+        ("SLURM", 3, "4(x2)", "0", "1", [0]),  # each sees its own alone
+        ("SLURM", 1, "2", "0,1", "v100:2", [0, 1]),
+        ("SLURM", 1, "2", "4,5,6,7", "2", [2, 3]),  # all see those of the host
+        ("SLURM", 3, "4(x2)", "0,1,2,3", None, [3]),
+        ("SLURM", 0, "1(x2)", "0,1,2,3", None, [0, 1, 2, 3]),  # one process has them all
+        ("OMPI", 1, "2", "0,1,2,3", None, [2, 3]),
+        ("OMPI", 1, "2", "", None, None),  # on CPUs
+        (None, None, None, "0,1", None, None),
+    ],
+)
+def test_a_launched_process_uses_its_share_of_the_devices(
+    monkeypatch, launcher, index, on_host, visible, asked_for, own
+):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    names = {"SLURM": module._ON_HOST[0], "OMPI": module._ON_HOST[1], None: ()}[launcher]
+    for name, value in zip(names, (index, on_host), strict=False):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if asked_for:
+        monkeypatch.setenv("SLURM_GPUS_PER_TASK", asked_for)
+    assert module.own_cuda_devices() == own
+
+
+_MEET = """
+import jax
+from tuning import processes
+own = processes.join()
+print(own.index, own.count, own.same(7 + own.index), jax.config.read("jax_cuda_visible_devices"))
+"""
 
 
 @pytest.mark.slow
@@ -148,14 +180,16 @@ def test_a_launcher_s_environment_tells_each_process_its_place(launcher):
         if launcher == "slurm":
             own = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
             own |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+            own |= {"SLURM_STEP_TASKS_PER_NODE": "2"}
         else:
             own = {"OMPI_MCA_orte_hnp_uri": f"{port * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
             own |= {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
-        return os.environ | {"JAX_PLATFORMS": "cpu"} | own
+            own |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+        return os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"} | own
 
     root = Path(__file__).parents[2]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     command = [sys.executable, "-c", _MEET]
     started = [subprocess.Popen(command, cwd=root, env=environment(index), **pipes) for index in range(2)]
     said = [process.communicate(timeout=600) for process in started]
-    assert [out.splitlines()[-1:] for out, _ in said] == [["0 2 7"], ["1 2 7"]], said
+    assert [out.splitlines()[-1:] for out, _ in said] == [["0 2 7 0"], ["1 2 7 0"]], said

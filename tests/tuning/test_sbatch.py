@@ -1,6 +1,7 @@
-"""scripts/sweep.sbatch, with a stand-in for the worker and for scontrol: what it does with signals and exit codes."""
+"""scripts/sweep.sbatch and the documented batch file of a trial, with stand-ins: their signals and exit codes."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,17 +16,22 @@ trap 'echo TERM >> "$NOTES"; exit 75' TERM
 echo "$@" >> "$NOTES"
 while :; do sleep 0.05; done
 """
+SCONTROL = '#!/bin/sh\necho "scontrol $*" >> "$NOTES"\n'
+
+
+def stand_ins(folder, programs):
+    """The environment in which shell programs by name stand for the real ones."""
+    for program, text in programs.items():
+        (folder / program).write_text(text)
+        (folder / program).chmod(0o755)
+    own = {"NOTES": str(folder / "notes"), "PYTHON": str(folder / "worker"), "SLURM_JOB_ID": "17"}
+    return os.environ | own | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(("name", "is_queued_again"), [("SIGUSR1", True), ("SIGTERM", False)])
 def test_a_signal_reaches_the_worker_and_its_end_is_waited_for(tmp_path, name, is_queued_again):
-    for program, text in (("worker", WORKER), ("scontrol", '#!/bin/sh\necho "scontrol $*" >> "$NOTES"\n')):
-        (tmp_path / program).write_text(text)
-        (tmp_path / program).chmod(0o755)
-    notes = tmp_path / "notes"
-    own = {"NOTES": str(notes), "PYTHON": str(tmp_path / "worker"), "SLURM_JOB_ID": "17"}
-    own["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-    job = subprocess.Popen(["bash", "scripts/sweep.sbatch", "--workload=b3db"], cwd=ROOT, env=os.environ | own)
+    own, notes = stand_ins(tmp_path, {"worker": WORKER, "scontrol": SCONTROL}), tmp_path / "notes"
+    job = subprocess.Popen(["bash", "scripts/sweep.sbatch", "--workload=b3db"], cwd=ROOT, env=own)
     while not notes.exists():
         assert job.poll() is None
         time.sleep(0.02)
@@ -36,12 +42,20 @@ def test_a_signal_reaches_the_worker_and_its_end_is_waited_for(tmp_path, name, i
 
 
 def test_the_end_of_a_worker_is_the_job_s(tmp_path):
-    (tmp_path / "worker").write_text("#!/bin/sh\nexit 2\n")
-    (tmp_path / "worker").chmod(0o755)
-    own = os.environ | {"PYTHON": str(tmp_path / "worker")}
+    own = stand_ins(tmp_path, {"worker": "#!/bin/sh\nexit 2\n"})
     assert subprocess.run(["bash", "scripts/sweep.sbatch"], cwd=ROOT, env=own).returncode == 2
 
 
 def test_slurm_is_asked_to_queue_again_and_to_warn():
     text = (ROOT / "scripts" / "sweep.sbatch").read_text()
     assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=B:USR1@120\n" in text
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_the_documented_batch_file_of_a_trial_ends_as_it_and_is_queued_again_after_a_checkpoint(tmp_path, code):
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    (text,) = re.findall(r"^```sh\n(#SBATCH.*?)^```", page, re.MULTILINE | re.DOTALL)
+    own = stand_ins(tmp_path, {"srun": f"#!/bin/sh\necho srun >> $NOTES\nexit {code}\n", "scontrol": SCONTROL})
+    assert subprocess.run(["bash", "-c", text], env=own).returncode == code
+    queued_again = ["scontrol requeue 17"] if code == 75 else []
+    assert (tmp_path / "notes").read_text().splitlines() == ["srun", *queued_again]
