@@ -96,10 +96,10 @@ def _in_a_process(n_devices: int, arguments: Sequence[str]) -> dict[str, dict[st
 
 
 def _of_each_program(workload_name: str, batch_size: int, seed: int, name: str) -> dict[str, dict[str, int]]:
-    params, _, lowered = lowered_programs(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
-    gradient_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    lowered = lowered_programs(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
+    gradient_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(lowered.params))
     by_kind = {}
-    for kind, program in lowered.items():
+    for kind, program in lowered.programs.items():
         # Machine code is not optimised, since it is not run. The counts do not depend on it.
         text = program.compile({"xla_backend_optimization_level": 0}).as_text()
         by_kind[kind] = counts(text)._asdict() | {"gradient_bytes": gradient_bytes}

@@ -131,7 +131,10 @@ def _workload_steps(options: Options, workload: str, micro_batches: int, deadlin
 
 def _operations(options: Options) -> str:
     submissions = [load(f"submissions/{name}") for name in options.submissions]
-    parts = ["Counted by the compiler, for this machine's device; library calls (Cholesky, eigh) count as nothing."]
+    parts = [
+        "Counted by the compiler, for this machine's device; library calls (Cholesky, eigh) count as nothing.",
+        "Compilation is measured for one submission after another in one process, once.",
+    ]
     for name in options.workloads:
         batch_size = options.batch_size or submissions[0].training_batch_size(name, registry.load(name))
         counts = operations.table(name, batch_size, submissions, options.seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import command
+import jax
 from absl import flags
 
 from benchmarks import tables
@@ -41,6 +42,7 @@ flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot."
 
 
 def main(values: dict[str, Any]) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation are measured, too
     options = tables.Options(
         workloads=values["workloads"],
         submissions=values["submissions"],
