@@ -47,5 +47,5 @@ def test_a_table_of_a_real_workload():
     assert shares[1] == (1.0, 1.0) and all(ideal <= share <= 1 for share, ideal in shares.values())
     assert shares[8][0] < shares[2][0] < 1
     sent = {(row[1].strip(), int(row[2])): float(row[3]) for row in rows}
-    assert sent["plain", 1] == sent["refresh", 1] == 0
-    assert 0 < sent["plain", 8] < sent["refresh", 8]
+    assert sent["step", 1] == sent["refresh", 1] == 0
+    assert 0 < sent["step", 8] < sent["refresh", 8]
