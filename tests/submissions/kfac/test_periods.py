@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from submissions.kfac.algoperf import SOAP
 from submissions.kfac.algoperf.curvature import is_due
 
 
@@ -23,3 +24,10 @@ def test_refreshes_are_as_many_as_the_logarithm_of_the_steps(share):
     assert gaps == sorted(gaps) and gaps[-1] > 0.9 * share / (1 + share) * steps[-1]
     expected = 1 / share + math.log(60_000 * share) / math.log(1 + share)
     assert 0.8 * expected < len(steps) < 1.4 * expected
+
+
+def test_soap_refreshes_after_its_first_steps_and_then_after_every_tenth():
+    """Before step 0 there is no gradient to make a basis of."""
+    soap = SOAP()
+    h = soap.hyperparameters(learning_rate=1e-3)
+    assert [step for step in range(31) if soap.is_refresh_due(step, h)] == [1, 2, 3, 10, 20, 30]
