@@ -22,7 +22,7 @@ for _library in ("optuna", "rdkit", "grain"):
     pytest.importorskip(_library)
 
 N_POINTS, N_KILLS = 10, 20
-POINTS = [f"--num_tuning_trials={N_POINTS}", "--max_global_steps=60", "--workers=2"]
+POINTS = [f"--num_tuning_trials={N_POINTS}", "--max_global_steps=300", "--workers=2"]
 
 
 def trials(folder, name):
@@ -58,7 +58,7 @@ def _kill_and_compare(folder, undisturbed, flags):
     flags = [*flags, *POINTS, "--max_retries=100"]
     rng, n_kills, supervisor = random.Random(0), 0, start(folder, "sweep", *flags)
     while n_kills < N_KILLS:
-        time.sleep(rng.uniform(0.5, 5))
+        time.sleep(rng.uniform(0.5, 3.5))
         workers = children(supervisor.pid)
         if supervisor.poll() is not None:
             break
