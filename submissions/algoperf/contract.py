@@ -126,9 +126,10 @@ class Submission:
         eval_results: list,
         global_step: int,
         rng: Array,
+        train_state: Mapping[str, Any] | None = None,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
         """One step. The state and parameters passed in are donated: use those that come back."""
-        del current_params_types, loss_type, eval_results
+        del current_params_types, loss_type, eval_results, train_state
         state, programs = optimizer_state
         h = self._read(hyperparameters)
         _, numbers = hparams.static_and_numbers(h)
