@@ -52,6 +52,23 @@ class Hyperparameters:
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearDecay(Hyperparameters):
+    """Of `schedule.polynomial`.
+
+    Attributes:
+        decay_steps_factor: part of the schedule after the warm-up in which the learning rate decays.
+        end_factor: the rate after that, as a fraction of the peak. Training goes on well at a tenth, so that a schedule
+            may be shorter than the time to a target. Source: docs/kfac_muon.md, what was tried; also Hoffmann et al.,
+            "Training Compute-Optimal Large Language Models", 2022.
+    """
+
+    decay_steps_factor: float = 1.0
+    end_factor: float = 0.1
+
+    bounds = Hyperparameters.bounds | {"decay_steps_factor": (0, 1), "end_factor": (0, 1)}
+
+
 def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     """Validate a search point (a namedtuple).
 

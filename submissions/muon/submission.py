@@ -1,4 +1,4 @@
-"""Muon with linear warm-up and cosine decay; vectors have AdamW."""
+"""Muon with linear warm-up and linear decay; vectors have AdamW."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 from ..algoperf import schedule
 from ..algoperf.contract import Submission
 from ..algoperf.first_order import FirstOrder, require_optax
-from ..algoperf.hyperparameters import Hyperparameters
+from ..algoperf.hyperparameters import LinearDecay
 from ..kfac.layers import find_layers
 
 PyTree = Any
@@ -22,7 +22,7 @@ _CONSISTENT_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MuonHyperparameters(Hyperparameters):
+class MuonHyperparameters(LinearDecay):
     """Weight decay is decoupled; `beta2` is AdamW's."""
 
     weight_decay: float = 0.2
@@ -30,7 +30,7 @@ class MuonHyperparameters(Hyperparameters):
     one_minus_beta1: float = 0.05
     beta2: float = 0.999
 
-    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = LinearDecay.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
 def _matrices(params: PyTree) -> PyTree:
@@ -62,7 +62,7 @@ def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
     )
 
 
-_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, schedule.cosine))
+_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, schedule.polynomial))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

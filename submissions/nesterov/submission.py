@@ -8,18 +8,17 @@ import optax
 from ..algoperf import schedule
 from ..algoperf.contract import Submission
 from ..algoperf.first_order import FirstOrder
-from ..algoperf.hyperparameters import Hyperparameters
+from ..algoperf.hyperparameters import LinearDecay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NesterovHyperparameters(Hyperparameters):
+class NesterovHyperparameters(LinearDecay):
     """Weight decay is added to the gradient; the rest is as the reference names it."""
 
     one_minus_beta1: float = 0.1
-    decay_steps_factor: float = 1.0
     end_factor: float = 1e-3
 
-    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "decay_steps_factor": (0, 1), "end_factor": (0, 1)}
+    bounds = LinearDecay.bounds | {"one_minus_beta1": (0, 1)}
 
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from ...algoperf import schedule
 from ...algoperf.contract import Algorithm, StepResult
-from ...algoperf.hyperparameters import Hyperparameters
+from ...algoperf.hyperparameters import LinearDecay
 from ...algoperf.problem import Problem
 from ..coverage import describe
 from ..estimate import Estimate, Sums, estimate_sums
@@ -36,23 +36,16 @@ AVERAGED_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CurvatureHyperparameters(Hyperparameters):
+class CurvatureHyperparameters(LinearDecay):
     """Momentum and schedule.
 
     Attributes:
         one_minus_beta1: 1 - momentum.
-        decay_steps_factor, end_factor: of the learning rate's linear decay.
     """
 
     one_minus_beta1: float = 0.1
-    decay_steps_factor: float = 1.0
-    end_factor: float = 1e-3
 
-    bounds = Hyperparameters.bounds | {
-        "one_minus_beta1": (1e-6, 1),
-        "decay_steps_factor": (0, 1),
-        "end_factor": (0, 1),
-    }
+    bounds = LinearDecay.bounds | {"one_minus_beta1": (1e-6, 1)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
