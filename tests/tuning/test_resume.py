@@ -3,8 +3,7 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
+import random
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuning.test_several_devices import free_port
 from tuning import submission
 from tuning.claim import Claim
 from tuning.description import describe
@@ -102,30 +102,56 @@ def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
     assert preemptions(tmp_path / "cut") == [0] * 5
 
 
+def _start(folder, name, n_processes, *flags):
+    """The processes of a trial on molecules."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=400"]
+    command += ["--submission_path=submissions/kfac_muon_reduce", f"--experiment_dir={folder}", f"--data_dir={folder}"]
+    command += [f"--experiment_name={name}", "--resume", "--checkpoint_period_s=1", *flags]
+    if n_processes > 1:
+        command += [f"--num_processes={n_processes}", f"--coordinator_address=127.0.0.1:{free_port()}"]
+    with open(folder / f"{name}.log", "ab") as log:
+        return [
+            subprocess.Popen([*command, *([f"--process_id={i}"] if n_processes > 1 else [])], stdout=log, stderr=log)
+            for i in range(n_processes)
+        ]
+
+
 @pytest.mark.slow
-def test_a_killed_process_is_resumed_by_the_script(tmp_path):
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path, n_processes):
     pytest.importorskip("rdkit")
 
-    def start(name, *flags):
-        command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=100"]
-        command += ["--submission_path=submissions/kfac_muon_reduce", f"--experiment_dir={tmp_path}"]
-        command += [f"--experiment_name={name}", f"--data_dir={tmp_path}", *flags]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def trial(name):
+        return tmp_path / name / "b3db_jax" / "trial_1"
 
-    whole = start("whole")
-    assert whole.wait() == 0, whole.stdout.read()
-    trial = tmp_path / "cut" / "b3db_jax" / "trial_1"
-    for n_checkpoints in (1, 3):
-        process = start("cut", "--resume")
-        while not (trial / "checkpoints" / f"{20 * n_checkpoints}.checkpoint").exists():
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (trial / "outcome.json").exists()
-    last = start("cut", "--resume")
-    assert last.wait() == 0, last.stdout.read()
-    assert contents(trial) == contents(tmp_path / "whole" / "b3db_jax" / "trial_1")
-    before = (trial / "eval_measurements.csv").read_bytes()
-    again = start("cut", "--resume")
-    assert again.wait() == 0 and (trial / "eval_measurements.csv").read_bytes() == before
+    def end(name, processes):
+        assert [process.wait() for process in processes] == [0] * n_processes, (tmp_path / f"{name}.log").read_text()
+
+    began, whole = time.monotonic(), _start(tmp_path, "whole", n_processes)
+    while not list(trial("whole").glob("checkpoints/*.checkpoint")):
+        assert whole[0].poll() is None, (tmp_path / "whole.log").read_text()
+        time.sleep(0.05)
+    first_checkpoint_s = time.monotonic() - began
+    end("whole", whole)
+
+    rng, n_kills, n_ended = random.Random(n_processes), 0, 0
+    while n_kills < 30:
+        processes = _start(tmp_path, f"cut_{n_ended}", n_processes)
+        time.sleep(rng.uniform(0, 1.5 * first_checkpoint_s))
+        is_over = any(process.poll() is not None for process in processes)
+        if is_over:
+            end(f"cut_{n_ended}", processes)
+        for process in processes:
+            process.kill()
+            process.wait()
+        n_kills, n_ended = n_kills + (not is_over), n_ended + is_over
+    end(f"cut_{n_ended}", _start(tmp_path, f"cut_{n_ended}", n_processes))
+
+    for name in (f"cut_{i}" for i in range(n_ended + 1)):
+        assert contents(trial(name)) == contents(trial("whole"))
+        with open(trial(name) / "eval_measurements.csv", newline="") as file:
+            seconds = [float(row["accumulated_submission_time"]) for row in csv.DictReader(file)]
+        assert seconds == sorted(seconds)
+    before = (trial("cut_0") / "eval_measurements.csv").read_bytes()
+    end("cut_0", _start(tmp_path, "cut_0", n_processes))
+    assert (trial("cut_0") / "eval_measurements.csv").read_bytes() == before
