@@ -31,8 +31,8 @@ def one_line(error: BaseException) -> str:
 
 
 def short_json(value: object, max_length: int = 80) -> str:
-    """The value as JSON for a message, cut to fewer than `max_length` characters."""
-    text = json.dumps(value, default=repr)
+    """The value as JSON for a message, cut to fewer than `max_length` characters. Lone surrogates are escaped."""
+    text = json.dumps(value, default=repr, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) < max_length else f"{text[: max_length - 3]}…"
 
 

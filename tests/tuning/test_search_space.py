@@ -79,7 +79,7 @@ BAD = [
     ({"lr": {"feasible_points": [1, 10**400]}}, "'lr' has the value 1000"),
     ({"lr": {"feasible_points": [1, [math.nan]]}}, "'lr' has the value NaN"),
     ([{"lr": {"a": [{"b": math.inf}]}}], "'lr' has the value Infinity"),
-    ({"µ": {"feasible_points": [1]}}, '"\\u00b5" cannot name a hyperparameter; use a letter'),
+    ({"µ": {"feasible_points": [1]}}, '"µ" cannot name a hyperparameter; use a letter'),
     ({"lambda": {"feasible_points": [1]}}, '"lambda" cannot name a hyperparameter'),
     ({"lr": {"feasible_points": ["\ud800"]}}, "'lr' has the value \"\\ud800\", which is no Unicode text"),
     (
