@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.test_several_devices import free_port
 from tuning import submission
 from tuning.claim import Claim
 from tuning.description import describe
@@ -102,50 +101,44 @@ def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
     assert preemptions(tmp_path / "cut") == [0] * 5
 
 
-def _start(folder, name, n_processes, *flags):
-    """The processes of a trial on molecules."""
+def _start(folder, name):
+    """The process of a trial on molecules, which goes on where an earlier one was killed."""
     command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=400"]
     command += ["--submission_path=submissions/kfac_muon_reduce", f"--experiment_dir={folder}", f"--data_dir={folder}"]
-    command += [f"--experiment_name={name}", "--resume", "--checkpoint_period_s=1", *flags]
-    if n_processes > 1:
-        command += [f"--num_processes={n_processes}", f"--coordinator_address=127.0.0.1:{free_port()}"]
+    command += [f"--experiment_name={name}", "--resume", "--checkpoint_period_s=1"]
     with open(folder / f"{name}.log", "ab") as log:
-        return [
-            subprocess.Popen([*command, *([f"--process_id={i}"] if n_processes > 1 else [])], stdout=log, stderr=log)
-            for i in range(n_processes)
-        ]
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_processes", [1, 2])
-def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path, n_processes):
+def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     pytest.importorskip("rdkit")
 
     def trial(name):
         return tmp_path / name / "b3db_jax" / "trial_1"
 
-    def end(name, processes):
-        assert [process.wait() for process in processes] == [0] * n_processes, (tmp_path / f"{name}.log").read_text()
+    def end(name, process):
+        assert process.wait() == 0, (tmp_path / f"{name}.log").read_text()
 
-    began, whole = time.monotonic(), _start(tmp_path, "whole", n_processes)
+    began, whole = time.monotonic(), _start(tmp_path, "whole")
     while not list(trial("whole").glob("checkpoints/*.checkpoint")):
-        assert whole[0].poll() is None, (tmp_path / "whole.log").read_text()
+        assert whole.poll() is None, (tmp_path / "whole.log").read_text()
         time.sleep(0.05)
     first_checkpoint_s = time.monotonic() - began
     end("whole", whole)
 
-    rng, n_kills, n_ended = random.Random(n_processes), 0, 0
+    rng, n_kills, n_ended = random.Random(0), 0, 0
     while n_kills < 30:
-        processes = _start(tmp_path, f"cut_{n_ended}", n_processes)
-        time.sleep(rng.uniform(0, 1.5 * first_checkpoint_s))
-        is_over = any(process.poll() is not None for process in processes)
-        if is_over:
-            end(f"cut_{n_ended}", processes)
-        for process in processes:
+        process = _start(tmp_path, f"cut_{n_ended}")
+        time.sleep(rng.uniform(0, 1.2 * first_checkpoint_s))
+        if process.poll() is None:
             process.kill()
             process.wait()
-        n_kills, n_ended = n_kills + (not is_over), n_ended + is_over
-    end(f"cut_{n_ended}", _start(tmp_path, f"cut_{n_ended}", n_processes))
+            n_kills += 1
+        else:  # another trial is killed from then on
+            end(f"cut_{n_ended}", process)
+            n_ended += 1
+    end(f"cut_{n_ended}", _start(tmp_path, f"cut_{n_ended}"))
 
     for name in (f"cut_{i}" for i in range(n_ended + 1)):
         assert contents(trial(name)) == contents(trial("whole"))
@@ -153,5 +146,5 @@ def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path, n_proc
             seconds = [float(row["accumulated_submission_time"]) for row in csv.DictReader(file)]
         assert seconds == sorted(seconds)
     before = (trial("cut_0") / "eval_measurements.csv").read_bytes()
-    end("cut_0", _start(tmp_path, "cut_0", n_processes))
+    end("cut_0", _start(tmp_path, "cut_0"))
     assert (trial("cut_0") / "eval_measurements.csv").read_bytes() == before

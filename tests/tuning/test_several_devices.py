@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("on_several_devices.py")
 SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "kfac_muon_reduce"]
+OTHERS = ["nesterov", "kfac_muon_expand", "soap", "muon", "schedule_free_adamw"]
 PRECISIONS = {"float64": "1", "float32": "0"}
 
 
@@ -66,17 +67,22 @@ def assert_as_on_one(got, expected, precision):
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize(("n_devices", "precision"), [(2, "float64"), (4, "float64"), (8, "float64")])
+@pytest.mark.parametrize(("n_devices", "precision"), [(2, "float64"), (4, "float64"), (8, "float64"), (2, "float32")])
 def test_devices_of_one_process(one, n_devices, precision, tmp_path):
     got = run(tmp_path / "got.npz", precision, n_devices)
     assert got["n_devices"] == n_devices
     assert_as_on_one(got, one(precision), precision)
 
 
-def test_two_processes(one, tmp_path):
-    # Every process compiles every program, so these train two submissions.
-    submissions = SUBMISSIONS[:2]
-    got = run(tmp_path / "got.npz", "float64", n_processes=2, submissions=submissions)
-    assert (got["n_processes"], got["n_devices"]) == (2, 2)
+def test_the_other_submissions(tmp_path):
+    one, two = (run(tmp_path / f"{n}.npz", "float64", n, submissions=OTHERS) for n in (1, 2))
+    assert_as_on_one(two, one, "float64")
+
+
+# Every process compiles every program, so these train few submissions.
+@pytest.mark.parametrize(("n_processes", "submissions"), [(2, SUBMISSIONS[:2]), (4, SUBMISSIONS[1:2])])
+def test_several_processes(one, n_processes, submissions, tmp_path):
+    got = run(tmp_path / "got.npz", "float64", n_processes=n_processes, submissions=submissions)
+    assert (got["n_processes"], got["n_devices"]) == (n_processes, n_processes)
     expected = {key: value for key, value in one("float64").items() if key in got or key.split(",")[0] in submissions}
     assert_as_on_one(got, expected, "float64")
