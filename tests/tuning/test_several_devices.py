@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("on_several_devices.py")
 SUBMISSIONS = ["nadamw", "kfac_reduce", "kfac_expand", "kfac_muon_reduce"]
-OTHERS = ["nesterov", "kfac_muon_expand", "muon", "schedule_free_adamw"]  # soap amplifies rounding
+OTHERS = ["nesterov", "kfac_muon_expand", "muon", "schedule_free_adamw"]  # not soap: see docs/limits.md
 PRECISIONS = {"float64": "1", "float32": "0"}
 
 
