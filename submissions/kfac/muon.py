@@ -9,11 +9,12 @@
 On steps without new factors, call `estimate` without layers and `update` with `factors=None`.
 
 A layer's input factor A tells how far a change U of its weights moves its outputs on the data: by E‖Uᵀa‖² = ‖A^½ U‖²_F.
-The steepest descent on a gradient G under ‖A^½ U‖ ≤ ρ, in the spectral norm, is
+The steepest descent on a gradient G under ‖A^p U‖ ≤ ρ, in the spectral norm, is
 
-    U = -ρ A^-½ polar(A^-½ G),    polar(U S Vᵀ) = U Vᵀ.
+    U = -ρ A^-p polar(A^-p G),    polar(U S Vᵀ) = U Vᵀ.
 
-It needs A alone: no second backward pass, no pseudo-targets and no geometry of the loss.
+With p = 0 this is Muon, with p = ½ the metric is the change of the outputs. The default, p = ¼, is between. It needs A
+alone: no second backward pass, no pseudo-targets and no geometry of the loss.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class MuonState(NamedTuple):
         count: `[]` int32, updates made.
         fallbacks: how often a layer's new factor or gradient was not used.
         factors: group name -> averages of A.
-        roots: group name -> A^-½, damped, as of the last refresh `[n_layers, n_rows, n_rows]`, or of diagonals
+        roots: group name -> A^-p, damped, as of the last refresh `[n_layers, n_rows, n_rows]`, or of diagonals
             `[n_layers, n_rows, 1]`; the identity before there is one.
         first_moment: moving average of the gradient.
         second_moment: dotted path -> moving average of its square, for the parameters of no layer.
@@ -68,12 +69,21 @@ class MuonState(NamedTuple):
     second_moment: dict[str, Array]
 
 
-@schedulable("layers", "mesh")
+def layers_with_metric(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Those of the layers whose input factor `kfac_muon` uses: all but embeddings, which have NAdamW, as in Muon.
+
+    The metric would make the steps of an embedding larger the rarer its index is.
+    """
+    return tuple(layer for layer in layers if not layer.is_embedding)
+
+
+@schedulable("layers", "power", "mesh")
 def kfac_muon(
     layers: Sequence[Layer],
     *,
     learning_rate: Scalar,
     damping: Scalar = 1e-2,
+    power: float = 0.25,
     beta1: Scalar = 0.9,
     beta2: Scalar = 0.99,
     epsilon: Scalar = 1e-8,
@@ -87,9 +97,10 @@ def kfac_muon(
     Defaults without a source are choices of this project; docs/kfac_muon.md tells what was tried.
 
     Args:
-        layers: the layers with factors, from `find_layers`; every other parameter has NAdamW.
+        layers: from `find_layers`. Those of `layers_with_metric` have factors; every other parameter has NAdamW.
         learning_rate: multiplies the whole update.
         damping: λ added to A, in units of its mean eigenvalue.
+        power: p, ½ or ¼.
         beta1: decay of the gradient's average, which the metric is applied to a step ahead (Nesterov).
         beta2, epsilon: NAdamW's; 1e-8 as in Kingma and Ba, 2015.
         weight_decay: decoupled, multiplied by the learning rate.
@@ -97,11 +108,18 @@ def kfac_muon(
             update's length is fixed.
         factor_decay: decay of the factors' moving average.
         mesh: one-dimensional, of the devices that share the refreshes, and the layers of each shape.
+
+    Raises:
+        ValueError: another power.
     """
+    if power not in (0.5, 0.25):
+        raise ValueError(f"power is {power}; it must be 0.5 or 0.25")
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
         return optax.chain(
-            _scale_by_muon(layers, grad_clip, damping, beta1, beta2, epsilon, factor_decay, mesh),
+            _scale_by_muon(
+                layers_with_metric(layers), grad_clip, damping, power, beta1, beta2, epsilon, factor_decay, mesh
+            ),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -113,6 +131,7 @@ def _scale_by_muon(
     layers: Sequence[Layer],
     grad_clip: Scalar | None,
     damping: Scalar,
+    power: float,
     beta1: Scalar,
     beta2: Scalar,
     epsilon: Scalar,
@@ -148,7 +167,7 @@ def _scale_by_muon(
         groups,
         grad_clip=grad_clip,
         factor_decay=factor_decay,
-        refresh_state=lambda state: _refresh(state, jnp.asarray(damping), mesh),
+        refresh_state=lambda state: _refresh(state, jnp.asarray(damping), power, mesh),
         direction=direction,
         select=lambda factors: {name: pair[0] for name, pair in factors.items()},
     )
@@ -160,9 +179,9 @@ def _identity(shape: tuple[int, int, int]) -> Array:
     return jnp.broadcast_to(one.astype(jnp.float32), shape)
 
 
-def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
+def _refresh(state: MuonState, damping: Array, power: float, mesh: Mesh | None) -> MuonState:
     """New roots for every layer that has a factor; one whose root is not finite keeps what it had."""
-    new = damped_inverse_roots(averaged_values(state.factors), damping, mesh)
+    new = damped_inverse_roots(averaged_values(state.factors), damping, power, mesh)
     is_finite = {name: jnp.isfinite(root).all((1, 2)) for name, root in new.items()}
     has_factor = has_estimates(state.factors)
     roots = {
@@ -174,7 +193,7 @@ def _refresh(state: MuonState, damping: Array, mesh: Mesh | None) -> MuonState:
 
 
 def _steepest(gradients: Array, roots: Array) -> Array:
-    """A^-½ polar(A^-½ G) of matrices `[k, n_rows, d_out]`, at the length of all steps; zero for zero."""
+    """A^-p polar(A^-p G) of matrices `[k, n_rows, d_out]`, at the length of all steps; zero for zero."""
     whitened = _apply(roots, scale_to_unit_max(gradients))
     return scale_to_rms(_apply(roots, polar_factor(whitened)))[0]
 

@@ -1,12 +1,13 @@
-"""Inverse square roots and polar factors of stacks of matrices, by matrix products where the device is quick at them.
+"""Inverse roots and polar factors of stacks of matrices, by matrix products where the device is quick at them.
 
 Odd polynomials p(x) = a x + b x³ + c x⁵, applied one after another, bring the singular values of a matrix X to one.
 They take matrix products alone: p(X) = a X + (b X Xᵀ + c (X Xᵀ)²) X.
 
 Axes: layers of one shape are stacked, `[n_layers, n, m]`. For example, the gradients of two layers of 64 inputs, a bias
-and 10 outputs are `[2, 65, 10]`, as are their polar factors, and the roots of their input factors are `[2, 65, 65]`.
+and 10 outputs are `[2, 65, 10]`, as are their polar factors, and their input factors' inverse roots are `[2, 65, 65]`.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -75,46 +76,60 @@ def _polynomials(n: int) -> list[tuple[float, float, float]]:
     return [*first, _POLAR_EXPRESS[n - 1]]
 
 
-def damped_inverse_roots(factors: Mapping[str, Array], damping: Array, mesh: Mesh | None = None) -> dict[str, Array]:
-    """(A / ā + λ I)^-½ for every factor A, ā its mean eigenvalue; not finite where A is zero or not finite.
+def damped_inverse_roots(
+    factors: Mapping[str, Array], damping: Array, power: float, mesh: Mesh | None = None
+) -> dict[str, Array]:
+    """(A / ā + λ I)^-power for every factor A, ā its mean eigenvalue; not finite where A is zero or not finite.
 
     Args:
         factors: group name -> A `[n_layers, n, n]`, or diagonals `[n_layers, n, 1]`.
         damping: λ `[]`, above zero.
+        power: ½ or ¼.
         mesh: one-dimensional, of the devices that share the work; None leaves that to the compiler.
     """
     roots, damped = {}, {}
     for name, factor in factors.items():
         if is_diagonal(factor.shape):
-            roots[name] = jax.lax.rsqrt(factor / factor.mean(1, keepdims=True) + damping)
+            roots[name] = (factor / factor.mean(1, keepdims=True) + damping) ** -power
         else:
             mean = jnp.trace(factor, axis1=1, axis2=2)[:, None, None] / factor.shape[-1]
             damped[name] = (factor / mean + damping * jnp.eye(factor.shape[-1], dtype=factor.dtype),)
-    return roots | map_by_size(inverse_root, damped, mesh)
+    return roots | map_by_size(functools.partial(inverse_root, power=power), damped, mesh)
 
 
-def inverse_root(matrices: Array) -> Array:
-    """A^-½ of symmetric positive definite matrices `[k, n, n]`; by the quickest way, which is the device's.
+def inverse_root(matrices: Array, power: float) -> Array:
+    """A^-power, of power ½ or ¼, of symmetric positive definite matrices `[k, n, n]`; by the device's quickest way.
 
-    On an H100 an eigendecomposition takes three times (n = 1,537) to ten times (n = 512) as long as the products.
+    On an H100 an eigendecomposition takes three times (n = 1,537) to ten times (n = 512) as long as the products of an
+    inverse square root.
     """
     roots: Array = jax.lax.platform_dependent(
-        matrices, cpu=lambda stack: jax.lax.map(root_by_eigenvectors, stack), default=root_by_products
+        matrices,
+        cpu=lambda stack: jax.lax.map(lambda matrix: root_by_eigenvectors(matrix, power), stack),
+        default=lambda stack: root_by_products(stack, power),
     )
     return roots
 
 
-def root_by_eigenvectors(matrix: Array) -> Array:
-    """A^-½ of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
+def root_by_eigenvectors(matrix: Array, power: float) -> Array:
+    """A^-power of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]
-    return _product(vectors * jax.lax.rsqrt(jnp.maximum(eigenvalues, least)), vectors.T)
+    return _product(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
 
 
-def root_by_products(matrices: Array) -> Array:
-    """A^-½ of matrices `[..., n, n]`: Z of the pair Y -> A^½, Z -> A^-½ that takes a polynomial of Z Y at each step.
+def root_by_products(matrices: Array, power: float) -> Array:
+    """A^-½ or A^-¼ of matrices `[..., n, n]`; the latter as the inverse square root of A^½.
 
-    In float32 the eigenvalues of Z A Z are within 0.03 of one for condition numbers up to 1e6.
+    In float32 the eigenvalues of Z A^(2 power) Z, of the result Z, are within 0.03 of one for condition numbers up to
+    1e6.
+    """
+    square_root, inverse = _square_roots(matrices)
+    return inverse if power == 0.5 else _square_roots(square_root)[1]
+
+
+def _square_roots(matrices: Array) -> tuple[Array, Array]:
+    """A^½ and A^-½: Y and Z of a pair that takes a polynomial of Z Y at each step.
 
     Source: Higham, "Functions of Matrices", 2008, chapter 6, for the coupled iteration.
     """
@@ -126,7 +141,7 @@ def root_by_products(matrices: Array) -> Array:
         t = (t + t.mT) / 2
         step = a * eye + b * t + c * _product(t, t)
         y, z = _product(y, step), _product(step, z)
-    return z / jnp.sqrt(size)
+    return y * jnp.sqrt(size), z / jnp.sqrt(size)
 
 
 def _product(a: Array, b: Array) -> Array:

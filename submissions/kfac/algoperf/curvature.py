@@ -79,6 +79,10 @@ class CurvatureAlgorithm(Algorithm):
         """The optimiser of `layers` and all other parameters, for `refresh_curvature`; one of its states counts
         `fallbacks`."""
 
+    def layers(self, params: PyTree) -> tuple[Layer, ...]:
+        """The layers with curvature."""
+        return find_layers(params)
+
     def factors_of_gradient(self, gradients: PyTree, layers: tuple[Layer, ...]) -> Factors | None:
         """What the optimiser averages at every step; None for nothing."""
         del gradients, layers
@@ -86,7 +90,7 @@ class CurvatureAlgorithm(Algorithm):
 
     def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
         del key
-        layers = find_layers(params)
+        layers = self.layers(params)
         batch = plain_batch(problem, params, h)
         factors = self.factors_of_gradient(batch.gradients, layers)
         optimizer = self.optimizer(layers, h, problem.mesh)
@@ -94,11 +98,11 @@ class CurvatureAlgorithm(Algorithm):
         return _result(problem, batch, params, updates, state)
 
     def init(self, params: PyTree, h: Any) -> PyTree:
-        return self.optimizer(find_layers(params), h).init(params)
+        return self.optimizer(self.layers(params), h).init(params)
 
     def describe(self, params: PyTree) -> str:
         """Which parameters have factors."""
-        return describe(params, find_layers(params))
+        return describe(params, self.layers(params))
 
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:
         return schedule.polynomial(global_step, int(h.schedule_fraction * step_hint), h)
@@ -126,7 +130,7 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
         return is_due(global_step, h.refresh_share)
 
     def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
-        layers = find_layers(params)
+        layers = self.layers(params)
         factors = self.factors(problem, params, layers, h, key)
         return refresh_curvature(self.optimizer(layers, h, problem.mesh), state, params, factors)
 

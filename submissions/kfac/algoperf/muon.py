@@ -7,8 +7,10 @@ import optax
 from jax.sharding import Mesh
 
 from ..layers import Layer
-from ..muon import kfac_muon
+from ..muon import kfac_muon, layers_with_metric
 from .curvature import CurvatureHyperparameters, FactorOptions, KroneckerAlgorithm, factor_decay
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class KFACMuon(KroneckerAlgorithm):
 
     hyperparameters = KFACMuonHyperparameters
     needs_output_factors = False
+
+    def layers(self, params: PyTree) -> tuple[Layer, ...]:
+        return layers_with_metric(super().layers(params))
 
     def optimizer(
         self, layers: tuple[Layer, ...], h: Any, mesh: Mesh | None = None

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ...algoperf.problem import Problem
 from ..adaptive import eigenbasis_adam
 from ..factors import gradient_covariances
-from ..layers import Layer, find_layers
+from ..layers import Layer
 from ..refreshing import refresh_curvature
 from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, Factors
 
@@ -62,7 +62,7 @@ class SOAP(CurvatureAlgorithm):
 
     def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
         del key
-        return refresh_curvature(self.optimizer(find_layers(params), h, problem.mesh), state, params, None)
+        return refresh_curvature(self.optimizer(self.layers(params), h, problem.mesh), state, params, None)
 
     def factors_of_gradient(self, gradients: PyTree, layers: tuple[Layer, ...]) -> Factors:
         return {layer.name: gradient_covariances(layer.read(gradients), layer.are_diagonal) for layer in layers}

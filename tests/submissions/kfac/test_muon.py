@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from submissions.kfac import find_layers, kfac_muon
-from submissions.kfac.muon import MuonState
+from submissions.kfac.muon import MuonState, layers_with_metric
 from submissions.kfac.roots import _polynomials
 from submissions.kfac.routing import states_of
 
@@ -63,12 +63,12 @@ def polar(matrix: np.ndarray) -> np.ndarray:
     return (left * values) @ right
 
 
-def inverse_root(factor: np.ndarray, damping: float) -> np.ndarray:
+def inverse_root(factor: np.ndarray, damping: float, power: float) -> np.ndarray:
     values, vectors = np.linalg.eigh(factor)
-    return (vectors / np.sqrt(values / values.mean() + damping)) @ vectors.T
+    return (vectors * (values / values.mean() + damping) ** -power) @ vectors.T
 
 
-def by_hand(weight_decay: float):
+def by_hand(weight_decay: float, power: float):
     """(matrix `[6, 3]`, scale `[2]`) after every step, in float64."""
     lr, damping, b1, b2, decay = (
         SETTINGS[name] for name in ("learning_rate", "damping", "beta1", "beta2", "factor_decay")
@@ -82,7 +82,7 @@ def by_hand(weight_decay: float):
             average = average + max(1 - decay, 1 / (n + 1)) * (FACTORS[step] - average)
             n += 1
         if REFRESH[step]:
-            root = inverse_root(average, damping)
+            root = inverse_root(average, damping, power)
         first = [b1 * m + (1 - b1) * x for m, x in zip(first, g, strict=True)]
         here, ahead = 1 - b1 ** (step + 1), 1 - b1 ** (step + 2)
         m = [b1 * m / ahead + (1 - b1) * x / here for m, x in zip(first, g, strict=True)]
@@ -94,10 +94,10 @@ def by_hand(weight_decay: float):
     return trajectory
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_four_steps_equal_numpy(weight_decay):
-    got, state = run(weight_decay=weight_decay)
-    for params, (matrix, scale) in zip(got, by_hand(weight_decay), strict=True):
+@pytest.mark.parametrize(("weight_decay", "power"), [(0.0, 0.25), (0.1, 0.25), (0.1, 0.5)])
+def test_four_steps_equal_numpy(weight_decay, power):
+    got, state = run(weight_decay=weight_decay, power=power)
+    for params, (matrix, scale) in zip(got, by_hand(weight_decay, power), strict=True):
         np.testing.assert_allclose(stacked(params["dense"]), matrix, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(params["norm"]["scale"], scale, rtol=1e-5)
     assert state.fallbacks == (0, 0) and state.factors["6x3"].n_estimates.tolist() == [3]
@@ -105,12 +105,12 @@ def test_four_steps_equal_numpy(weight_decay):
 
 @jax.jit
 def _first_step(params, gradients, factors, damping):
-    optimizer = kfac_muon(find_layers(params), learning_rate=1.0, damping=damping)
+    optimizer = kfac_muon(find_layers(params), learning_rate=1.0, damping=damping, power=0.5)
     return optimizer.update(gradients, optimizer.init(params), params, factors=factors, refresh=True)[0]
 
 
 def first_step(gradient: np.ndarray, factor: np.ndarray, damping: float = 1e-6) -> np.ndarray:
-    """The first update of a layer without bias, at rate one."""
+    """The first update of a layer without bias, at rate one and power ½, whose metric is the change of the outputs."""
     gradient, factor = (jnp.asarray(x, jnp.float32) for x in (gradient, factor))
     leaves = {"one": {"kernel": gradient}}
     return np.asarray(_first_step(leaves, leaves, {"one": (factor, None)}, damping)["one"]["kernel"], np.float64)
@@ -148,6 +148,24 @@ def test_reparametrised_inputs_have_the_same_step_of_the_function():
     euclidean = change.T @ first_step(change @ gradient, np.eye(6))
     cosine = (euclidean * step).sum() / np.linalg.norm(euclidean) / np.linalg.norm(step)
     assert cosine < 0.95
+
+
+def test_another_power_is_refused():
+    with pytest.raises(ValueError, match="power is 1.0; it must be 0.5 or 0.25"):
+        kfac_muon(LAYERS, learning_rate=0.1, power=1.0)
+
+
+def test_embeddings_have_nadamw():
+    """Their step is of the size one in every entry with a gradient, however rare the index."""
+    table = {"embed": {"embedding": jnp.ones((4, 3))}}
+    layers = find_layers(table)
+    assert [layer.name for layer in layers] == ["embed"] and layers_with_metric(layers) == ()
+    gradients = {"embed": {"embedding": jnp.asarray([[1e-3] * 3, [1.0] * 3, [-1.0] * 3, [0.0] * 3])}}
+    optimizer = kfac_muon(layers, learning_rate=1.0)
+    factors = {"embed": (jnp.asarray([[1e-6], [0.5], [0.5], [0.0]]), None)}
+    updates, _ = optimizer.update(gradients, optimizer.init(table), table, factors=factors, refresh=True)
+    steps = updates["embed"]["embedding"]
+    np.testing.assert_allclose(steps / steps[1, 0], [[1] * 3, [1] * 3, [-1] * 3, [0] * 3], rtol=1e-4)
 
 
 def test_without_a_factor_it_is_muon():

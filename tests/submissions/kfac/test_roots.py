@@ -29,31 +29,36 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
+@pytest.mark.parametrize("power", [0.5, 0.25])
 @pytest.mark.parametrize(("root", "tolerance"), [(root_by_eigenvectors, 0.01), (root_by_products, 0.03)])
-def test_inverse_roots(spectrum, root, tolerance):
-    """Z A Z is the identity: the measure that the metric needs, as an error in Z's large entries would hide others."""
+def test_inverse_roots(spectrum, power, root, tolerance):
+    """Z A^(2 power) Z is the identity, which the metric needs: an error in Z's large entries would hide others."""
     basis = orthogonal(40)
-    matrix = (basis * spectrum) @ basis.T
-    z = np.asarray(root(jnp.asarray(matrix, jnp.float32)), np.float64)
-    eigenvalues = np.linalg.eigvalsh(z @ matrix @ z)
+    matrix, metric = (basis * spectrum) @ basis.T, (basis * spectrum ** (2 * power)) @ basis.T
+    z = np.asarray(root(jnp.asarray(matrix, jnp.float32), power), np.float64)
+    eigenvalues = np.linalg.eigvalsh(z @ metric @ z)
     assert np.abs(eigenvalues - 1).max() < tolerance
     well = spectrum > 1e-2 * spectrum.max()  # where float32 knows Z's own entries
-    np.testing.assert_allclose((basis.T @ z @ basis).diagonal()[well], spectrum[well] ** -0.5, rtol=0.02)
+    np.testing.assert_allclose((basis.T @ z @ basis).diagonal()[well], spectrum[well] ** -power, rtol=0.02)
 
 
-def test_a_stack_has_the_root_of_each():
+@pytest.mark.parametrize("power", [0.5, 0.25])
+def test_a_stack_has_the_root_of_each(power):
     stack = jnp.asarray(np.stack([np.eye(3), 4 * np.eye(3)]), jnp.float32)
-    np.testing.assert_allclose(inverse_root(stack), [np.eye(3), np.eye(3) / 2], atol=1e-6)
+    np.testing.assert_allclose(inverse_root(stack, power), [np.eye(3), np.eye(3) / 4**power], atol=1e-6)
 
 
-def test_damping_is_relative_to_the_mean_eigenvalue():
+@pytest.mark.parametrize("power", [0.5, 0.25])
+def test_damping_is_relative_to_the_mean_eigenvalue(power):
     values = np.array([8.0, 3.0, 1.0])
     factors = {"whole": jnp.asarray([np.diag(values)]), "diagonal": jnp.asarray(values[None, :, None])}
-    got = damped_inverse_roots(factors, jnp.float32(0.5))
-    expected = (values / 4 + 0.5) ** -0.5
+    got = damped_inverse_roots(factors, jnp.float32(0.5), power)
+    expected = (values / 4 + 0.5) ** -power
     np.testing.assert_allclose(got["whole"][0], np.diag(expected), atol=1e-6)
     np.testing.assert_allclose(got["diagonal"][0, :, 0], expected, rtol=1e-5)
-    zero = damped_inverse_roots({"whole": jnp.zeros((1, 3, 3)), "diagonal": jnp.zeros((1, 3, 1))}, jnp.float32(0.5))
+    zero = damped_inverse_roots(
+        {"whole": jnp.zeros((1, 3, 3)), "diagonal": jnp.zeros((1, 3, 1))}, jnp.float32(0.5), power
+    )
     assert not any(np.isfinite(root).any() for root in zero.values())
 
 
