@@ -13,6 +13,7 @@ import command
 from absl import flags
 
 from tuning import target
+from tuning.interruption import RUN_AGAIN, Interruption
 
 flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are not set yet.", required=True)
 flags.DEFINE_list("references", ["submissions/nesterov", "submissions/nadamw"], "First-order submissions.")
@@ -57,10 +58,13 @@ def main(values: dict[str, Any]) -> None:
         )
         for workload in values["workloads"]
     ]
-    for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):
-        files = target.write(result, out, presets)
-        print(f"{result['workload']}: validation target {result['validation_target']}, test {result['test_target']}")
-        print(f"written to {' and '.join(map(str, files))}; now set the targets in the workload", flush=True)
+    with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():
+        for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):
+            files = target.write(result, out, presets)
+            print(
+                f"{result['workload']}: validation target {result['validation_target']}, test {result['test_target']}"
+            )
+            print(f"written to {' and '.join(map(str, files))}; now set the targets in the workload", flush=True)
 
 
 command.run(__name__, main)

@@ -21,7 +21,6 @@ from typing import Any
 
 from tuning import records
 from tuning.errors import UserError
-from tuning.outcome import Miss
 from tuning.report import protocols, reading
 from tuning.report.reading import Phase
 from workloads import registry
@@ -81,8 +80,10 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
         log: called with a line about the progress.
 
     Raises:
-        UserError: a submission has no ended trial, or the target's file cannot be used.
+        UserError: a submission has no ended trial, the target's file cannot be used, or the folder holds a run with
+            another number of points or of confirmed points, or another seed.
     """
+    _refuse_other_numbers(protocol)
     candidates = references(protocol)
     for path in protocol.submissions:
         run(_sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points))
@@ -94,6 +95,17 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
         for candidate in candidates:
             _repeat(protocol, candidate, study, run)
         log(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
+
+
+def _refuse_other_numbers(protocol: Protocol) -> None:
+    """What the best points were chosen from must not change between two calls."""
+    file = protocol.folder / protocol.workload / "protocol.json"
+    numbers = {name: getattr(protocol, name) for name in ("n_points", "n_confirmed", "seed")}
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(file, numbers)
+    elif (begun := json.loads(file.read_text(encoding="utf-8"))) != numbers:
+        raise UserError(f"{str(file)!r} was begun with {begun}, not {numbers}: give these, or another --experiment_dir")
 
 
 def references(protocol: Protocol) -> list[Candidate]:
@@ -171,24 +183,13 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
 
 
 def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> None:
+    """A trial that has ended is left as it is, if it is the same in point, budget and submission."""
     name, seed = f"study_{study}", protocol.seed + 1 + study
-    outcome = candidate.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
-    if _is_done(outcome, candidate.point):
-        return
     file = candidate.folder.parent / "repeated_point.json"
     _write_points(file, [candidate.point])
     command = _command(protocol, "run_trial.py", candidate.submission, candidate.folder, name, seed)
     # Without the compilation cache, so that AlgoPerf's clock counts the compilation of a first run.
     run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
-
-
-def _is_done(file: Path, point: Mapping[str, Any]) -> bool:
-    """Whether the trial with this point has ended, so that no process needs to start for it."""
-    try:
-        outcome = json.loads(file.read_text(encoding="utf-8"))
-        return outcome["hyperparameters"] == point and outcome["reason"] != Miss.CRASHED
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _command(protocol: Protocol, script: str, path: str, folder: Path, name: str, seed: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Several trials of one submission on one workload, in one process, so that they share compiled programs."""
 
 import logging
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,13 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
     request.monitoring.refuse_missing()
-    faults.probe_devices()
+    with _ends_at_once(interruption):
+        faults.probe_devices()
     workload, submission = request.load()
     _, descriptions = request.study(workload, submission, request.rng_seed, matmul_precision=request.matmul_precision)
     if len(descriptions) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(descriptions))
-    with _claim(folder, processes) as claim:
+    with _claim(folder, processes, interruption) as claim:
         if processes.is_first:
             _clear(request, claim)
         outcomes = [
@@ -83,8 +84,13 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
         return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _claim(folder: Path, processes: Processes) -> Claim:
-    return Claim.take(folder) if processes.is_first else NoClaim(folder)
+def _claim(folder: Path, processes: Processes, interruption: Interruption | None) -> Claim:
+    with _ends_at_once(interruption):  # the wait for a silent owner
+        return Claim.take(folder) if processes.is_first else NoClaim(folder)
+
+
+def _ends_at_once(interruption: Interruption | None) -> AbstractContextManager[None]:
+    return nullcontext() if interruption is None else interruption.ends_at_once()
 
 
 def _outcome(
@@ -97,7 +103,7 @@ def _outcome(
     processes: Processes,
 ) -> Outcome | None:
     """Runs one trial and returns its outcome. A finished trial that is to be resumed does not run again."""
-    with _claim(request.folder / f"trial_{description.trial_index}", processes) as claim:
+    with _claim(request.folder / f"trial_{description.trial_index}", processes, interruption) as claim:
         done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
         if processes.same(done is not None):
             return done

@@ -34,16 +34,24 @@ _STATUS_OF_THE_MACHINE = re.compile(
 
 def fault_in(error: BaseException) -> str | None:
     """The machine's fault that caused `error`, as one line; None if the program caused it."""
+    found = None
     for cause in causes(error):
+        if isinstance(cause, MachineFault):
+            found = found or _as_line(cause)  # what it was raised from says more
+            continue
         if isinstance(cause, OSError) and cause.errno is not None:
             is_fault = cause.errno not in _OF_THE_PROGRAM
         elif isinstance(cause, jax.errors.JaxRuntimeError):
             is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
         else:
-            is_fault = isinstance(cause, (MachineFault, MemoryError))
+            is_fault = isinstance(cause, MemoryError)
         if is_fault or system_error(cause, disk.OF_THE_MACHINE) is not None:  # by the system's message, too
-            return f"{type(cause).__name__}: {one_line(cause)[:300]}"
-    return None
+            return _as_line(cause)
+    return found
+
+
+def _as_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -75,10 +75,13 @@ class MetricsLogger:
             self._n_not_finite = 0 if is_finite else self._n_not_finite + 1
 
     def flush(self) -> None:
-        """Writes both files if rows were added. A file without rows is not created."""
-        for row in self._rows[self._n_fetched :]:
+        """Writes both files if rows were added. A file without rows is not created.
+
+        Rows are shown after that, so that a process that lost its claim, and so fails to write, shows none.
+        """
+        fetched = self._rows[self._n_fetched :]
+        for row in fetched:
             row.update({name: _plain_number(value) for name, value in row.items()})
-            self.show(row)
         self._n_fetched = len(self._rows)
         while self._unread_losses:
             self._read_loss()
@@ -88,6 +91,8 @@ class MetricsLogger:
         records.write_csv(self._trial_dir / "measurements.csv", self._rows, self._write)
         if self._eval_rows:
             records.write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows, self._write)
+        for row in fetched:
+            self.show(row)
 
 
 def _is_ready(value: Any) -> bool:

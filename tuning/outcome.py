@@ -44,6 +44,7 @@ class Outcome(TrialDescription):
     # for the device, since a wait after every step would take time.
     step_seconds_percentiles: dict[str, float] | None = None
     peak_device_memory_bytes: int | None = None  # of the device with the most, since its process began
+    target_direction: str | None = None  # of the target's metric: "higher" or "lower" is better
     profiled_steps: tuple[int, int] | None = None  # first and last step of a trace, which slows the trial down
 
     @property

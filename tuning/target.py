@@ -25,9 +25,10 @@ from tuning import records, search_space, submission, target_workers
 from tuning.claim import Claim
 from tuning.description import describe
 from tuning.errors import UserError
+from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Outcome, Progress
 from tuning.submission import Submission
-from tuning.trial import finished_outcome, run_trial
+from tuning.trial import Checkpointing, finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
@@ -146,7 +147,7 @@ def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mappi
 
 
 def run(job: Job) -> Outcome:
-    """Runs the trial, unless its folder has its outcome."""
+    """Runs the trial, or continues it, unless its folder has its outcome. A signal ends it with a checkpoint."""
     protocol, prunes = job.protocol, job.seed is None and bool(job.protocol.rungs)
     workload, reference = _loaded(protocol.workload, job.reference)
     space = search_space.read(reference.file.parent / _SPACE_FILE)
@@ -161,11 +162,19 @@ def run(job: Job) -> Outcome:
         stop_at_target=False,
         pruning="halving" if prunes else "none",
     )
-    with Claim.take(job.folder) as claim:
+    with Interruption(RUN_AGAIN) as interruption, Claim.take(job.folder) as claim:
         outcome = finished_outcome(description, job.folder)
         if outcome is None:
-            rule = halving(claim, workload, protocol.rungs) if prunes else lambda progress: False
-            outcome = run_trial(description, workload, reference, claim, cannot_win=rule)
+            outcome = run_trial(
+                description,
+                workload,
+                reference,
+                claim,
+                cannot_win=halving(claim, workload, protocol.rungs) if prunes else lambda progress: False,
+                checkpointing=Checkpointing(),
+                resume=True,
+                interruption=interruption,
+            )
     return outcome
 
 

@@ -15,7 +15,7 @@ from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
 from tuning.description import FIELDS, TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
-from tuning.interruption import Interruption
+from tuning.interruption import RESUME, Interruption
 from tuning.metrics_logger import MetricsLogger
 from tuning.monitoring import Monitoring, Scalars, StepTrace
 from tuning.outcome import Miss, Outcome, Progress
@@ -132,9 +132,11 @@ def _train(
 def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes) -> None:
     """Raises UserError if the machine, and not the trial, caused the error."""
     disk.refuse_if_unwritable(error, claim.folder)
-    if processes.count > 1 and (fault := faults.fault_in(error)):
-        problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
-        raise MachineFault(f"{problem}: start all of them again with --resume") from error
+    if fault := faults.fault_in(error):
+        if processes.count > 1:
+            problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
+            raise MachineFault(f"{problem}: start all of them again with --resume") from error
+        raise MachineFault(f"the machine failed ({fault}): free or repair it, then {RESUME}") from error
 
 
 def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:
@@ -260,6 +262,7 @@ def _outcome(
         environment=dict(environment),
         step_seconds_percentiles=_percentiles(counters.blocks),
         peak_device_memory_bytes=counters.peak_device_memory_bytes,
+        target_direction=training.workload.validation_target.direction.value,
         profiled_steps=profiled_steps,
     )
 

@@ -1,5 +1,6 @@
 """The protocol of an evidence run: which trials run, in which order, and what is chosen, with made-up trials."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -47,7 +48,8 @@ def machine(tmp_path, monkeypatch):
         for index, point in enumerate(points, start=1):
             hit = HITS.get(point["learning_rate"], {}).get(min(seed, 1))
             place = Path(flags["experiment_dir"], flags["experiment_name"], "digits_jax", f"trial_{index}")
-            if not place.exists():
+            flags["is_new"] = not place.exists()
+            if flags["is_new"]:
                 own = {"submission": Path(flags["submission_path"]).name}
                 values = [0.1] * 10 if hit is None else [0.1] * (hit - 1) + [0.9]
                 write_trial(place, values, point=point, outcome=own, seed=seed)
@@ -102,15 +104,34 @@ def test_it_continues_wherever_it_was_stopped(machine):
 
     def stopping(command):
         run(command)
-        if commands[-1]["script"] == "run_trial.py":
+        if commands[-1]["script"] == "run_trial.py" and commands[-1]["is_new"]:
             raise Stopped
 
     for _ in range(8):
         with pytest.raises(Stopped):
             evidence.carry_out(protocol, stopping, log=lambda line: None)
     evidence.carry_out(protocol, stopping, log=lambda line: None)
-    timed = [(c["experiment_dir"], c["experiment_name"]) for c in commands if c["script"] == "run_trial.py"]
-    assert len(timed) == len(set(timed)) == 8
+    timed = [c for c in commands if c["script"] == "run_trial.py"]
+    assert len({(c["experiment_dir"], c["experiment_name"]) for c in timed if c["is_new"]}) == 8
+    assert sum(c["is_new"] for c in timed) == 8
+
+
+def test_every_timed_trial_is_asked_for_again(machine):
+    """Its own command knows whether what it finds is the trial that is due: budget and code may have changed."""
+    protocol, commands, run = machine
+    evidence.carry_out(protocol, run, log=lambda line: None)
+    commands.clear()
+    evidence.carry_out(dataclasses.replace(protocol, flags=("--max_global_steps=7",)), run, log=lambda line: None)
+    assert [c["max_global_steps"] for c in commands if c["script"] == "run_trial.py"] == ["7"] * 8
+
+
+@pytest.mark.parametrize("change", [{"n_points": 6}, {"n_confirmed": 2}, {"seed": 1}])
+def test_other_numbers_are_refused(machine, change):
+    protocol, _, run = machine
+    evidence.carry_out(protocol, run, log=lambda line: None)
+    with pytest.raises(UserError, match="protocol.json' was begun with .*: give these, or another --experiment_dir"):
+        evidence.carry_out(dataclasses.replace(protocol, **change), run, log=lambda line: None)
+    evidence.carry_out(dataclasses.replace(protocol, n_seeds=3), run, log=lambda line: None)
 
 
 def test_what_cannot_be_compared_is_refused(machine, tmp_path):

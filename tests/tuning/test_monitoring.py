@@ -9,7 +9,9 @@ import pytest
 from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
 from tuning import trial
+from tuning.claim import ClaimLost
 from tuning.errors import UserError
+from tuning.metrics_logger import MetricsLogger
 from tuning.monitoring import Monitoring, steps
 from tuning.trial import Checkpointing
 
@@ -47,6 +49,19 @@ def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(
         (10, 0.5), (20, 0.5), (30, 0.5), (40, 0.5)
     ]  # fmt: skip
     assert not {name for _, name, _ in found} & {"global_step", "preemption_count"}
+
+
+def test_a_process_that_lost_its_claim_shows_nothing(tmp_path):
+    def refuse(path, content):
+        raise ClaimLost("taken over")
+
+    shown = []
+    logger = MetricsLogger(tmp_path, refuse)
+    logger.show = shown.append
+    logger.append_scalar_metrics({"loss": 1.0}, 1)
+    with pytest.raises(ClaimLost):
+        logger.flush()
+    assert not shown
 
 
 def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +112,41 @@ def test_each_worker_keeps_to_one_core():
     with target_workers.pool(2) as pool:
         cores = [future.result() for future in [pool.submit(os.sched_getaffinity, 0) for _ in range(3)]]
     assert all(len(core) == 1 for core in cores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_processes_of_the_search_with_checkpoints(tmp_path, number):
+    """In their last moment they save a checkpoint, and none begins another trial."""
+    command = [sys.executable, ROOT / "scripts" / "set_target.py", "--workloads=b3db", "--workers=2"]
+    command += ["--references=submissions/nadamw", "--num_tuning_trials=6", f"--experiment_dir={tmp_path}"]
+    command += [f"--out={tmp_path / 'out'}", f"--presets={tmp_path / 'presets'}"]
+    search = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    trials = tmp_path / "b3db" / "nadamw" / "search"
+    while len(list(trials.glob("*/checkpoints/*.checkpoint"))) < 2:
+        assert search.poll() is None, search.communicate()[1]
+        time.sleep(0.1)
+    children = multiprocessing_children(search.pid)
+    begun = sorted(trials.iterdir())
+    search.send_signal(number)
+    deadline = time.monotonic() + 60
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < deadline, "a process of the search goes on"
+        time.sleep(0.1)
+    _, said = search.communicate()
+    assert sorted(trials.iterdir()) == begun and not list(tmp_path.rglob("outcome.json"))
+    assert not list(trials.glob("*/.claim"))  # each released its trial, after its last checkpoint
+    if number == signal.SIGTERM:
+        assert search.returncode == 75
+        assert said.splitlines()[-1] == "stopped by SIGTERM: no new checkpoint; run the same command again to go on"
+        assert "Traceback" not in said
+
+
+def multiprocessing_children(parent: int) -> list[str]:
+    """Process numbers of the workers, without multiprocessing's own helper."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
+    return [child for child in children if b"spawn_main" in Path("/proc", child, "cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("name", ["nesterov", "nadamw"])

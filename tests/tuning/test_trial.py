@@ -17,7 +17,7 @@ from fake_trial import FakeTime, FakeWorkload, fake_submission, log_loss, run_fa
 
 from tuning import training
 from tuning.clock import SubmissionClock
-from tuning.errors import UserError
+from tuning.errors import MachineFault, UserError
 from tuning.randomness import Keys, Stream
 from tuning.trial import Checkpointing
 from workloads.spec import Direction
@@ -156,6 +156,32 @@ def test_a_crash_is_written_and_raised(run, tmp_path):
     assert rows(tmp_path / "measurements.csv")[-1]["global_step"] == "12"
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        jax.errors.JaxRuntimeError("INTERNAL: CUDA error: an illegal memory access was encountered"),
+        MemoryError("cannot allocate"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_fault_of_the_machine_is_one_line_and_no_crash_of_the_trial(run, tmp_path, fault):
+    def fail_at_15(call):
+        log_loss(call)
+        if call.global_step == 15:
+            raise fault
+
+    options = dict(checkpointing=Checkpointing(keep=2), resume=True)
+    with pytest.raises(MachineFault) as caught:
+        run(FakeWorkload(), fake_submission(fail_at_15), **options)
+    assert "\n" not in str(caught.value) and (fault.args[-1] in str(caught.value))
+    assert "--resume" in str(caught.value) or "what is done is kept" in str(caught.value)
+    assert not (tmp_path / "outcome.json").exists()
+    resumed = run(FakeWorkload(), fake_submission(log_loss), **options)
+    assert (resumed.reason, [one["global_step"] for one in resumed.resumptions]) == ("budget", [10])
+
+
 def test_a_submission_may_end_its_training(run):
     class TrainingCompleteError(Exception):
         pass
@@ -241,6 +267,7 @@ def test_a_checkpoint_is_on_disk_before_it_counts(run, tmp_path, monkeypatch):
     def note_replace(source, target):
         if str(target).endswith(".checkpoint"):
             assert str(source) in synced
+            assert str(tmp_path) in synced  # the name of the folder of checkpoints, which is new
             synced.clear()
             replaced.append(target)
         replace(source, target)

@@ -211,7 +211,7 @@ def _target(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | 
     else:
         metric, target = meta.get("workload.target_metric_name"), meta.get("workload.validation_target_value")
     metric = metric.removeprefix("validation/") if metric else None
-    direction = meta.get("workload.target_direction")
+    direction = outcome.get("target_direction") or meta.get("workload.target_direction")
     lower_is_better = {"lower": True, "higher": False}.get(direction or "", scoring.LOWER_IS_BETTER.get(metric or ""))
     return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
 

@@ -1,9 +1,12 @@
 """Names are shown as they are in every format, and lead nowhere."""
 
+import csv
 import io
+import json
 import re
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import matplotlib.text
 import pytest
@@ -79,6 +82,16 @@ def test_the_page_shows_them_and_runs_none(html):
     assert len(cells(html, "script")) == 1
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_svg_files_are_valid_and_data_files_have_them(html, folders):
+    out = folders.parent / "out"
+    for file in out.glob("*.svg"):
+        ElementTree.parse(file)
+    data = json.dumps(json.loads((out / "summary.json").read_text()))
+    assert all(json.dumps(name)[1:-1] in data for name in NAMES)
+    with open(out / "summary.csv", newline="") as file:
+        assert set(NAMES) <= {row["submission"] for row in csv.DictReader(file)}
 
 
 def test_each_workload_has_its_own_figures(html, summary):

@@ -54,6 +54,17 @@ def test_a_last_line_cut_short_is_left_out_and_named(tmp_path, n_letters):
     assert problems == [f"{file} line 4 is left out: it was cut short"]
 
 
+def test_the_outcome_says_whether_less_is_better(tmp_path):
+    """Of a metric that is not known otherwise, be the other file damaged or of another opinion."""
+    for index, (direction, content) in enumerate((("lower", "{"), ("lower", None), ("higher", "{")), start=1):
+        own = {"target_metric": "goodness", "target_direction": direction}
+        place = write_trial(tmp_path / f"{index}" / "digits_jax" / "trial_1", [0.9, 0.5], point={}, outcome=own)
+        if content:
+            (place / "meta_data_0.json").write_text(content)
+        (trial,) = reading.read([tmp_path / f"{index}"]).trials
+        assert trial.lower_is_better == (direction == "lower")
+
+
 def test_a_line_of_too_few_cells_is_left_out_and_named(tmp_path):
     place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.6, 0.9], point={})
     file = place / "eval_measurements.csv"
