@@ -44,7 +44,10 @@ def _update(milliseconds_of: Mapping[str, float]) -> float:
 
 
 def operations_table(workload_name: str, batch_size: int) -> str:
-    """A row for each distinct layer side: operations of its factor, counted by the compiler, and the ideal saving.
+    """A row for each factor, A or B, with another number of positions or width.
+
+    It has the operations for expand and for reduce, as the compiler counts them, and the saving that a formula
+    predicts.
 
     With R positions of an example and width d, expand multiplies R d² numbers for an example; reduce adds R d numbers
     and multiplies d². Ideally reduce needs R d / (R + d) times fewer operations.

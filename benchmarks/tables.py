@@ -4,11 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
 from benchmarks import (
     flavours,
-    growth,
     kfac_jax_mlp,
     memory,
     operations,
@@ -36,7 +33,7 @@ class Options:
         synthetic: whether the table of whole steps uses random batches, which need no data set.
         batch_sizes: of the table of expand against reduce.
         n_rounds: repetitions, whose median is reported.
-        widths: of layers, for the growth of cost.
+        widths: of layers, for the tables orthogonalisation and kfac_jax.
         minutes: no new measurement begins after this time; None for no limit.
     """
 
@@ -87,7 +84,7 @@ def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
 
 
 def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
-    head = [f"# {title}", "", machine.provenance([machine.environment()])]
+    head = [f"# {title}", "", machine.provenance(machine.environment())]
     if has_rounds:
         rounds = f"Medians of at most {options.n_rounds} rounds in one process; each round times every row once"
         head.append(f"{rounds}; seed {options.seed}.")
@@ -160,25 +157,6 @@ def _flavours(options: Options) -> str:
     )
 
 
-def _growth(options: Options) -> str:
-    widths = options.widths
-    sizes = {"width": widths, "depth": [2, 4, 8, 16], "positions": [16, 64, 256, 1024]}
-    costs = {
-        axis: growth.measure(axis, values, n_rounds=options.n_rounds, seed=options.seed)
-        for axis, values in sizes.items()
-    }
-    for kind in ("png", "svg"):
-        growth.plot(costs, options.out / f"growth.{kind}", f"Steps on {jax.devices()[0].device_kind}")
-    parts = [
-        "Residual Dense layers at every position; width 256, depth 2, 64 positions, batch 32 unless said. Programs: a",
-        "step of SGD; a step of the submission; new factors; and a refresh, which makes new factors and uses them.",
-        "",
-    ]
-    for axis, cost in costs.items():
-        parts += [f"## By {axis}", "", growth.table(axis, cost), ""]
-    return "\n".join(parts).rstrip()
-
-
 def _orthogonalisation(options: Options) -> str:
     return orthogonalisation.table(options.widths, n_rounds=options.n_rounds, seed=options.seed)
 
@@ -211,7 +189,7 @@ def _memory(options: Options) -> str:
             "Compiled for a CPU, this is an estimate of what a GPU needs.",
             "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
             "",
-            memory.table(cases, growth.ALGORITHMS),
+            memory.table(cases),
         ]
     )
 
@@ -234,7 +212,6 @@ _TABLES = {
     "steps": ("Seconds of an update step", _steps),
     "operations": ("Counted work of a training step", _operations),
     "flavours": ("K-FAC-expand against K-FAC-reduce", _flavours),
-    "growth": ("How cost grows", _growth),
     "orthogonalisation": ("Ways to orthogonalise a refreshed basis", _orthogonalisation),
     "memory": ("Memory of a step", _memory),
     "scaling": ("Weak scaling", _scaling),

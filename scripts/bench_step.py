@@ -15,9 +15,7 @@ from benchmarks import tables
 
 _SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "soap", "muon"]
 
-flags.DEFINE_list(
-    "tables", ["steps", "flavours", "growth", "orthogonalisation"], f"Tables, of {', '.join(tables.NAMES)}."
-)
+flags.DEFINE_list("tables", ["steps", "flavours", "orthogonalisation"], f"Tables, of {', '.join(tables.NAMES)}.")
 flags.DEFINE_list("workloads", ["mnist_vit", "b3db"], "Workloads of the steps, operations and scaling tables.")
 flags.DEFINE_list("submissions", _SUBMISSIONS, "Folders under submissions/; ratios are to the first.")
 flags.DEFINE_integer(

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,13 @@ def peak_device_memory_bytes() -> int | None:
     return max((stats["peak_bytes_in_use"] for stats in all_stats if "peak_bytes_in_use" in stats), default=None)
 
 
-def provenance(environments: Sequence[Mapping[str, Any]]) -> str:
-    """One line with machines, versions and commits of the environments; different values are listed."""
-
-    def machine(e: Mapping[str, Any]) -> str:
-        cpu = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
-        return f"{cpu}; {e['n_devices']} × {e['device_kind']} ({e['platform']})"
-
-    def versions(e: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {e[name]}" for name in ("python", *_PACKAGES))
-
-    def commit(e: Mapping[str, Any]) -> str:
-        return f"{(e['git_commit'] or 'unknown')[:10]}{' with uncommitted changes' if e['git_dirty'] else ''}"
-
-    parts = (("Machine", machine), ("Versions", versions), ("Commit", commit))
-    return " ".join(f"{name}: {' / '.join(sorted(set(map(show, environments))))}." for name, show in parts)
+def provenance(e: Mapping[str, Any]) -> str:
+    """One line with the machine, the versions and the commit of an `environment`."""
+    machine = f"{e['cpu_model']}, {e['n_cpu_cores']} cores, {e['memory_gib']} GiB"
+    devices = f"{e['n_devices']} × {e['device_kind']} ({e['platform']})"
+    versions = ", ".join(f"{name} {e[name]}" for name in ("python", *_PACKAGES))
+    commit = f"{(e['git_commit'] or 'unknown')[:10]}{' with uncommitted changes' if e['git_dirty'] else ''}"
+    return f"Machine: {machine}; {devices}. Versions: {versions}. Commit: {commit}."
 
 
 def _git(*arguments: str) -> str | None:

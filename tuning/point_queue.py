@@ -1,9 +1,10 @@
 """The points of a sweep in an Optuna storage: each is carried out once, even if workers die.
 
-A point that was not carried out to its end is enqueued again, as another trial of the study. One conditional update
-takes a trial, and another one ends it. So the storage decides who holds a point, and a worker whose trial was ended by
-others cannot write a result. A worker raises a counter (`beat`) while it lives. It counts as dead if its process is
-gone from this machine, or if the counter did not change for three heartbeats. No clocks are compared (`counter_ages`).
+A point that was not carried out to its end is enqueued again, as another trial of the study. A worker takes a trial by
+an SQL UPDATE that succeeds only while the trial waits, and ends it by one that succeeds only while the worker holds it.
+So two workers never hold one point, and a worker whose trial was ended by others cannot write a result. A worker raises
+a counter (`beat`) while it lives. It counts as dead if its process is gone from this machine, or if the counter did not
+change for three heartbeats. No clocks are compared (`counter_ages`).
 """
 
 import functools

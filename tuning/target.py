@@ -32,7 +32,7 @@ from tuning.trial import Checkpointing, finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
-_MIN_COMPARED = 4  # points at a rung of successive halving, with the one to be stopped; a choice
+_MIN_COMPARED = 4  # points that must have reached a rung, this one included, before any stops there; a choice
 _SPACE_FILE = "target_search_space.json"
 
 

@@ -114,7 +114,7 @@ class Family(NamedTuple):
     uses: tuple[KernelUse, ...]
 
     def of_layers(self, x: Array) -> Array:
-        """What was captured of these layers: where a scan stacks them, the parts `[n_layers, ...]` of those given."""
+        """These layers' rows `[n_layers, ...]` of a captured array: all, unless a scan stacks more layers in it."""
         indices = [layer.index for layer in self.layers]
         return x if indices in ([None], list(range(len(x)))) else x[jnp.array(indices)]
 
@@ -221,7 +221,7 @@ def capture(
 
 
 def _cast_like(cotangent: Array, output: Array) -> Array:
-    """Outputs that are whole numbers have cotangents of a type of their own."""
+    """The cotangent in the output's dtype; of an integer output it is of dtype float0, and stays as it is."""
     return cotangent.astype(output.dtype) if jnp.issubdtype(output.dtype, jnp.inexact) else cotangent
 
 

@@ -128,7 +128,7 @@ def report(
 
 
 def report_positions(families: Mapping[Path, Family], layout: Layout) -> None:
-    """Warn of inputs with as many positions as examples, where nothing tells which are which, and of lost masks."""
+    """Warn if the example axis cannot be told from the position axis, or if a layer's positions match no mask."""
     if names := ambiguous(families, layout):
         warn_once(
             f"inputs of {', '.join(names)} have two leading axes of the batch's length; the first is taken as the "

@@ -38,5 +38,5 @@ def own_key(key: Array | None, axis_name: AxisNames | None) -> Array | None:
 
 
 def sum_over(tree: PyTree, axis_name: AxisNames | None) -> PyTree:
-    """Every leaf summed over the devices along the axes, if any; one that is the same on all counts once for each."""
+    """Every leaf summed over the devices along the axes, if any; one that is equal on n devices becomes n times it."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)

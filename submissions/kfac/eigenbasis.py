@@ -32,16 +32,16 @@ PyTree = Any
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
-# Off-diagonals of M below this many roundings of its largest eigenvalue are noise, which a null space would magnify.
-# A choice.
+# Off-diagonal entries below this multiple of float32's epsilon times M's largest diagonal entry are rounding errors.
+# They are set to zero, as they would rotate the directions of zero eigenvalue at random. A choice.
 _NOISE = 8.0
 
 # Added to M, in units of its largest diagonal entry: power iteration leaves eigenvalues below this as they lie.
 # A choice.
 _FLOOR = 1e-5
 
-# Of each row of E = QᵀQ - I, the squared norm: that bounds E², of which a Newton-Schulz step leaves about 3/4.
-# A choice: after the step the basis is orthogonal to 1e-5.
+# The largest squared norm of a row of E = QᵀQ - I that is accepted. A Newton-Schulz step leaves about 3/4 E² of the
+# error E. A choice: after the step the basis is orthogonal to 1e-5.
 _NEARLY_ORTHOGONAL = 1e-5
 
 

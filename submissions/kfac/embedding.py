@@ -4,7 +4,8 @@ Axes: indices `[lead, *sites]`, output gradients `[lead, *sites, d]`, A `[n_indi
 tokens `[8, 128]` of a vocabulary of 1,000 with embeddings of width 64 have A `[1000, 1]` and B `[64, 64]`.
 
 An embedding `[n_indices, d]` may also be used the other way round, as by `attend`, whose outputs are `h Eᵀ`; often one
-model does both. In expand A is the true factor; in reduce, where an example's mean has several indices, its diagonal.
+model does both. With expand, A is exactly diagonal. With reduce, the mean over an example has several non-zero entries,
+so that A is not diagonal; only its diagonal is kept.
 """
 
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What one batch gave, before the divisions: of batches that make up a whole, the sums add up to the whole's.
+    """Sums over one batch, not yet divided by any count. Those of several micro-batches add up to those of the batch.
 
     Attributes:
         loss: summed loss `[]`.

@@ -30,8 +30,8 @@ class InputSums(NamedTuple):
     """Of a layer's inputs, before the division by the number of rows.
 
     Attributes:
-        direct: of A; None where the kernel is used transposed alone.
-        transposed: the same of the inputs `[d_out, d_out]` that meet the kernel's output axes; None without such uses.
+        direct: of uses x @ W, `[d_in (+1), d_in (+1)]`; None if there is no such use.
+        transposed: of uses x @ Wᵀ, such as a tied output layer, `[d_out, d_out]`; None if there is no such use.
     """
 
     direct: Counted | None

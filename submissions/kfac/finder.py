@@ -1,7 +1,7 @@
 """Where a traced forward pass multiplies by a parameter: the uses of linear layers, found in its jaxpr.
 
-Parameters are followed from the jaxpr's inputs, so that the leaf itself counts, not its name: neither another model's
-parameters nor a value computed from the leaf is taken for the layer's kernel. A leaf may pass through jitted and
+Each parameter array is followed through the traced program. So a layer is recognised by the array that it uses, not by
+its name, and an array that is computed from a parameter is not taken for it. A parameter may pass through jitted and
 rematerialised functions, and through scans, which slice it (layers stacked over depth) or use it at each step (time).
 """
 

@@ -19,8 +19,9 @@ from jax import Array
 PyTree = Any
 Path = tuple[str, ...]
 
-# Above this width a side has a diagonal factor (vocabulary-like outputs): a whole one of 8,192² float32 takes 256 MiB,
-# and its decomposition more time than a run has. A choice; SOAP's limit is 10,000.
+# A layer has two sides: its inputs, with factor A, and its outputs, with factor B. A side that is wider than this, such
+# as a vocabulary, keeps only the diagonal of its factor: a whole one of 8,192² float32 takes 256 MiB, and its
+# decomposition more time than a run has. A choice; SOAP's limit is 10,000.
 MAX_FACTOR_WIDTH = 8192
 
 KERNEL_NAMES = ("kernel", "embedding")

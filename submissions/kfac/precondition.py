@@ -20,8 +20,8 @@ from .stacks import map_by_size, one_by_one
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
-# The ratio of the factors' mean eigenvalues sets how the damping is shared out; a factor near zero, as behind a
-# zero-initialised head, would otherwise leave the other without any. A choice.
+# π, the root of the ratio of the factors' mean eigenvalues, divides the damping between A and B. If B is nearly zero,
+# as before a head that is initialised to zero, π would be huge and B would have no damping; so π is clipped. A choice.
 MAX_PI = 1e3
 
 

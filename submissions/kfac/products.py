@@ -79,7 +79,7 @@ class Part:
 class View:
     """A value equal to a leaf, possibly with another dtype, another order of its axes, and axes added or dropped.
 
-    Or to several leaves of the same number of axes side by side, which all have this view but for their place.
+    Or a concatenation of several leaves with equally many axes; all fields but `parts` then hold for each of them.
 
     Attributes:
         leaf: the leaf; of several the first.

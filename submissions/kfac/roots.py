@@ -38,8 +38,8 @@ _POLAR_EXPRESS = (
 # A choice; Muon's published version takes five steps, too.
 _N_POLAR = 5
 
-# A polynomial for values up to one maps larger ones, which rounding makes, far away: each is for values up to this.
-# Source: Amsel et al., as above.
+# The polynomials are fitted to singular values up to one, and diverge above. Rounding can make slightly larger ones, so
+# each is rescaled to hold up to this. Source: Amsel et al., as above.
 _ROOM = 1.01
 
 

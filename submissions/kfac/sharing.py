@@ -57,7 +57,7 @@ class Layout(NamedTuple):
         by_shape: lengths of one or more leading axes -> their rows; None where two kinds of rows have these lengths.
             Rows of several axes are those of the axes merged into one.
         example_axis: where the examples lie among the leading axes of a layer's input, if it has more than one: 0, or 1
-            for time-major data; None assumes 0, and is warned of where 1 is as likely.
+            for time-major data. None means 0, with a warning if both axes have the batch's length.
     """
 
     by_shape: Mapping[tuple[int, ...], Rows | None]

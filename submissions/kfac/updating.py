@@ -36,7 +36,7 @@ def update_with_curvature(
         factor_decay: decay of the factors' moving average.
         refresh_state: state -> the state with new curvature. States have `count`, `fallbacks` and `factors`.
         direction: (gradients, state, params) -> (direction, state); `count` includes this update.
-        select: factors -> layer name -> what is averaged of them.
+        select: which of each layer's (A, B) are averaged: factors -> layer name -> those. By default both.
     """
 
     def update(

@@ -1,15 +1,32 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from benchmarks.growth import TokenWorkload
 from benchmarks.programs import PROGRAMS, programs, work
+from benchmarks.synthetic import SyntheticImages
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.sharing import Sharing
 
 
+class TokenMLP(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, *, train, dropout_rate):
+        del train, dropout_rate
+        x = x[..., 0]
+        return nn.Dense(self.num_classes)((x + nn.gelu(nn.Dense(x.shape[-1])(x))).mean(1))
+
+
+class TokenWorkload(SyntheticImages):
+    """Random tokens in the shape of images: 32 positions of width 16."""
+
+    model, image_shape = TokenMLP(), (32, 16, 1)
+
+
 def _programs(sharing):
-    workload = TokenWorkload(width=16, depth=1, positions=32)
+    workload = TokenWorkload()
     batch = next(workload.synthetic_queue(0, 8))
     return programs(workload, KFAC(sharing), batch, seed=0)
 

@@ -130,9 +130,7 @@ def test_another_repository_around_the_code_is_not_reported(tmp_path, monkeypatc
     assert (found["git_commit"], found["git_dirty"]) == ("0123abc", None)
 
 
-def test_provenance_shows_every_commit_that_took_part():
-    here = machine.environment() | {"git_commit": "a" * 40, "git_dirty": False}
-    other = here | {"git_commit": "b" * 40, "git_dirty": True}
-    line = machine.provenance([here, here, other])
-    assert line.endswith("Commit: aaaaaaaaaa / bbbbbbbbbb with uncommitted changes.")
-    assert line.count("Machine: ") == 1 and f"jax {here['jax']}" in line
+def test_provenance_is_one_line():
+    line = machine.provenance(machine.environment() | {"git_commit": "b" * 40, "git_dirty": True})
+    assert line.endswith("Commit: bbbbbbbbbb with uncommitted changes.")
+    assert line.startswith("Machine: ") and f"jax {machine.environment()['jax']}" in line

@@ -152,7 +152,11 @@ def is_due(global_step: int, share: float) -> bool:
 
 
 def factor_decay(h: Any) -> Any:
-    """Decay per estimate of an average over `AVERAGED_SHARE` of the steps so far, of one every `refresh_share`."""
+    """Decay of the factors' moving average at each estimate.
+
+    Estimates are `refresh_share` · n steps apart; with this decay the average spans about the last `AVERAGED_SHARE` ·
+    n.
+    """
     return 1 - h.refresh_share / AVERAGED_SHARE
 
 
