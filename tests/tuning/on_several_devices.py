@@ -23,6 +23,7 @@ from submissions.algoperf import contract
 from tests.submissions.fake_workload import Trial
 from tests.workloads.graph_samples import random_graphs
 from tuning import processes
+from workloads.evaluation import Predictor
 from workloads.graphs.model import GraphNetworkModel
 from workloads.graphs.workload import GraphWorkload
 from workloads.images.memory import LabelledImages
@@ -89,6 +90,14 @@ def evaluation(workload, params, step):
     return {f"{name} at {step}": np.array(value) for name, value in found.items()}
 
 
+def flops_of_an_evaluation(workload) -> float:
+    """Those of one device for one batch, as the compiler counts them."""
+    params, model_state = workload.init_model_fn(KEY)
+    batch = next(iter(workload._evaluation_batches("validation", None, workload.eval_batch_size)))
+    compiled = Predictor(workload)._forward.lower(params, batch, model_state).compile()
+    return compiled.cost_analysis()["flops"]
+
+
 def trajectory(name: str, workload) -> dict[str, np.ndarray]:
     module = importlib.import_module(f"submissions.{name}.submission")
     values = {"learning_rate": 1e-3, "warmup_factor": 0.0}
@@ -124,8 +133,11 @@ def main() -> None:
     for workload in (Graphs(), Images()):
         for name in given.submissions:
             found |= trajectory(name, workload)
+    counts = {"n_devices": jax.device_count(), "n_processes": jax.process_count()}
+    if together.count == 1:
+        counts["evaluation_flops"] = flops_of_an_evaluation(Images())
     if together.is_first:
-        np.savez(given.out, n_devices=jax.device_count(), n_processes=jax.process_count(), **found)
+        np.savez(given.out, **counts, **found)
 
 
 if __name__ == "__main__":

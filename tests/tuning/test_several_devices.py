@@ -57,8 +57,8 @@ def one(tmp_path_factory):
 
 
 def assert_as_on_one(got, expected, precision):
-    assert got.keys() == expected.keys()
-    for name in got.keys() - {"n_devices", "n_processes"}:
+    assert got.keys() - {"evaluation_flops"} == expected.keys() - {"evaluation_flops"}
+    for name in got.keys() - {"n_devices", "n_processes", "evaluation_flops"}:
         if name.endswith(" at 0"):  # an evaluation of the same parameters, as it is printed
             assert f"{got[name]:.4f}" == f"{expected[name]:.4f}", name
         if precision == "float64":
@@ -71,6 +71,7 @@ def assert_as_on_one(got, expected, precision):
 def test_devices_of_one_process(one, n_devices, precision, tmp_path):
     got = run(tmp_path / "got.npz", precision, n_devices)
     assert got["n_devices"] == n_devices
+    assert got["evaluation_flops"] < 1.1 * one(precision)["evaluation_flops"] / n_devices  # each has its own rows alone
     assert_as_on_one(got, one(precision), precision)
 
 
