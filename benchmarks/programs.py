@@ -12,7 +12,6 @@ from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.algoperf.curvature import KroneckerAlgorithm
 from submissions.kfac.estimate import estimate
-from submissions.kfac.layers import find_layers
 from tuning.search_space import as_hyperparameters
 
 PyTree = Any
@@ -101,7 +100,7 @@ def _program(name: str, workload: Any, algorithm: KroneckerAlgorithm, h: Any) ->
         elif name == "refresh":
             state = algorithm.refresh(problem, state, params, h, step_key)
         else:
-            layers = find_layers(params)
+            layers = algorithm.layers(params)
             factors, nothing = (
                 algorithm.factors(problem, params, layers, h, step_key),
                 jax.tree.map(jnp.zeros_like, params),

@@ -43,8 +43,9 @@ flags.register_validator("rungs", _are_shares, "give ascending shares between 0 
 
 def main(values: dict[str, Any]) -> None:
     out, presets = Path(values["out"]), Path(values["presets"])
-    for workload in values["workloads"]:
-        target.result_file(out, workload)
+    open_workloads = [workload for workload in values["workloads"] if not target.is_set(out, workload)]
+    for workload in set(values["workloads"]) - set(open_workloads):
+        print(f"the target of {workload} is set, and stays: {str(out)!r} has its file", flush=True)
     protocols = [
         target.Protocol(
             workload=workload,
@@ -56,7 +57,7 @@ def main(values: dict[str, Any]) -> None:
             data_dir=values["data_dir"],
             rungs=tuple(map(float, values["rungs"])),
         )
-        for workload in values["workloads"]
+        for workload in open_workloads
     ]
     with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():
         for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):

@@ -42,7 +42,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in visited:
         visited.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def system_error(error: BaseException, numbers: Iterable[int]) -> int | None:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import records
-from tuning.errors import UserError
+from tuning import records, submission_version
+from tuning.errors import UserError, one_line
+from tuning.outcome import Miss
 from tuning.report import protocols, reading
 from tuning.report.reading import Phase
 from workloads import registry
@@ -81,12 +82,13 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
 
     Raises:
         UserError: a submission has no ended trial, the target's file cannot be used, or the folder holds a run with
-            another number of points or of confirmed points, or another seed.
+            another number of points or of confirmed points, another seed or budget, or another version of a submission.
     """
-    _refuse_other_numbers(protocol)
+    _refuse_other_settings(protocol)
     candidates = references(protocol)
     for path in protocol.submissions:
         run(_sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points))
+        _keep_settings(protocol)
         _confirm(protocol, path, run)
         candidates.append(Candidate(path, protocol.submission_folder(path) / Phase.REPEAT, _best(protocol, path)))
         log(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(candidates[-1].point)}")
@@ -97,15 +99,34 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
         log(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
 
 
-def _refuse_other_numbers(protocol: Protocol) -> None:
-    """What the best points were chosen from must not change between two calls."""
-    file = protocol.folder / protocol.workload / "protocol.json"
-    numbers = {name: getattr(protocol, name) for name in ("n_points", "n_confirmed", "seed")}
+def _settings(protocol: Protocol) -> dict[str, Any]:
+    """What must not change between two calls, since the best points were chosen by it."""
+    flags = [flag for flag in protocol.flags if not flag.startswith("--data_dir")]
+    return {"points": protocol.n_points, "confirmed": protocol.n_confirmed, "seed": protocol.seed, "flags": flags}
+
+
+def _settings_file(protocol: Protocol) -> Path:
+    return protocol.folder / protocol.workload / "protocol.json"
+
+
+def _refuse_other_settings(protocol: Protocol) -> None:
+    file, settings = _settings_file(protocol), _settings(protocol)
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(file)!r} ({one_line(error)}): give another --experiment_dir") from error
+    if begun != settings:
+        raise UserError(
+            f"{str(file)!r} was begun with {begun}, not {settings}; give those, or another --experiment_dir"
+        )
+
+
+def _keep_settings(protocol: Protocol) -> None:
+    file = _settings_file(protocol)
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(file, numbers)
-    elif (begun := json.loads(file.read_text(encoding="utf-8"))) != numbers:
-        raise UserError(f"{str(file)!r} was begun with {begun}, not {numbers}: give these, or another --experiment_dir")
+        records.write_json(file, _settings(protocol))
 
 
 def references(protocol: Protocol) -> list[Candidate]:
@@ -183,13 +204,34 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
 
 
 def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> None:
-    """A trial that has ended is left as it is, if it is the same in point, budget and submission."""
     name, seed = f"study_{study}", protocol.seed + 1 + study
+    outcome = candidate.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
+    if _is_done(outcome, candidate):
+        return
     file = candidate.folder.parent / "repeated_point.json"
     _write_points(file, [candidate.point])
     command = _command(protocol, "run_trial.py", candidate.submission, candidate.folder, name, seed)
     # Without the compilation cache, so that AlgoPerf's clock counts the compilation of a first run.
     run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
+
+
+def _is_done(file: Path, candidate: Candidate) -> bool:
+    """Whether the trial has ended, so that no process needs to start for it.
+
+    Raises:
+        UserError: another version of the submission made it.
+    """
+    try:
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        if outcome["hyperparameters"] != candidate.point or outcome["reason"] == Miss.CRASHED:
+            return False
+        version = outcome["submission_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if version != submission_version.of(Path(candidate.submission, "submission.py")):
+        problem = f"{str(file)!r} was made by another version of {candidate.submission!r}"
+        raise UserError(f"{problem}; remove that submission's folder, or give another --experiment_dir")
+    return True
 
 
 def _command(protocol: Protocol, script: str, path: str, folder: Path, name: str, seed: int) -> list[str]:

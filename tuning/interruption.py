@@ -68,7 +68,7 @@ class Interruption:
 
     def __init__(self, how_to_go_on: str = RESUME) -> None:
         self.signal_name: str | None = None
-        self._how_to_go_on = how_to_go_on
+        self.how_to_go_on = how_to_go_on
         self._ends_at_once = False
         self._earlier_handlers: dict[int, Any] = {}
 
@@ -104,7 +104,7 @@ class Interruption:
     def raise_if_signalled(self, saved_step: int | None = None) -> None:
         """Raises Interrupted if there was a signal; `saved_step` is the step of the checkpoint saved since."""
         if self.signal_name:
-            raise Interrupted(self.signal_name, saved_step, self._how_to_go_on)
+            raise Interrupted(self.signal_name, saved_step, self.how_to_go_on)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name and number == signal.SIGINT:

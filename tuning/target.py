@@ -17,6 +17,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def find_targets(
                 future.add_done_callback(functools.partial(_log_outcome, log, job))
             return futures
 
-        indices = range(max(protocol.n_points for protocol in protocols))
+        indices = range(max((protocol.n_points for protocol in protocols), default=0))
         searches = submit(job for i in indices for protocol in protocols for job in protocol.search_jobs(i))
         repeats = []
         for protocol in protocols:
@@ -126,7 +127,7 @@ def _log_outcome(log: Callable[[str], None], job: Job, future: Future) -> None:
 
 def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
     workload = registry.load(protocol.workload)
-    curves, outcomes = [_curve(job, workload) for job in repeated], list(repeated.values())
+    curves, outcomes = [_curve(job.folder, workload) for job in repeated], list(repeated.values())
     targets = _targets(outcomes, curves, workload)
     steps = [_first_hit(curve, targets["validation_target"], workload) for curve in curves]
     summaries: dict[str, list[dict[str, Any]]] = {}
@@ -162,7 +163,9 @@ def run(job: Job) -> Outcome:
         stop_at_target=False,
         pruning="halving" if prunes else "none",
     )
-    with Interruption(RUN_AGAIN) as interruption, Claim.take(job.folder) as claim:
+    with Interruption(RUN_AGAIN) as interruption, ExitStack() as stack:
+        with interruption.ends_at_once():
+            claim = stack.enter_context(Claim.take(job.folder))
         outcome = finished_outcome(description, job.folder)
         if outcome is None:
             outcome = run_trial(
@@ -175,29 +178,34 @@ def run(job: Job) -> Outcome:
                 resume=True,
                 interruption=interruption,
             )
+        interruption.raise_if_signalled()  # after the last step, too: no other trial may begin
     return outcome
 
 
 def halving(claim: Claim, workload: Workload, rungs: Sequence[float]) -> Callable[[Progress], bool]:
     """The rule that stops trials of the search; it is asked after every evaluation.
 
-    Each trial writes its best metric at each rung into its folder, where the other trials read it.
+    Each trial writes its best metric at each rung into its folder, where the other trials read it. It is computed from
+    the trial's evaluations on disk, which a resumed trial has, too.
     """
     steps = [math.ceil(part * workload.step_hint) for part in rungs]
-    best_at_rungs: dict[str, float] = {}
-    best = -math.inf
 
     def is_behind(progress: Progress) -> bool:
-        nonlocal best
-        best = max(best, _signed(progress.metric, workload))
-        if len(best_at_rungs) == len(steps) or progress.global_step < steps[len(best_at_rungs)]:
+        values = {step: _signed(value, workload) for step, (value, _) in _curve(claim.folder, workload).items()}
+        at_rungs = {step: min((n for n in values if n >= step), default=None) for step in steps}
+        best_at_rungs = {
+            str(step): max(value for n, value in values.items() if n <= at)
+            for step, at in at_rungs.items()
+            if at is not None
+        }
+        reached = [str(step) for step, at in at_rungs.items() if at == progress.global_step]
+        if not reached:
             return False
-        rung = str(steps[len(best_at_rungs)])
-        best_at_rungs[rung] = best
+        rung = reached[-1]
         records.write_json(claim.folder / "rungs.json", best_at_rungs, claim.write)
         files = [json.loads(file.read_bytes()) for file in claim.folder.parent.glob("*/rungs.json")]
         at_rung = [values[rung] for values in files if values.get(rung) is not None]
-        n_better = sum(value > best for value in at_rung)
+        n_better = sum(value > best_at_rungs[rung] for value in at_rung)
         return len(at_rung) >= _MIN_COMPARED and n_better >= len(at_rung) / 2
 
     return is_behind
@@ -216,9 +224,9 @@ def _signed(metric: float | None, workload: Workload) -> float:
     return metric if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else -metric
 
 
-def _curve(job: Job, workload: Workload) -> dict[int, tuple[float, float]]:
-    """Step -> (validation metric, test metric)."""
-    with (job.folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
+def _curve(folder: Path, workload: Workload) -> dict[int, tuple[float, float]]:
+    """Step -> (validation metric, test metric), of the trial in the folder."""
+    with (folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     validation, test = (f"{split}/{workload.target_metric_name}" for split in ("validation", "test"))
     return {int(row["global_step"]): (float(row[validation]), float(row[test])) for row in rows}
@@ -245,21 +253,20 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in names} | {"training_seconds": round(outcome.training_seconds, 2)}
 
 
-def result_file(folder: Path, workload: str) -> Path:
-    """The file of a workload's result.
-
-    Raises:
-        UserError: the file exists; a target is set once.
-    """
-    file = folder / f"{workload}.json"
-    if file.exists():
-        raise UserError(f"the target of {workload} is set: {str(file)!r}; remove that file to set it anew")
-    return file
+def is_set(folder: Path, workload: str) -> bool:
+    """Whether the workload has its result; a target is set once."""
+    return (folder / f"{workload}.json").exists()
 
 
 def write(result: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
-    """Writes the result, one line per trial, and its point as a search space of one point; returns both files."""
-    file = result_file(folder, result["workload"])
+    """Writes the result, one line per trial, and its point as a search space of one point; returns both files.
+
+    Raises:
+        UserError: the workload's target is set.
+    """
+    file = folder / f"{result['workload']}.json"
+    if file.exists():
+        raise UserError(f"the target of {result['workload']} is set: {str(file)!r}; remove that file to set it anew")
     preset = presets / f"{result['workload']}_{result['reference']}.json"
     records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(k)}: {_lines(v)}" for k, v in result.items()) + "\n}\n")
     records.write_text(preset, json.dumps([result["hyperparameters"]], indent=2) + "\n")

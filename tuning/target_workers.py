@@ -12,7 +12,14 @@ from typing import Any
 import jax
 
 from tuning import compilation_cache
-from tuning.interruption import Interrupted
+from tuning.interruption import RUN_AGAIN, Interrupted
+
+
+class Stopped(Interrupted):
+    """A signal ended the processes."""
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name}: the running trials' checkpoints are kept; {RUN_AGAIN}"
 
 
 @contextlib.contextmanager
@@ -35,9 +42,11 @@ def pool(workers: int) -> Iterator[Executor]:
     processes = ProcessPoolExecutor(workers, context, _start, (cores, cache))
     try:
         yield _Ending(processes)
-    except BaseException:
+    except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
+        if isinstance(error, Interrupted):
+            raise Stopped(error.signal_name) from None
         raise
     finally:
         processes.shutdown(cancel_futures=True)

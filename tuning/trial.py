@@ -1,6 +1,7 @@
 """One trial: it trains a submission on a workload, and writes the trial's files and outcome."""
 
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
 from tuning.description import FIELDS, TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
-from tuning.interruption import RESUME, Interruption
+from tuning.interruption import Interruption
 from tuning.metrics_logger import MetricsLogger
 from tuning.monitoring import Monitoring, Scalars, StepTrace
 from tuning.outcome import Miss, Outcome, Progress
@@ -99,7 +100,7 @@ def run_trial(
     except UserError:
         raise
     except Exception as error:
-        _refuse_machine_faults(error, claim, processes)
+        _refuse_machine_faults(error, claim, processes, training.interruption.how_to_go_on)
         _write_crash(training, environment, error, claim)
         raise
     finally:
@@ -129,14 +130,15 @@ def _train(
         return training.run(report, cannot_win)
 
 
-def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes) -> None:
-    """Raises UserError if the machine, and not the trial, caused the error."""
+def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes, how_to_go_on: str) -> None:
+    """Raises UserError if the machine, and not the trial, caused the error. The traceback goes to standard error."""
     disk.refuse_if_unwritable(error, claim.folder)
     if fault := faults.fault_in(error):
+        traceback.print_exc()  # a program can cause such an error, too, as by a batch that is too large
         if processes.count > 1:
             problem = f"a device, or another of the {processes.count} processes, failed ({fault})"
             raise MachineFault(f"{problem}: start all of them again with --resume") from error
-        raise MachineFault(f"the machine failed ({fault}): free or repair it, then {RESUME}") from error
+        raise MachineFault(f"the machine failed ({fault}): free or repair it, then {how_to_go_on}") from error
 
 
 def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:

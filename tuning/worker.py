@@ -170,9 +170,6 @@ class Worker:
                 interruption=self._interruption,
             )
             return outcome.to_json()
-        except MachineFault:
-            traceback.print_exc()  # the log is where its cause is looked for
-            raise
         except UserError:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ from .discovery import trace_layers
 from .estimate import Estimate, estimate
 from .fisher import Fisher, Geometry, LossKind, probe
 from .layers import Layer, find_layers
-from .muon import kfac_muon
+from .muon import kfac_muon, layers_with_metric
 from .refreshing import refresh_curvature
 from .sharing import Layout, Sharing, batch_layout, graph_layout, row_layout
 from .transform import Length, Momentum, WeightDecay, kfac
@@ -31,6 +31,7 @@ __all__ = [
     "graph_layout",
     "kfac",
     "kfac_muon",
+    "layers_with_metric",
     "probe",
     "refresh_curvature",
     "row_layout",

@@ -92,7 +92,7 @@ def kfac_muon(
     factor_decay: Scalar = 0.8,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Muon in the metric of the layers' input factors. Every number may be a traced array, or a schedule.
+    """Muon in the metric of the layers' input factors. Every number but `power` may be a traced array, or a schedule.
 
     Defaults without a source are choices of this project; docs/kfac_muon.md tells what was tried.
 

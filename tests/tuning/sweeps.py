@@ -23,7 +23,7 @@ def start(folder, name, *flags, before=(), **options):
 
 
 def finished(process):
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-3000:]
     return output
 

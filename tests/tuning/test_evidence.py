@@ -27,6 +27,7 @@ def machine(tmp_path, monkeypatch):
     direction = evidence.Direction.HIGHER_IS_BETTER
     target = type("Target", (), {"direction": direction})
     monkeypatch.setattr(evidence.registry, "load", lambda name: type("Workload", (), {"validation_target": target}))
+    monkeypatch.setattr(evidence.submission_version, "of", lambda file: "as it was")
     trial = {"best_validation_metric": 0.5, "hyperparameters": {"learning_rate": 0.2}}
     best = {"best_validation_metric": 0.9, "hyperparameters": {"learning_rate": 0.4}}
     found = {"reference": "sgd", "hyperparameters": {"learning_rate": 0.3}}
@@ -48,9 +49,8 @@ def machine(tmp_path, monkeypatch):
         for index, point in enumerate(points, start=1):
             hit = HITS.get(point["learning_rate"], {}).get(min(seed, 1))
             place = Path(flags["experiment_dir"], flags["experiment_name"], "digits_jax", f"trial_{index}")
-            flags["is_new"] = not place.exists()
-            if flags["is_new"]:
-                own = {"submission": Path(flags["submission_path"]).name}
+            if not place.exists():
+                own = {"submission": Path(flags["submission_path"]).name, "submission_version": "as it was"}
                 values = [0.1] * 10 if hit is None else [0.1] * (hit - 1) + [0.9]
                 write_trial(place, values, point=point, outcome=own, seed=seed)
 
@@ -104,34 +104,44 @@ def test_it_continues_wherever_it_was_stopped(machine):
 
     def stopping(command):
         run(command)
-        if commands[-1]["script"] == "run_trial.py" and commands[-1]["is_new"]:
+        if commands[-1]["script"] == "run_trial.py":
             raise Stopped
 
     for _ in range(8):
         with pytest.raises(Stopped):
             evidence.carry_out(protocol, stopping, log=lambda line: None)
     evidence.carry_out(protocol, stopping, log=lambda line: None)
-    timed = [c for c in commands if c["script"] == "run_trial.py"]
-    assert len({(c["experiment_dir"], c["experiment_name"]) for c in timed if c["is_new"]}) == 8
-    assert sum(c["is_new"] for c in timed) == 8
+    timed = [(c["experiment_dir"], c["experiment_name"]) for c in commands if c["script"] == "run_trial.py"]
+    assert len(timed) == len(set(timed)) == 8
 
 
-def test_every_timed_trial_is_asked_for_again(machine):
-    """Its own command knows whether what it finds is the trial that is due: budget and code may have changed."""
+def test_another_version_of_a_submission_is_refused(machine, monkeypatch):
     protocol, commands, run = machine
     evidence.carry_out(protocol, run, log=lambda line: None)
-    commands.clear()
-    evidence.carry_out(dataclasses.replace(protocol, flags=("--max_global_steps=7",)), run, log=lambda line: None)
-    assert [c["max_global_steps"] for c in commands if c["script"] == "run_trial.py"] == ["7"] * 8
+    monkeypatch.setattr(evidence.submission_version, "of", lambda file: "edited")
+    with pytest.raises(UserError, match="was made by another version of .*; remove that submission's folder, or give"):
+        evidence.carry_out(protocol, run, log=lambda line: None)
 
 
-@pytest.mark.parametrize("change", [{"n_points": 6}, {"n_confirmed": 2}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change", [{"n_points": 6}, {"n_confirmed": 2}, {"seed": 1}, {"flags": ("--max_global_steps=7",)}]
+)
 def test_other_numbers_are_refused(machine, change):
     protocol, _, run = machine
     evidence.carry_out(protocol, run, log=lambda line: None)
-    with pytest.raises(UserError, match="protocol.json' was begun with .*: give these, or another --experiment_dir"):
+    with pytest.raises(UserError, match="protocol.json' was begun with .*; give those, or another --experiment_dir"):
         evidence.carry_out(dataclasses.replace(protocol, **change), run, log=lambda line: None)
-    evidence.carry_out(dataclasses.replace(protocol, n_seeds=3), run, log=lambda line: None)
+    changed = {"n_seeds": 3, "flags": ("--data_dir=elsewhere",)}
+    evidence.carry_out(dataclasses.replace(protocol, **changed), run, log=lambda line: None)
+
+
+def test_a_first_call_that_fails_fixes_nothing(machine, tmp_path):
+    protocol, _, run = machine
+    (tmp_path / "targets" / "digits.json").rename(tmp_path / "digits.json")
+    with pytest.raises(UserError, match="cannot take the references"):
+        evidence.carry_out(dataclasses.replace(protocol, n_points=6), run, log=lambda line: None)
+    (tmp_path / "digits.json").rename(tmp_path / "targets" / "digits.json")
+    evidence.carry_out(protocol, run, log=lambda line: None)
 
 
 def test_what_cannot_be_compared_is_refused(machine, tmp_path):

@@ -30,7 +30,7 @@ _PERIODS_TO_LIMIT = 1.1
 
 _NUMBER = (int, float)
 _OUTCOME = {
-    **dict.fromkeys(("workload", "submission", "tuning_ruleset", "target_metric", "reason"), str),
+    **dict.fromkeys(("workload", "submission", "tuning_ruleset", "target_metric", "target_direction", "reason"), str),
     **dict.fromkeys(("hyperparameters", "environment"), dict),
     **dict.fromkeys(("target_value", "compile_seconds", "compile_seconds_to_target"), _NUMBER),
     **dict.fromkeys(("rng_seed", "steps_to_target", "step_budget"), int),

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from submissions.kfac import find_layers, kfac_muon
-from submissions.kfac.muon import MuonState, layers_with_metric
+from submissions.kfac import Sharing, find_layers, kfac_muon, layers_with_metric
+from submissions.kfac.algoperf import KFAC, KFACMuon
+from submissions.kfac.muon import MuonState
 from submissions.kfac.roots import _polynomials
 from submissions.kfac.routing import states_of
 
@@ -166,6 +167,12 @@ def test_embeddings_have_nadamw():
     updates, _ = optimizer.update(gradients, optimizer.init(table), table, factors=factors, refresh=True)
     steps = updates["embed"]["embedding"]
     np.testing.assert_allclose(steps / steps[1, 0], [[1] * 3, [1] * 3, [-1] * 3, [0] * 3], rtol=1e-4)
+
+
+def test_the_submissions_estimate_no_factors_of_embeddings():
+    params = {"embed": {"embedding": jnp.ones((4, 3))}, **PARAMS}
+    assert [layer.name for layer in KFACMuon(Sharing.REDUCE).layers(params)] == ["dense"]
+    assert [layer.name for layer in KFAC(Sharing.REDUCE).layers(params)] == ["dense", "embed"]
 
 
 def test_without_a_factor_it_is_muon():

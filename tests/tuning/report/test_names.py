@@ -86,7 +86,9 @@ def test_the_page_shows_them_and_runs_none(html):
 
 def test_svg_files_are_valid_and_data_files_have_them(html, folders):
     out = folders.parent / "out"
-    for file in out.glob("*.svg"):
+    drawings = list(out.glob("*.svg"))
+    assert drawings
+    for file in drawings:
         ElementTree.parse(file)
     data = json.dumps(json.loads((out / "summary.json").read_text()))
     assert all(json.dumps(name)[1:-1] in data for name in NAMES)
