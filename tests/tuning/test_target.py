@@ -13,8 +13,9 @@ import pytest
 from fake_trial import FakeWorkload, fake_submission
 
 from tuning import search_space, target, target_workers
+from tuning.claim import Claim
 from tuning.errors import UserError
-from tuning.outcome import Miss
+from tuning.outcome import Miss, Progress
 from tuning.target import Protocol
 from workloads import registry
 from workloads.spec import Direction
@@ -86,24 +87,15 @@ def test_points_in_the_worse_half_at_a_rung_stop_there(world):
     assert (search[4]["reason"], search[4]["global_step"]) == (Miss.PRUNED, 10)
 
 
-@pytest.mark.parametrize("n_steps", [15, 25])
-def test_an_interrupted_point_takes_its_rungs_from_all_of_its_evaluations(world, n_steps):
-    """A signal comes between two evaluations; after it the trial goes on from its checkpoint."""
-    protocol, workload, _ = world()
-    protocol = dataclasses.replace(protocol, rungs=(0.25, 0.5))
-    expected = find(protocol)
-    (rungs,) = protocol.folder.glob("*/one/search/trial_1/rungs.json")
-    values = json.loads(rungs.read_text())
-    folder = rungs.parent
-    outcome = json.loads((folder / "outcome.json").read_text())
-    (folder / "outcome.json").unlink()
-    for checkpoint in folder.glob("checkpoints/*"):
-        if int(checkpoint.stem) > n_steps:
-            checkpoint.unlink()
-    assert find(protocol)["validation_target"] == expected["validation_target"]
-    assert json.loads(rungs.read_text()) == values
-    again = json.loads((folder / "outcome.json").read_text())
-    assert (again["reason"], again["global_step"]) == (outcome["reason"], outcome["global_step"])
+def test_a_resumed_point_takes_its_rungs_from_all_of_its_evaluations(tmp_path):
+    """The rule of the process that goes on has seen the last evaluation alone; the earlier ones are on disk."""
+    folder = tmp_path / "search" / "trial_1"
+    with Claim.take(folder) as claim:
+        rows = "global_step,validation/score,test/score\n10,0.3,0.3\n20,0.2,0.2\n"
+        (folder / "eval_measurements.csv").write_text(rows)
+        is_behind = target.halving(claim, FakeWorkload(step_hint=40), (0.25, 0.5))
+        assert not is_behind(Progress(20, 40, "score", 0.2))
+        assert json.loads((folder / "rungs.json").read_text()) == {"10": 0.3, "20": 0.3}
 
 
 def test_finished_trials_are_used_again(world):
