@@ -53,7 +53,7 @@ def pool(workers: int) -> Iterator[Executor]:
 
 
 class _Ending(Executor):
-    """Processes of which one ends when a signal interrupts its job: it would begin the next one otherwise."""
+    """Runs jobs in processes. A process ends if a signal interrupts its job, so that it begins no other one."""
 
     def __init__(self, processes: Executor):
         self._processes = processes
