@@ -105,12 +105,12 @@ def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
     flags = ["--num_tuning_trials=3", "--max_global_steps=2000", "--workers=2", "--max_retries=0", "--heartbeat_s=20"]
     trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2)]
 
-    def stopped_by(name):
-        sweep = start(tmp_path, "sweep", *flags)
+    def stopped_by(name, send=os.kill):
+        sweep = start(tmp_path, "sweep", *flags, start_new_session=True)
         _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
         _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
         workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
-        sweep.send_signal(getattr(signal, name))
+        send(sweep.pid, getattr(signal, name))
         output, _ = sweep.communicate()
         last = output.splitlines()[-1]
         assert last.startswith(f"stopped by {name}: 0/3 done") and last.endswith("run the same command again to go on")
@@ -120,7 +120,8 @@ def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
 
     assert stopped_by("SIGTERM") == 75
     assert _logs(tmp_path).count("the checkpoint of step") == 2
-    assert stopped_by("SIGINT") == 130
+    assert stopped_by("SIGHUP") == 129
+    assert stopped_by("SIGINT", os.killpg) == 130  # Ctrl-C in a terminal, which the workers get, too
     plain = start(tmp_path, "sweep", "--show", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert "0/3 done, 3 waiting, 0 hit" in finished(plain)  # no death is counted: one would be too many
 

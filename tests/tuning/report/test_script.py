@@ -14,9 +14,9 @@ from tests.tuning.report.folders import write_comparison, write_trial
 SCRIPT = Path(__file__).parents[3] / "scripts" / "report.py"
 
 
-def start(*arguments: object) -> subprocess.Popen:
+def start(*arguments: object, **environment: str) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"} | environment
     pipe = subprocess.PIPE
 
     def heed_interrupts() -> None:  # which a shell's background jobs, these tests perhaps, are told to ignore
@@ -34,6 +34,13 @@ def test_it_prints_the_table_and_where_the_page_is(tmp_path):
     assert "digits: to accuracy 0.8" in printed and "0.43" in printed and "sgd (reference)" in printed
     assert printed.rstrip().endswith(str(tmp_path / "out" / "index.html"))
     assert f"{place} line 12 is left out" in problems
+
+
+def test_it_prints_to_a_terminal_that_has_ascii_alone(tmp_path):
+    write_comparison(tmp_path / "in")
+    process = start(tmp_path / "in", f"--out={tmp_path / 'out'}", "--references=sgd", PYTHONIOENCODING="ascii")
+    printed, _ = process.communicate()
+    assert process.returncode == 0 and printed.isascii() and "sgd (reference)" in printed
 
 
 @pytest.mark.parametrize(
