@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks.timing import Deadline, Timing, markdown
 from tuning import search_space
@@ -51,17 +53,28 @@ class StepCosts:
 
 
 class _Stepper:
-    """One submission in training; each call of `block` repeats a step with or without a refresh on one batch."""
+    """One submission in training; each call of `block` repeats a step with or without a refresh on one batch.
 
-    def __init__(self, workload_name: str, submission: Submission, batch: Mapping, micro_batches: int, seed: int):
-        self._submission, self._batch = submission, batch
-        self._workload = registry.load(workload_name)
+    Args:
+        start: the model's parameters and state, which are copied.
+    """
+
+    def __init__(
+        self,
+        workload: Any,
+        start: tuple[Any, Any],
+        submission: Submission,
+        batch: Mapping[str, Any],
+        micro_batches: int,
+        seed: int,
+    ):
+        self._submission, self._batch, self._workload = submission, batch, workload
         self._keys = Keys(seed, 1)
         point = search_space.points(search_space.read(submission.search_space_file), 1, seed)[0]
         if micro_batches > 1:
             point["micro_batches"] = micro_batches
         h = self._hyperparameters = search_space.as_hyperparameters(point)
-        self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
+        self._params, self._model_state = jax.tree.map(jnp.copy, start)  # steps are given their buffers
         compiles = CompileTimer()
         with compiles:
             self._state = submission.init_optimizer_state(
@@ -130,11 +143,12 @@ def measure(
     else:
         queue = workload._build_input_queue(key, "train", data_dir, batch_size)
     batch = jax.device_put(next(queue))
+    start = workload.init_model_fn(Keys(seed, 1).of(Stream.MODEL_INIT))
     steppers: list[_Stepper] = []
     for submission in submissions:
         if steppers and deadline.has_passed:
             break
-        steppers.append(_Stepper(workload_name, submission, batch, micro_batches, seed))
+        steppers.append(_Stepper(workload, start, submission, batch, micro_batches, seed))
     for i in range(n_rounds):
         if i and deadline.has_passed:
             break

@@ -8,6 +8,7 @@ import functools
 import logging
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -203,6 +204,7 @@ class Programs:
         self._mesh = Mesh(np.array(jax.devices()), ("batch",))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._shapes: tuple[PyTree, ...] = ()
+        self._are_compiled = False
         split = NamedSharding(self._mesh, PartitionSpec("batch"))
         self._init = jax.jit(
             lambda params, numbers: algorithm.init(params, hparams.join(static, numbers)),
@@ -229,8 +231,17 @@ class Programs:
         trees = zip((state, params, model_state), self._shapes, strict=True)
         state, *others = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
         if is_refresh_due:
+            if not self._are_compiled:
+                self._compile(state, *others, *rest)
             state = self._refresh(state, *others, *rest)
         return self._step(state, *others, *rest)
+
+    def _compile(self, *arguments: Any) -> None:
+        """Compiles both programs at the same time, each in a thread; the calls that follow find them compiled."""
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda program: program.lower(*arguments).compile(), (self._refresh, self._step)):
+                pass
+        self._are_compiled = True
 
     def are_refreshes_due(self, hyperparameters: Any, n_steps: int) -> list[bool]:
         """Whether a refresh comes before each of the first `n_steps` steps."""

@@ -20,6 +20,9 @@ from .schedules import Scalar
 
 PyTree = Any
 
+# Sums up to this count as finite. It leaves room for rounding, and for the difference of two of them.
+_LARGEST = float(jnp.finfo(jnp.float32).max) / 4
+
 
 class Average(NamedTuple):
     """Moving averages of one kind of estimate, for the layers of a group.
@@ -63,8 +66,7 @@ def usable_gradients(gradients: Parts, max_norm: Scalar | None = None) -> tuple[
         {name: jnp.square(stack).sum((1, 2), keepdims=True) for name, stack in gradients.matrices.items()},
         {name: jnp.square(leaf).sum() for name, leaf in gradients.others.items()},
     )
-    largest = float(jnp.finfo(jnp.float32).max) / 4  # with room for what rotations add by rounding
-    flags = jax.tree.map(lambda size: size < largest, sizes)
+    flags = jax.tree.map(lambda size: size < _LARGEST, sizes)
     scale: Scalar = 1.0
     if max_norm is not None:
         kept = jax.tree.map(lambda size, flag: jnp.where(flag, size, 0).sum(), sizes, flags)
@@ -145,8 +147,8 @@ def _updated(average: Average, estimate: Array, decay: Scalar) -> tuple[Average,
     """The new average; for each layer whether its estimate is finite, and whether it is not zero `[n_layers]`."""
     n = average.n_estimates
     value = moving_average(average.value, estimate, jnp.asarray(decay), per_layer(n))
-    is_finite = jnp.isfinite(estimate).all((1, 2)) & jnp.isfinite(value).all((1, 2))
-    is_nonzero = (estimate != 0).any((1, 2))
+    size = jnp.abs(estimate).sum((1, 2))  # one sum tells both, as NaN is no zero
+    is_finite, is_nonzero = size < _LARGEST, size != 0
     is_used = is_finite & is_nonzero
     return Average(jnp.where(per_layer(is_used), value, average.value), n + is_used), is_finite, is_nonzero
 
