@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import optax
 import pytest
 
 import submissions
+from submissions.algoperf.contract import Submission
+from submissions.kfac.algoperf import KFACMuon
+from submissions.kfac.sharing import Sharing
 from tests.submissions.fake_workload import BATCH_SIZE, DROPOUT_RATE, N_INPUTS, FakeWorkload, Mode, Trial, batches
 from tuning.clock import CompileTimer
 from tuning.submission import load
@@ -123,6 +127,24 @@ def test_nothing_compiles_twice(submission, workload):
         second = Trial(submission, workload, point(**quarter), seed=1).run(0, 25, BATCHES)
         assert second.optimizer_state[1] is first.optimizer_state[1]
     assert timer.counts.n_compiles == 0
+
+
+def test_a_step_and_its_refresh_compile_at_the_same_time(workload):
+    """While one is traced it waits for the other, once: a second trace would wait in vain."""
+    both = threading.Barrier(2)
+
+    class Waiting(KFACMuon):
+        def step(self, *arguments: Any) -> Any:
+            both.wait(timeout=60)
+            return super().step(*arguments)
+
+        def refresh(self, *arguments: Any) -> Any:
+            both.wait(timeout=60)
+            return super().refresh(*arguments)
+
+    trial = Trial(Submission(Waiting(Sharing.REDUCE)), workload, point(learning_rate=0.02))
+    trial.run(0, 3, BATCHES)
+    assert trial.recorder.logged[0]["loss"] > 0
 
 
 def test_bytes_restore_the_state(submission, workload):
