@@ -237,10 +237,13 @@ class Programs:
         return self._step(state, *others, *rest)
 
     def _compile(self, *arguments: Any) -> None:
-        """Compiles both programs at the same time, each in a thread; the calls that follow find them compiled."""
+        """Compiles both programs at the same time, each in a thread; the calls that follow find them compiled.
+
+        They are traced in this thread, since JAX's settings, such as the precision of products, are each thread's own.
+        """
+        lowered = [program.lower(*arguments) for program in (self._refresh, self._step)]
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda program: program.lower(*arguments).compile(), (self._refresh, self._step)):
-                pass
+            list(pool.map(jax.stages.Lowered.compile, lowered))
         self._are_compiled = True
 
     def are_refreshes_due(self, hyperparameters: Any, n_steps: int) -> list[bool]:
