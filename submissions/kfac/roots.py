@@ -47,8 +47,9 @@ _ROOM = 1.01
 
 
 def polar_factor(matrices: Array) -> Array:
-    """U Vᵀ of the singular value decompositions U S Vᵀ of matrices `[..., n, m]`, approximately; in bfloat16 on a GPU.
+    """U Vᵀ of the singular value decompositions U S Vᵀ of matrices `[..., n, m]`, approximately.
 
+    In bfloat16 on accelerators that multiply it faster than float32, unless JAX is set to float32 products.
     Singular values above 1e-3 of the Frobenius norm come to within 0.15 of one, smaller ones to less. Zeros give zeros.
     No square of an entry may overflow.
     """
@@ -58,8 +59,17 @@ def polar_factor(matrices: Array) -> Array:
 
     size = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
     x = matrices / jnp.where(size > 0, size, 1)
-    factors: Array = jax.lax.platform_dependent(x, cpu=polar_by_products, default=in_bfloat16)
+    elsewhere = in_bfloat16 if _is_bfloat16_faster() else polar_by_products
+    factors: Array = jax.lax.platform_dependent(x, cpu=polar_by_products, default=elsewhere)
     return factors
+
+
+def _is_bfloat16_faster() -> bool:
+    """Whether products may be of bfloat16, and all GPUs have units for them: NVIDIA's, since compute capability 8."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds it at run time
+    if precision in ("float32", "highest"):
+        return False
+    return all(float(getattr(device, "compute_capability", 8)) >= 8 for device in jax.devices())
 
 
 def polar_by_products(x: Array) -> Array:

@@ -1,5 +1,8 @@
 """Inverse roots and polar factors against float64 decompositions."""
 
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -80,6 +83,17 @@ def test_polar_factors(shape, dtype):
 def test_a_polar_factor_is_of_no_scale(scale):
     matrix = np.asarray(RNG.normal(size=(4, 3)), np.float32)
     np.testing.assert_allclose(polar_factor(jnp.asarray(scale * matrix)), polar_factor(jnp.asarray(matrix)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "has_bfloat16"),
+    [("7.0", None, False), ("8.0", None, True), ("9.0", "tensorfloat32", True), ("9.0", "float32", False)],
+)
+def test_bfloat16_is_for_gpus_that_have_it_and_no_float32_setting(capability, precision, has_bfloat16, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    with jax.default_matmul_precision(precision):
+        program = jax.make_jaxpr(lambda x: polar_factor(x))(jnp.ones((1, 4, 3)))  # a function that no test traced
+    assert ("bf16" in str(program)) == has_bfloat16
 
 
 def test_of_zeros_it_is_zero():
