@@ -12,18 +12,11 @@ import trial_flags
 from absl import flags
 
 from tuning import experiment, processes, progress
-from tuning.description import MatmulPrecision
 from tuning.interruption import Interruption
 
 flags.adopt_module_key_flags(trial_flags)
 flags.mark_flags_as_required(["workload", "submission_path"])
 flags.DEFINE_integer("num_tuning_trials", 1, "How many points of the space to run.", lower_bound=1)
-flags.DEFINE_enum(
-    "matmul_precision",
-    str(MatmulPrecision.DEFAULT),
-    [str(precision) for precision in MatmulPrecision],
-    "Precision of float32 matrix products. default: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
-)
 flags.DEFINE_boolean("resume", False, "Continue an experiment of this name, from its newest checkpoints.")
 flags.DEFINE_integer(
     "checkpoints_to_keep", 2, "Checkpoints kept of each trial; every evaluation makes one. 0 for none.", lower_bound=0

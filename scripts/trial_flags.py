@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from tuning.description import MatmulPrecision
 from tuning.ruleset import TuningRuleset
 from workloads import budgets
 
@@ -26,6 +27,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("batch_size", None, "Training batch size, in place of the submission's own.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Evaluation batch size, in place of the workload's.", lower_bound=1)
+flags.DEFINE_enum(
+    "matmul_precision",
+    str(MatmulPrecision.DEFAULT),
+    [str(precision) for precision in MatmulPrecision],
+    "Precision of float32 matrix products. default: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
+)
 flags.DEFINE_integer(
     "checkpoint_period_s",
     600,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuning import disk, faults
 from tuning.claim import Claim, NoClaim
-from tuning.description import MatmulPrecision, TrialDescription
+from tuning.description import TrialDescription
 from tuning.errors import UserError
 from tuning.interruption import Interruption
 from tuning.monitoring import Monitoring, steps
@@ -24,7 +24,6 @@ from tuning.trials_request import TrialsRequest
 class Request(TrialsRequest):
     """What to run, under the names of AlgoPerf's flags."""
 
-    matmul_precision: str = MatmulPrecision.DEFAULT
     overwrite: bool = False  # remove an earlier experiment of this name; without it that is an error
     resume: bool = False  # continue an earlier experiment of this name, from its newest checkpoints
     profile: str | None = None  # FIRST:LAST, the steps of a trace
@@ -71,7 +70,7 @@ def _run(request: Request, interruption: Interruption | None, processes: Process
     with _ends_at_once(interruption):
         faults.probe_devices()
     workload, submission = request.load()
-    _, descriptions = request.study(workload, submission, request.rng_seed, matmul_precision=request.matmul_precision)
+    _, descriptions = request.study(workload, submission, request.rng_seed)
     if len(descriptions) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(descriptions))
     with _claim(folder, processes, interruption) as claim:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning import disk, submission
-from tuning.description import TrialDescription, describe
+from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
 from tuning.ruleset import TuningRuleset, space_and_points
 from tuning.search_space import Sampling
@@ -31,6 +31,7 @@ class TrialsRequest:
     hardware_profile: str | None = None  # sets the budget of an official workload; None is the workload's own
     batch_size: int | None = None  # None is the submission's own
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
+    matmul_precision: str = MatmulPrecision.DEFAULT
     data_dir: str = "~/data"
     checkpoints_to_keep: int = 2  # of each trial
     checkpoint_period_s: int = 0  # between two evaluations; 0 for never
@@ -93,6 +94,7 @@ class TrialsRequest:
                 trial_index=trial_index,
                 data_dir=self.data_dir,
                 max_global_steps=self.max_global_steps,
+                matmul_precision=self.matmul_precision,
                 **options,
             )
             for trial_index, point in enumerate(points, start=1)

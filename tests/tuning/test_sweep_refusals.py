@@ -45,6 +45,12 @@ def test_a_read_only_folder(tmp_path):
         assert [point.state for _, point in stored(request(tmp_path).storage_location, "e")] == ["waiting"] * 3
 
 
+def test_another_precision_of_products(tmp_path):
+    sweep = Sweep(request(tmp_path, matmul_precision="float32"))
+    assert [trial.matmul_precision for trial in sweep.descriptions[0]] == ["float32"] * 3
+    assert "matmul_precision" in refused(tmp_path)
+
+
 def test_a_storage_that_can_be_read_but_not_written(tmp_path):
     (tmp_path / "store").mkdir()
     url = f"sqlite:///{tmp_path}/store/s.db"
