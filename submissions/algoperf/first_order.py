@@ -1,5 +1,6 @@
 """A training algorithm that is an optax optimiser."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ def require_optax(oldest: str) -> None:
     """
 
     def parts(version: str) -> list[int]:
-        return [int(part) for part in version.split(".")[:3] if part.isdigit()]
+        return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
     if parts(optax.__version__) < parts(oldest):
         raise ValueError(f"this submission needs optax {oldest} or newer, and optax {optax.__version__} is installed")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers import Layer, at_least_float32, leaf_path, named_leaves, replace_layers
+from .layers import Layer, at_least_float32, is_diagonal, leaf_path, named_leaves, replace_layers
 
 PyTree = Any
 
@@ -35,21 +35,10 @@ class Group:
     layers: tuple[Layer, ...]
 
     @property
-    def n_rows(self) -> int:
-        return self.layers[0].n_rows
-
-    @property
-    def d_out(self) -> int:
-        return self.layers[0].d_out
-
-    @property
     def name(self) -> str:
-        embeddings = "_embeddings" if self.layers[0].is_embedding else ""
-        return f"{self.n_rows}x{self.d_out}{embeddings}"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.layers), self.n_rows, self.d_out
+        """`65x10`; `65dx10` where A is a diagonal alone, and `65x10d` where B is."""
+        first = self.layers[0]
+        return "x".join(f"{n}{'d' if is_diagonal((n, m)) else ''}" for n, m in first.factor_shapes)
 
     @property
     def factor_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -60,7 +49,7 @@ class Group:
     def read(self, tree: PyTree) -> Array:
         """The layers' matrices in a parameter-like tree `[n_layers, n_rows, d_out]`."""
         rows = jnp.concatenate([part for layer in self.layers for part in layer.rows(tree)])
-        return rows.reshape(self.shape)
+        return rows.reshape(len(self.layers), -1, self.layers[0].d_out)
 
     def stack(self, by_layer: Mapping[str, PyTree], missing: PyTree) -> PyTree:
         """One layer's arrays on top of another's; `missing` where a layer has none."""

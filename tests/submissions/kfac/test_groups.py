@@ -32,6 +32,12 @@ def test_layers_of_one_matrix_shape_make_a_group():
     assert names == {"5x6": ["attention.query", "first", "half", "no_bias"], "5x7": ["wide"]}
 
 
+def test_groups_of_one_shape_and_other_factors_have_names_of_their_own():
+    """Names are the keys of the optimisers' states."""
+    layers = [*find_layers({"a": {"kernel": leaf(5, 6)}}, max_width=5), *find_layers({"b": {"kernel": leaf(5, 6)}})]
+    assert [group.name for group in group_by_shape(layers)] == ["5x6d", "5x6"]
+
+
 def test_parts_hold_every_value_once():
     parts = split(PARAMS, GROUPS)
     for group in GROUPS:
