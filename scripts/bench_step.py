@@ -1,4 +1,4 @@
-"""Times update steps and their parts side by side, and writes tables and a plot.
+"""Times update steps and their parts side by side, and writes tables.
 
 python scripts/bench_step.py --tables=steps --workloads=mnist_vit,b3db --submissions=nadamw,kfac_reduce,soap
 python scripts/bench_step.py --suite=gpu --minutes=8
@@ -36,7 +36,7 @@ flags.DEFINE_enum("suite", None, ["gpu"], "In place of --tables: the full-size m
 flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1
 )
-flags.DEFINE_string("out", "results/bench", "Folder of the tables and the plot.")
+flags.DEFINE_string("out", "results/bench", "Folder of the tables.")
 
 
 def main(values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ class Predictions:
     logits: np.ndarray  # [rows, outputs] float32
     targets: np.ndarray  # [rows, outputs] float32
     weights: np.ndarray  # [rows] or [rows, outputs] float32
-    mean_loss: float  # summed loss / number of loss terms; NaN for an empty split
+    mean_loss: float  # summed loss / number of loss terms; NaN where no weight is above zero
 
 
 class Predictor:

@@ -74,7 +74,7 @@ class Algorithm(abc.ABC):
         """Scalars of the state for the log, by name."""
         return {}
 
-    def for_evaluation(self, state: PyTree, params: PyTree, h: Any) -> tuple[PyTree, PyTree]:
+    def for_evaluation(self, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """(state, params) to evaluate; training continues from the same pair."""
         return state, params
 
@@ -156,10 +156,9 @@ class Submission:
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
         """Parameters to evaluate. Waits for all pending work, so that none of it is left for the untimed evaluation."""
-        del current_params_types, loss_type, eval_results, rng
+        del current_params_types, hyperparameters, loss_type, eval_results, rng
         state, programs = optimizer_state
-        h = self._read(hyperparameters)
-        state, params = self._algorithm.for_evaluation(state, current_param_container, h)
+        state, params = self._algorithm.for_evaluation(state, current_param_container)
         _log_metrics(workload, self._algorithm.metrics(state), global_step)
         jax.block_until_ready((state, params, model_state))
         return (state, programs), params, model_state
@@ -279,9 +278,8 @@ class Programs:
         ) -> PyTree:
             h = hparams.join(self._static, numbers)
             model_key, algorithm_key = jax.random.split(rng)
-            dropout_rate = getattr(h, "dropout_rate", None)
             problem = Problem(
-                self._workload, batch, model_state, h.label_smoothing, dropout_rate, model_key, self._mesh
+                self._workload, batch, model_state, h.label_smoothing, h.dropout_rate, model_key, self._mesh
             )
             return method(problem, state, params, h, algorithm_key)
 

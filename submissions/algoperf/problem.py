@@ -1,5 +1,6 @@
 """A workload and one batch, as the functions of the parameters that a training algorithm needs."""
 
+import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +16,11 @@ from .micro_batches import n_examples
 PyTree = Any
 
 
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """The training loss on one batch.
 
-    Args:
+    Attributes:
         workload: an AlgoPerf workload.
         batch: `inputs`, `targets` and perhaps `weights`.
         model_state: the model's state, None where it has none.
@@ -28,23 +30,13 @@ class Problem:
         mesh: the devices that the batch is split over.
     """
 
-    def __init__(
-        self,
-        workload: Any,
-        batch: Mapping[str, Any],
-        model_state: PyTree,
-        label_smoothing: float | Array,
-        dropout_rate: float | Array | None,
-        key: Array,
-        mesh: Mesh | None = None,
-    ):
-        self.workload = workload
-        self.batch = batch
-        self.mesh = mesh
-        self.model_state = model_state
-        self._label_smoothing = label_smoothing
-        self._options = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
-        self._key = key
+    workload: Any
+    batch: Mapping[str, Any]
+    model_state: PyTree
+    label_smoothing: float | Array
+    dropout_rate: float | Array | None
+    key: Array
+    mesh: Mesh | None = None
 
     @property
     def weights(self) -> Array | None:
@@ -67,25 +59,23 @@ class Problem:
             return function(self, None)
 
         def one(batch: PyTree, model_state: PyTree, index: Array) -> tuple[PyTree, PyTree]:
-            return function(self._on(batch, model_state, jax.random.fold_in(self._key, index)), index)
+            key = jax.random.fold_in(self.key, index)
+            return function(dataclasses.replace(self, batch=batch, model_state=model_state, key=key), index)
 
         parts = micro_batches.divide(self.batch, n_micro_batches, self.mesh)
         return micro_batches.summed(one, parts, self.model_state, n_micro_batches)
 
-    def _on(self, batch: Mapping[str, Any], model_state: PyTree, key: Array) -> "Problem":
-        dropout_rate = self._options.get("dropout_rate")
-        return Problem(self.workload, batch, model_state, self._label_smoothing, dropout_rate, key, self.mesh)
-
     def forward(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """params -> (outputs, new model state), in training mode; the outputs are logits, or a tuple that starts so."""
+        options = {} if self.dropout_rate is None else {"dropout_rate": self.dropout_rate}
         outputs, model_state = self.workload.model_fn(
             params,
             self.batch,
             self.model_state,
             _training_mode(self.workload),
-            self._key,
+            self.key,
             update_batch_norm=True,
-            **self._options,
+            **options,
         )
         return outputs, _in_structure_of(self.model_state, model_state)
 
@@ -95,7 +85,7 @@ class Problem:
             label_batch=self.batch["targets"],
             logits_batch=logits,
             mask_batch=self.weights,
-            label_smoothing=self._label_smoothing,
+            label_smoothing=self.label_smoothing,
         )
         return values["summed"], jnp.asarray(values["n_valid_examples"])
 

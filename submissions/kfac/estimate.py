@@ -1,5 +1,6 @@
 """One batch's loss, gradients and Kronecker factors from one forward pass."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -166,8 +167,9 @@ def estimate_sums(
     outputs: ByLayer = {}
     if output_factors and found:
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
-        outputs = _output_sums(captured, heads, fisher, key, at_outputs, _squares(found, method))
-    inputs = _input_sums(found, captured, method)
+        squares = functools.partial(output_products, found, method=method)
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, squares)
+    inputs = input_products(found, captured.inputs, method)
     sums = Sums(summed, n_terms, gradients if with_gradients else None, inputs, outputs)
     return sum_over(sums, axis_name), captured.aux, uncaptured
 
@@ -194,22 +196,6 @@ def _with_factors(
     report(params, layers, uncaptured, left_out(traced.products, params, layers), strict)
     report_positions(found, layout)
     return found, uncaptured
-
-
-def _input_sums(found: Mapping[Path, Family], captured: Captured, method: Method) -> dict[str, InputSums]:
-    """Layer name -> sums of its inputs."""
-    by_kernel = (input_products(family, captured.inputs[kernel], method) for kernel, family in found.items())
-    return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
-
-
-def _squares(found: Mapping[Path, Family], method: Method) -> Squares:
-    """What makes sums of squares of the output gradients."""
-
-    def squares(gradients: Mapping[Path, list[Array]]) -> ByLayer:
-        by_kernel = (output_products(family, gradients[kernel], method) for kernel, family in found.items())
-        return {name: sums for by_layer in by_kernel for name, sums in by_layer.items()}
-
-    return squares
 
 
 def _checked(

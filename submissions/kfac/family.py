@@ -7,7 +7,8 @@ Axes: captured inputs and output gradients are `[lead, *time, *sites, d]`, and o
 An embedding may be looked up and, transposed, multiplied with; its factors are then those of the sum of both uses.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,14 @@ from jax import Array
 from .capture import Family, KernelUse
 from .embedding import lookup_sums, nearest_product
 from .factors import Use, input_sums, output_factor
-from .layers import Layer
+from .layers import Layer, Path
 from .placement import place
 from .products import Kind
 from .sharing import Layout, Sharing
 
 PyTree = Any
+Families = Mapping[Path, Family]  # by kernel
+ByKernel = Mapping[Path, Sequence[Array]]  # the inputs, or the output gradients, of a kernel's uses
 Counted = tuple[Array, Array]  # (a factor times its number of rows, that number [])
 
 
@@ -59,11 +62,11 @@ class Method(NamedTuple):
     row_key: Array | None = None
 
 
-def input_products(family: Family, inputs: Sequence[Array], method: Method) -> dict[str, InputSums]:
+def input_products(families: Families, inputs: ByKernel, method: Method) -> dict[str, InputSums]:
     """Layer name -> sums of its inputs."""
-    layer = family.layers[0]
 
-    def sums(values: Sequence[Array]) -> InputSums:
+    def sums(family: Family, values: Sequence[Array]) -> InputSums:
+        layer = family.layers[0]
         direct, transposed = _placed(family, values, method.layout, is_input=True)
         options = (method.rows_per_width, method.row_key)
         return InputSums(
@@ -71,21 +74,21 @@ def input_products(family: Family, inputs: Sequence[Array], method: Method) -> d
             input_sums(transposed, method.sharing, False, layer.are_diagonal[1], *options) if transposed else None,
         )
 
-    return _by_layer(family, sums, inputs)
+    return _by_layer(families, sums, inputs)
 
 
-def output_products(family: Family, gradients: Sequence[Array], method: Method) -> dict[str, OutputSums]:
+def output_products(families: Families, gradients: ByKernel, method: Method) -> dict[str, OutputSums]:
     """Layer name -> sums of its output gradients."""
-    layer, one = family.layers[0], jnp.ones([])
 
-    def sums(values: Sequence[Array]) -> OutputSums:
+    def sums(family: Family, values: Sequence[Array]) -> OutputSums:
+        layer, one = family.layers[0], jnp.ones([])
         direct, transposed = _placed(family, values, method.layout, is_input=False)
         return OutputSums(
             output_factor(direct, method.sharing, one, layer.are_diagonal[1]) if direct else None,
             output_factor(transposed, method.sharing, one, layer.are_diagonal[0]) if transposed else None,
         )
 
-    return _by_layer(family, sums, gradients)
+    return _by_layer(families, sums, gradients)
 
 
 def combined(inputs: InputSums, outputs: OutputSums | None, n_terms: Array) -> tuple[Array, Array | None]:
@@ -135,10 +138,15 @@ def _placed(family: Family, values: Sequence[Array], layout: Layout, is_input: b
 
 
 def _by_layer(
-    family: Family, function: Callable[[Sequence[Array]], PyTree], values: Sequence[Array]
+    families: Families, function: Callable[[Family, Sequence[Array]], PyTree], values: ByKernel
 ) -> dict[str, PyTree]:
     """`function` of each layer's own values, which for stacked layers lie along a leading axis."""
-    if family.layers[0].index is None:
-        return {family.layers[0].name: function(values)}
-    stacked = jax.vmap(function)(values)
-    return {layer.name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, layer in enumerate(family.layers)}
+    found = {}
+    for kernel, family in families.items():
+        own = functools.partial(function, family)
+        if family.layers[0].index is None:
+            found[family.layers[0].name] = own(values[kernel])
+        else:
+            stacked = jax.vmap(own)(values[kernel])
+            found |= {layer.name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, layer in enumerate(family.layers)}
+    return found

@@ -24,7 +24,7 @@ class Kind(enum.Enum):
     LOOKUP = "lookup"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Product:
     """One multiplication by a kernel.
 
@@ -46,7 +46,7 @@ class Product:
             (axis, start, stop) of it; else None.
     """
 
-    key: Key
+    key: Key = ()
     leaf: Path
     kind: Kind
     operand: int
@@ -54,7 +54,7 @@ class Product:
     input_axes: tuple[int, ...]
     output_axes: tuple[int, ...]
     output: jax.ShapeDtypeStruct
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
     is_sliced: tuple[bool, ...]
     convolution: Convolution | None = None
     last_index: int | None = None
@@ -133,7 +133,6 @@ def _dense(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     free = [axis for i, axis in enumerate(axes) if i not in contract[kernel]]
     first = n_positions if kernel == 1 else 0  # the output has the left operand's free axes first
     return Product(
-        key=(),
         leaf=view.leaf,
         kind=Kind.DENSE,
         operand=1 - kernel,
@@ -141,7 +140,6 @@ def _dense(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         input_axes=tuple(x for _, x in pairs),
         output_axes=tuple(first + free.index(axis) for axis in sorted(free)),
         output=output,
-        lengths=(),
         is_sliced=view.is_sliced,
     )
 
@@ -154,7 +152,6 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         return None
     kernel_shape, output = array_type(eqn.invars[1]).shape, array_type(eqn.outvars[0])
     return Product(
-        key=(),
         leaf=view.leaf,
         kind=Kind.CONVOLUTION,
         operand=0,
@@ -162,7 +159,6 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         input_axes=(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]),
         output_axes=(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]),
         output=output,
-        lengths=(),
         is_sliced=view.is_sliced,
         convolution=Convolution(
             window=tuple(kernel_shape[i] for i in numbers.rhs_spec[2:]),
@@ -182,7 +178,6 @@ def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     if kernel != 0 or view.axes != (0, 1) or not is_by_row or tuple(eqn.params["slice_sizes"]) != (1, shape[1]):
         return None
     return Product(
-        key=(),
         leaf=view.leaf,
         kind=Kind.LOOKUP,
         operand=1,
@@ -190,7 +185,6 @@ def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
         input_axes=(last,),
         output_axes=(last,),
         output=output,
-        lengths=(),
         is_sliced=view.is_sliced,
         last_index=shape[0] - 1 if eqn.params["mode"] is jax.lax.GatherScatterMode.CLIP else None,
     )

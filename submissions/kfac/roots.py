@@ -69,7 +69,8 @@ def _is_bfloat16_faster() -> bool:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds it at run time
     if precision in ("float32", "highest"):
         return False
-    return all(float(getattr(device, "compute_capability", 8)) >= 8 for device in jax.devices())
+    capabilities = [getattr(device, "compute_capability", "") for device in jax.devices()]
+    return all(float(number) >= 8 for number in capabilities if number[:1].isdigit())  # of other GPUs a name
 
 
 def polar_by_products(x: Array) -> Array:
@@ -113,8 +114,7 @@ def damped_inverse_roots(
 def inverse_root(matrices: Array, power: float) -> Array:
     """A^-power, of power ½ or ¼, of symmetric positive definite matrices `[k, n, n]`; by the device's quickest way.
 
-    On an H100 an eigendecomposition takes three times (n = 1,537) to ten times (n = 512) as long as the products of an
-    inverse square root.
+    On an H100 the products take about a third of an eigendecomposition's time; see docs/kfac_muon.md.
     """
     roots: Array = jax.lax.platform_dependent(
         matrices,

@@ -57,7 +57,7 @@ class ScheduleFreeAdamW(FirstOrder):
         result = super().step(problem, state.inner, params, h, key)
         return result._replace(state=ScheduleFreeState(result.state, jnp.asarray(False)))
 
-    def for_evaluation(self, state: PyTree, params: PyTree, h: Any) -> tuple[PyTree, PyTree]:
+    def for_evaluation(self, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         return _to_average(state, params)
 
 

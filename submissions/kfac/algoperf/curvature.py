@@ -88,6 +88,18 @@ class CurvatureAlgorithm(Algorithm):
         del gradients, layers
         return None
 
+    def factors(
+        self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array
+    ) -> Factors | None:
+        """What the optimiser averages at a refresh, before it; None for nothing."""
+        del problem, params, layers, h, key
+        return None
+
+    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
+        layers = self.layers(params)
+        factors = self.factors(problem, params, layers, h, key)
+        return refresh_curvature(self.optimizer(layers, h, problem.mesh), state, params, factors)
+
     def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
         del key
         layers = self.layers(params)
@@ -128,11 +140,6 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
 
     def is_refresh_due(self, global_step: int, h: Any) -> bool:
         return is_due(global_step, h.refresh_share)
-
-    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
-        layers = self.layers(params)
-        factors = self.factors(problem, params, layers, h, key)
-        return refresh_curvature(self.optimizer(layers, h, problem.mesh), state, params, factors)
 
     def factors(self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array) -> Factors:
         """Those of the batch."""

@@ -4,14 +4,11 @@ import dataclasses
 from typing import Any
 
 import optax
-from jax import Array
 from jax.sharding import Mesh
 
-from ...algoperf.problem import Problem
 from ..adaptive import eigenbasis_adam
 from ..factors import gradient_covariances
 from ..layers import Layer
-from ..refreshing import refresh_curvature
 from .curvature import CurvatureAlgorithm, CurvatureHyperparameters, Factors
 
 PyTree = Any
@@ -59,10 +56,6 @@ class SOAP(CurvatureAlgorithm):
     def is_refresh_due(self, global_step: int, h: Any) -> bool:
         """As in the source, a step's gradient changes the bases of the step after it."""
         return bool(0 < global_step and (global_step <= h.full_steps or global_step % h.refresh_period == 0))
-
-    def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
-        del key
-        return refresh_curvature(self.optimizer(self.layers(params), h, problem.mesh), state, params, None)
 
     def factors_of_gradient(self, gradients: PyTree, layers: tuple[Layer, ...]) -> Factors:
         return {layer.name: gradient_covariances(layer.read(gradients), layer.are_diagonal) for layer in layers}

@@ -87,7 +87,7 @@ def test_a_polar_factor_is_of_no_scale(scale):
 
 @pytest.mark.parametrize(
     ("capability", "precision", "has_bfloat16"),
-    [("7.0", None, False), ("8.0", None, True), ("9.0", "tensorfloat32", True), ("9.0", "float32", False)],
+    [("7.0", None, False), ("8.0", None, True), ("gfx90a", None, True), ("9.0", "float32", False)],
 )
 def test_bfloat16_is_for_gpus_that_have_it_and_no_float32_setting(capability, precision, has_bfloat16, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
