@@ -29,23 +29,27 @@ from tuning.errors import UserError, one_line
 
 flags.DEFINE_string("data_dir", "~/data", "Folder of the prepared data sets.")
 flags.DEFINE_integer("rng_seed", 0, "Seed of the points and of all trials.", lower_bound=0, upper_bound=2**64 - 1)
-flags.DEFINE_string(
-    "compilation_cache_dir", compilation_cache.default_folder(), "Folder of compiled programs; empty to keep none."
-)
+_CACHE_DIR = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "algoperf-kfac", "jax")
+flags.DEFINE_string("compilation_cache_dir", _CACHE_DIR, "Folder of compiled programs; empty to keep none.")
 
 
-def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False) -> None:
+def run(script: str, main: Callable[..., None], *, arguments: str | None = None) -> None:
     """Calls `main` with the values of the flags, by name: those of `script` (its `__name__`) and of this module.
 
     Args:
-        takes_arguments: also pass the positional arguments, which are an error otherwise.
+        arguments: the error if there are no positional arguments, which `main` is given, too. None allows none.
     """
 
     def start(argv: list[str]) -> None:
+        words = argv[1:]
+        if words and arguments is None:
+            raise UserError(f"{words[0]!r} is no flag; write --name=value (--help lists the flags)")
+        if not words and arguments is not None:
+            raise UserError(arguments)
         defined = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]
         values: dict[str, Any] = {flag.name: flag.value for flag in defined}
         compilation_cache.use(values.pop("compilation_cache_dir"))
-        main(values, argv[1:]) if takes_arguments else main(values)
+        main(values) if arguments is None else main(values, words)
 
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
@@ -53,7 +57,7 @@ def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False
         return
     plain_output.use()
     try:
-        app.run(start, flags_parser=_parse if not takes_arguments else _parse_flags)
+        app.run(start, flags_parser=_parse_flags)
     except UserError as error:
         logging.debug("where the error came from", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -64,14 +68,6 @@ def run(script: str, main: Callable[..., None], *, takes_arguments: bool = False
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """As `_parse_flags`, and a positional argument is a UserError."""
-    words = _parse_flags(argv)
-    if len(words) > 1:
-        raise UserError(f"{words[1]!r} is no flag; write --name=value (--help lists the flags)")
-    return words
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -9,15 +9,12 @@ import command
 from absl import flags
 
 from tuning import official_logs
-from tuning.errors import UserError
 
 flags.DEFINE_string("out", None, "Folder that SUBMISSION/study_N/WORKLOAD_jax/trial_N is written to.", required=True)
 
 
 def main(values: dict[str, Any], experiments: list[str]) -> None:
-    if not experiments:
-        raise UserError("name the experiments' folders after the flags")
     print(f"{len(official_logs.export(experiments, values['out']))} trials written to {values['out']}")
 
 
-command.run(__name__, main, takes_arguments=True)
+command.run(__name__, main, arguments="name the experiments' folders after the flags")

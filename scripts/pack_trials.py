@@ -17,12 +17,12 @@ flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", re
 
 def main(values: dict[str, Any], folders: list[str]) -> None:
     out = Path(values["out"]).expanduser()
-    if not folders:
-        raise UserError("name the folders to pack: scripts/pack_trials.py EXPERIMENT_DIR … --out=trials.tar.xz")
     if not out.name.endswith(files.ARCHIVE_ENDING):
         raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
     n = archive.pack([Path(folder).expanduser() for folder in folders], out)
     print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
 
 
-command.run(__name__, main, takes_arguments=True)
+command.run(
+    __name__, main, arguments="name the folders to pack: scripts/pack_trials.py EXPERIMENT_DIR … --out=trials.tar.xz"
+)

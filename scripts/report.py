@@ -28,8 +28,6 @@ flags.DEFINE_integer("watch_period_s", 30, "Seconds between two reports.", lower
 
 
 def main(values: dict[str, Any], folders: list[str]) -> None:
-    if not folders:
-        raise UserError("name the folders to report on: scripts/report.py EXPERIMENT_DIR … --out=report")
     paths = [Path(folder).expanduser() for folder in folders]
     for path in paths:
         if not path.is_dir() and not (path.is_file() and path.name.endswith(files.ARCHIVE_ENDING)):
@@ -60,4 +58,4 @@ def _write(paths: list[Path], values: dict[str, Any]) -> None:
     print(out / "index.html", flush=True)
 
 
-command.run(__name__, main, takes_arguments=True)
+command.run(__name__, main, arguments="name the folders to report on: scripts/report.py EXPERIMENT_DIR … --out=report")

@@ -118,8 +118,12 @@ class Claim:
 
     def check(self) -> None:
         """Raises ClaimLost if another process owns the folder now. `write` and `discard` need no such call before."""
-        if not (self._staging / "owner.json").exists():
-            raise ClaimLost(_lost(self.folder))
+        if (self._staging / "owner.json").exists():
+            return
+        what, taker = f"{str(self.folder)!r} was taken over by", owner(self.folder)
+        if taker is None:
+            raise ClaimLost(f"{what} another process or removed, while this one stood still")
+        raise ClaimLost(f"{what} {taker}, while this process stood still")
 
     def release(self) -> None:
         """Ends the ownership, and removes the folders that `take` created and that are still empty."""
@@ -159,17 +163,10 @@ class NoClaim(Claim):
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def write(self, path: Path, content: bytes) -> None:
+    def _nothing(self, *arguments: Any, **named: Any) -> None:
         pass
 
-    def discard(self, path: Path) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
+    write = discard = check = release = _nothing
 
 
 @dataclass(frozen=True)
@@ -194,12 +191,6 @@ class _Owner:
         return f"process {process.get('process_id', 'unknown')} on host {process.get('host', 'unknown')}"
 
 
-def owner(folder: Path) -> str | None:
-    """The name of the folder's owner, dead or alive, for messages; None if there is no owner."""
-    current = _owner(folder)
-    return None if current is None else str(current)
-
-
 def _wait_for(folder: Path, prepared: Path, token: str, lease_s: float) -> Path:
     """Renames `prepared` to the claim, or takes over a dead owner's claim. Returns this process's staging folder."""
     staging = folder / _CLAIM / f"{_OWNER}{token}"
@@ -212,7 +203,7 @@ def _wait_for(folder: Path, prepared: Path, token: str, lease_s: float) -> Path:
             if not (folder / _CLAIM).is_dir():
                 raise
         now = time.monotonic()
-        if (current := _owner(folder)) is None:
+        if (current := owner(folder)) is None:
             if now - began > lease_s:
                 raise UserError(f"{str(folder / _CLAIM)!r} holds what is no claim: remove it")
             time.sleep(_POLL_S)  # released meanwhile
@@ -250,7 +241,8 @@ def _take_over(earlier: _Owner, staging: Path, token: str, lease_s: float) -> bo
     return True
 
 
-def _owner(folder: Path) -> _Owner | None:
+def owner(folder: Path) -> _Owner | None:
+    """The folder's owner, dead or alive; None if there is none. As text it is a name for messages."""
     for owned in sorted((folder / _CLAIM).glob(f"{_OWNER}*")):
         try:
             beat = (owned / "beat").read_bytes()
@@ -307,10 +299,3 @@ def _remove_empty(folders: list[Path]) -> None:
             path.rmdir()
         except OSError:
             pass  # not empty, or gone
-
-
-def _lost(folder: Path) -> str:
-    taker = owner(folder)
-    if taker is None:
-        return f"{str(folder)!r} was taken over by another process or removed, while this one stood still"
-    return f"{str(folder)!r} was taken over by {taker}, while this process stood still"

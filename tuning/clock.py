@@ -79,7 +79,7 @@ class CompileTimer:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter, wait: Callable[[], None] | None = None):
         self._now, self._wait = now, wait or wait_for_device
-        self._earlier = CompileCounts()
+        self._earlier_s = 0.0  # of earlier processes, which the two numbers below include
         self._n_compiles = self._n_cache_hits = 0
         self._compiling: list[tuple[float, float]] = []
         self._waiting: list[tuple[float, float]] = []
@@ -101,20 +101,13 @@ class CompileTimer:
     def counts(self) -> CompileCounts:
         # The difference of the two unions is the compilation outside the waits.
         seconds = union_s(self._compiling + self._waiting) - union_s(self._waiting)
-        return CompileCounts(
-            self._earlier.seconds + seconds,
-            self._earlier.n_compiles + self._n_compiles,
-            self._earlier.n_cache_hits + self._n_cache_hits,
-        )
+        return CompileCounts(self._earlier_s + seconds, self._n_compiles, self._n_cache_hits)
 
     def add_earlier(self, counts: CompileCounts) -> None:
         """Adds the counts of an earlier process."""
-        before = self._earlier
-        self._earlier = CompileCounts(
-            before.seconds + counts.seconds,
-            before.n_compiles + counts.n_compiles,
-            before.n_cache_hits + counts.n_cache_hits,
-        )
+        self._earlier_s += counts.seconds
+        self._n_compiles += counts.n_compiles
+        self._n_cache_hits += counts.n_cache_hits
 
     def begin(self) -> None:
         """A part of a compilation begins in this thread."""

@@ -1,7 +1,6 @@
 """Compiled programs kept from one process to the next."""
 
 import logging
-import os
 import re
 import tempfile
 import warnings
@@ -33,11 +32,6 @@ def use(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     _remove_damaged_entries(path)
-
-
-def default_folder() -> str:
-    """Where compiled programs are kept between processes: under XDG_CACHE_HOME, or ~/.cache."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "algoperf-kfac", "jax")
 
 
 def _remove_damaged_entries(folder: Path) -> None:

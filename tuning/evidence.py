@@ -88,7 +88,7 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
     candidates = references(protocol)
     for path in protocol.submissions:
         run(_sweep(protocol, path, Phase.SEARCH, protocol.seed, protocol.n_points))
-        _keep_settings(protocol)
+        records.write_json(_settings_file(protocol), _settings(protocol))
         _confirm(protocol, path, run)
         candidates.append(Candidate(path, protocol.submission_folder(path) / Phase.REPEAT, _best(protocol, path)))
         log(f"{protocol.workload} {Path(path).name}: searched, best point {json.dumps(candidates[-1].point)}")
@@ -112,21 +112,13 @@ def _settings_file(protocol: Protocol) -> Path:
 def _refuse_other_settings(protocol: Protocol) -> None:
     file, settings = _settings_file(protocol), _settings(protocol)
     try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
+        begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(file)!r} ({one_line(error)}): give another --experiment_dir") from error
     if begun != settings:
         raise UserError(
             f"{str(file)!r} was begun with {begun}, not {settings}; give those, or another --experiment_dir"
         )
-
-
-def _keep_settings(protocol: Protocol) -> None:
-    file = _settings_file(protocol)
-    if not file.exists():
-        records.write_json(file, _settings(protocol))
 
 
 def references(protocol: Protocol) -> list[Candidate]:

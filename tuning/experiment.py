@@ -1,10 +1,9 @@
 """Several trials of one submission on one workload, in one process, so that they share compiled programs."""
 
 import logging
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuning import disk, faults
 from tuning.claim import Claim, NoClaim
@@ -15,7 +14,6 @@ from tuning.monitoring import Monitoring, steps
 from tuning.outcome import Outcome
 from tuning.processes import Processes
 from tuning.progress import ProgressLine
-from tuning.submission import Submission
 from tuning.trial import finished_outcome, run_trial
 from tuning.trials_request import TrialsRequest
 
@@ -57,69 +55,55 @@ def run_experiment(
         MachineFault: no device, or one that does not work.
         Interrupted: a signal ended a trial, which can be resumed.
     """
-    processes = processes or Processes()
+    interruption, processes = interruption or Interruption(), processes or Processes()
     with processes.led():
         return _run(request, interruption, processes)
 
 
-def _run(request: Request, interruption: Interruption | None, processes: Processes) -> list[Outcome]:
+def _run(request: Request, interruption: Interruption, processes: Processes) -> list[Outcome]:
     if request.overwrite and request.resume:
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
     request.monitoring.refuse_missing()
-    with _ends_at_once(interruption):
+    with interruption.ends_at_once():
         faults.probe_devices()
     workload, submission = request.load()
     _, descriptions = request.study(workload, submission, request.rng_seed)
     if len(descriptions) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(descriptions))
+
+    def outcome(description: TrialDescription) -> Outcome | None:
+        """Runs one trial and returns its outcome. A finished trial that is to be resumed does not run again."""
+        with _claim(folder / f"trial_{description.trial_index}", processes, interruption) as claim:
+            done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
+            if processes.same(done is not None):
+                return done
+            title = f"{request.workload} {submission.name} trial {description.trial_index}/{len(descriptions)}"
+            target = workload.validation_target_value
+            with ProgressLine(title, target) if processes.is_first else nullcontext() as report:
+                return run_trial(
+                    description,
+                    workload,
+                    submission,
+                    claim,
+                    report=report,
+                    checkpointing=request.checkpointing,
+                    resume=request.resume,
+                    interruption=interruption,
+                    processes=processes,
+                    monitoring=request.monitoring,
+                )
+
     with _claim(folder, processes, interruption) as claim:
         if processes.is_first:
             _clear(request, claim)
-        outcomes = [
-            _outcome(request, description, len(descriptions), workload, submission, interruption, processes)
-            for description in descriptions
-        ]
-        return [outcome for outcome in outcomes if outcome is not None]
+        outcomes = [outcome(description) for description in descriptions]
+        return [known for known in outcomes if known is not None]
 
 
-def _claim(folder: Path, processes: Processes, interruption: Interruption | None) -> Claim:
-    with _ends_at_once(interruption):  # the wait for a silent owner
+def _claim(folder: Path, processes: Processes, interruption: Interruption) -> Claim:
+    with interruption.ends_at_once():  # the wait for a silent owner
         return Claim.take(folder) if processes.is_first else NoClaim(folder)
-
-
-def _ends_at_once(interruption: Interruption | None) -> AbstractContextManager[None]:
-    return nullcontext() if interruption is None else interruption.ends_at_once()
-
-
-def _outcome(
-    request: Request,
-    description: TrialDescription,
-    n_trials: int,
-    workload: Any,
-    submission: Submission,
-    interruption: Interruption | None,
-    processes: Processes,
-) -> Outcome | None:
-    """Runs one trial and returns its outcome. A finished trial that is to be resumed does not run again."""
-    with _claim(request.folder / f"trial_{description.trial_index}", processes, interruption) as claim:
-        done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
-        if processes.same(done is not None):
-            return done
-        title = f"{request.workload} {submission.name} trial {description.trial_index}/{n_trials}"
-        with ProgressLine(title, workload.validation_target_value) if processes.is_first else nullcontext() as report:
-            return run_trial(
-                description,
-                workload,
-                submission,
-                claim,
-                report=report,
-                checkpointing=request.checkpointing,
-                resume=request.resume,
-                interruption=interruption,
-                processes=processes,
-                monitoring=request.monitoring,
-            )
 
 
 def _clear(request: Request, claim: Claim) -> None:

@@ -48,9 +48,10 @@ def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Info
     if target.exists():
         raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
     files = needed_files(exported.file)
-    contents = {Path("__init__.py"): ""} | {
-        _exported_path(file, folder): _exported_text(file, folder) for file in files
-    }
+    contents = {Path("__init__.py"): ""}
+    for file in files:
+        # The submission's own files are at the top, beside the package's others.
+        contents[file.relative_to(folder if folder in file.parents else folder.parent)] = _exported_text(file, folder)
     contents[Path("requirements.txt")] = "\n".join(_requirements(files, exported.file)) + "\n"
     contents[Path("submission_info.yml")] = _yaml(exported.file, ruleset, info)
     target.mkdir(parents=True)
@@ -90,24 +91,14 @@ def _assigned(file: Path, name: str) -> ast.expr | None:
     return None
 
 
-def _relative_imports(file: Path) -> list[ast.ImportFrom]:
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    return [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
-
-
-def _exported_path(file: Path, folder: Path) -> Path:
-    """A file's path in the exported folder: the submission's own files are at the top, beside the package's others."""
-    return file.relative_to(folder if folder in file.parents else folder.parent)
-
-
 def _exported_text(file: Path, folder: Path) -> str:
     """A file's text. Relative imports of the submission's own files lose a level, as the files move up a folder."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     if folder not in file.parents:
         return "".join(lines)
     depth = len(file.relative_to(folder).parts)
-    for node in _relative_imports(file):
-        if node.level > depth:
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, ast.ImportFrom) and node.level > depth:
             row = lines[node.lineno - 1]
             lines[node.lineno - 1] = row.replace("from " + "." * node.level, "from " + "." * (node.level - 1), 1)
     return "".join(lines)

@@ -11,7 +11,6 @@ A fault of the machine may not occur elsewhere or later. Three kinds of error co
 import errno
 import re
 import threading
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +64,11 @@ def probe_devices() -> None:
     Raises:
         MachineFault: there is no device, or one fails, gives a wrong sum or does not answer.
     """
-    problem = _answer_of(_wrong_device, _ANSWER_S)
+    answers: list[str | None] = []
+    thread = threading.Thread(target=lambda: answers.append(_wrong_device()), name="device probe", daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    problem = answers[0] if answers else f"the devices do not answer within {_ANSWER_S:g} s"
     if problem is not None:
         raise MachineFault(f"{problem}; check the devices, CUDA_VISIBLE_DEVICES and JAX_PLATFORMS of this machine")
 
@@ -88,11 +91,3 @@ def _wrong_device() -> str | None:
 _NUMBERS = np.arange(64, dtype=np.float32)
 _TOTAL = float(_NUMBERS @ _NUMBERS)  # below 2^24, so exact in any order of summation
 _sum = jax.jit(lambda numbers: jnp.sum(numbers * numbers))
-
-
-def _answer_of(ask: Callable[[], str | None], limit_s: float) -> str | None:
-    answers: list[str | None] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()), name="device probe", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return answers[0] if answers else f"the devices do not answer within {limit_s:g} s"

@@ -16,29 +16,24 @@ _EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGUSR2": 75, "SIGINT": 130, "SIGH
 RESUME = "run the same command with --resume to go on"
 RUN_AGAIN = "run the same command again to go on"
 
+# What is saved, if trials run in other processes than the one that was stopped.
+CHECKPOINTS_KEPT = "the running trials' checkpoints are kept"
+
 
 class Interrupted(BaseException):
     """A signal ended the trial. It is no Exception, so that a submission does not catch it by accident.
 
     Args:
-        saved_step: the step of the checkpoint that was saved because of the signal; None if none was saved.
-        how_to_go_on: the end of the message.
+        saved, how_to_go_on: the parts of the message, which is one line.
     """
 
-    def __init__(self, signal_name: str, saved_step: int | None = None, how_to_go_on: str = RESUME):
-        super().__init__(signal_name)
-        self.signal_name, self.saved_step, self._how_to_go_on = signal_name, saved_step, how_to_go_on
+    def __init__(self, signal_name: str, saved: str = "no new checkpoint", how_to_go_on: str = RESUME):
+        super().__init__(f"stopped by {signal_name}: {saved}; {how_to_go_on}")
+        self.signal_name = signal_name
 
     @property
     def exit_code(self) -> int:
         return _EXIT_CODES[self.signal_name]
-
-    def __str__(self) -> str:
-        """One line: what was saved, and how to go on."""
-        saved = "no new checkpoint"
-        if self.saved_step is not None:
-            saved = f"the checkpoint of step {self.saved_step} is saved"
-        return f"stopped by {self.signal_name}: {saved}; {self._how_to_go_on}"
 
 
 def default_handlers() -> dict[int, Any]:
@@ -104,7 +99,8 @@ class Interruption:
     def raise_if_signalled(self, saved_step: int | None = None) -> None:
         """Raises Interrupted if there was a signal; `saved_step` is the step of the checkpoint saved since."""
         if self.signal_name:
-            raise Interrupted(self.signal_name, saved_step, self.how_to_go_on)
+            saved = "no new checkpoint" if saved_step is None else f"the checkpoint of step {saved_step} is saved"
+            raise Interrupted(self.signal_name, saved, self.how_to_go_on)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name and number == signal.SIGINT:

@@ -13,26 +13,14 @@ from pathlib import Path
 
 from tuning import disk, machine
 from tuning.errors import MachineFault, UserError
-from tuning.interruption import RUN_AGAIN, Interrupted, Interruption
+from tuning.interruption import CHECKPOINTS_KEPT, RUN_AGAIN, Interrupted, Interruption
 from tuning.sweep import Sweep
-from tuning.sweep_view import Status, counts
+from tuning.sweep_view import counts
 
 _MAX_UNFIT = 2  # starts of a worker in a row that find the machine or its devices unfit
 _PAUSE_S = 5.0  # before the next such start
 _SAVE_S = 60.0  # time for workers to save their state when the sweep is stopped
 _LOG = logging.getLogger(__name__)
-
-
-class Stopped(Interrupted):
-    """A signal ended a sweep."""
-
-    def __init__(self, signal_name: str, status: Status):
-        super().__init__(signal_name)
-        self._progress = counts(status)
-
-    def __str__(self) -> str:
-        saved = "the running trials' checkpoints are kept"
-        return f"stopped by {self.signal_name}: {self._progress}; {saved}; {RUN_AGAIN}"
 
 
 @dataclass
@@ -83,10 +71,11 @@ class _Supervisor:
         period_s: float,
     ):
         self._command, self._sweep, self._show, self._period_s = command, sweep, show, period_s
-        self._logs = sweep.request.experiment_folder / "logs"
-        disk.refuse_unwritable(self._logs)
+        logs = sweep.request.experiment_folder / "logs"
+        disk.refuse_unwritable(logs)
+        name = f"worker_{socket.gethostname()}_{os.getpid()}"  # other supervisors write into this folder, too
         self._slots = [
-            _Slot(devices, _cores_of_slot(i, len(shares)) if devices is None else None, self._log(i))
+            _Slot(devices, _cores_of_slot(i, len(shares)) if devices is None else None, logs / f"{name}_{i}.log")
             for i, devices in enumerate(shares)
         ]
         # A point survives `max_retries` deaths and ends with the next. More deaths than that have another cause.
@@ -111,8 +100,7 @@ class _Supervisor:
                         self._show(self._sweep, sum(slot.is_alive for slot in self._slots))
                         time.sleep(self._period_s)
             except Interrupted as stop:
-                self._end_workers()
-                raise Stopped(stop.signal_name, status) from None
+                raise Interrupted(stop.signal_name, f"{counts(status)}; {CHECKPOINTS_KEPT}", RUN_AGAIN) from None
             finally:
                 self._end_workers()
         self._show(self._sweep, 0)
@@ -136,7 +124,8 @@ class _Supervisor:
             self._give_up_if_unfit(slot)
             return
         slot.n_unfit = 0
-        n_ended = sum(_is_final(point.result) for _, point in self._sweep.status())
+        results = [point.result for _, point in self._sweep.status() if point.result is not None]
+        n_ended = sum(not result.get("is_machine_fault") for result in results)
         self._n_deaths = 1 if n_ended > self._n_ended else self._n_deaths + 1
         self._n_ended = n_ended
         if self._n_deaths > self._max_deaths:
@@ -174,10 +163,6 @@ class _Supervisor:
             if left:
                 self._sweep.give_back([process.pid for process in left])
 
-    def _log(self, slot: int) -> Path:
-        # Other machines, and other supervisors on this one, write into the same folder.
-        return self._logs / f"worker_{socket.gethostname()}_{os.getpid()}_{slot}.log"
-
 
 def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of each worker; None on a machine without CUDA devices.
@@ -207,10 +192,6 @@ def _start_worker(command: Sequence[str], slot: _Slot) -> subprocess.Popen:
     if slot.cores:
         os.sched_setaffinity(process.pid, slot.cores)  # JAX counts the cores later, at its first computation
     return process
-
-
-def _is_final(result: dict | None) -> bool:
-    return result is not None and not result.get("is_machine_fault")
 
 
 def _cause_of_death(returncode: int, log: Path) -> str:

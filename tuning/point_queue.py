@@ -4,7 +4,7 @@ A point that was not carried out to its end is enqueued again, as another trial 
 an SQL UPDATE that succeeds only while the trial waits, and ends it by one that succeeds only while the worker holds it.
 So two workers never hold one point, and a worker whose trial was ended by others cannot write a result. A worker raises
 a counter (`beat`) while it lives. It counts as dead if its process is gone from this machine, or if the counter did not
-change for three heartbeats. No clocks are compared (`counter_ages`).
+change for three heartbeats. No clocks are compared (`_CounterAges`).
 """
 
 import functools
@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning import process_identity, study_storage
-from tuning.counter_ages import CounterAges
 from tuning.outcome import Miss
-from tuning.point_status import PointStatus, histories, is_superseded, point_statuses
+from tuning.point_status import OPEN, PointStatus, histories, point_statuses, result_of
 from tuning.shared_study import SharedStudy
 from tuning.storage_reserve import StorageReserve
 
@@ -87,7 +86,7 @@ class PointQueue:
         self._heartbeat_s, self._grace_s = heartbeat_s, 3 * heartbeat_s
         self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
         self._held_trials: set[int] = set()  # that this worker took and knows of
-        self._beats, self._waiting = CounterAges(heartbeat_s, clock), CounterAges(heartbeat_s, clock)
+        self._beats, self._waiting = _CounterAges(heartbeat_s, clock), _CounterAges(heartbeat_s, clock)
         self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
         self._rows = self._study.rows
         self._reserve = StorageReserve(self._location)
@@ -250,11 +249,13 @@ class PointQueue:
         """The lease of a trial that this worker took; None if the point has another trial already."""
         trials = self._study.trials()
         (taken,) = (trial for trial in trials if trial._trial_id == trial_id)
-        if is_superseded(taken, trials):
-            self._rows.end(trial_id, TrialState.FAIL, "superseded", True)
-            return None
         index = taken.user_attrs["index"]
         history = histories(trials)[index]
+        for other in history.trials:
+            is_earlier = other.state in OPEN and other.number < taken.number
+            if other.number != taken.number and (is_earlier or result_of(other) is not None):
+                self._rows.end(trial_id, TrialState.FAIL, "superseded", True)
+                return None
         logs = [trial.user_attrs.get("owner", {}).get("log") for trial in history.deaths]
         n_deaths, faults = len(history.deaths), tuple(history.faults)
         return self._held(Lease(index, trial_id, n_deaths, faults, logs[-1] if logs else None))
@@ -275,3 +276,31 @@ class PointQueue:
                 pause_s /= 10  # when the storage is back, others must see the heartbeat before they count this as dead
             if is_over.wait(pause_s):
                 return
+
+
+class _CounterAges:
+    """Seconds since each counter, such as a worker's heartbeats, last changed.
+
+    No clocks of different machines are compared: it records, by this process's own clock, when it saw each counter
+    change. So a wrong or adjusted clock has no effect.
+
+    Args:
+        longest_step_s: the most seconds that one call of `look` adds: while the watcher is suspended it sees no change.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, longest_step_s: float, clock: Callable[[], float]):
+        self._longest_step_s, self._clock = longest_step_s, clock
+        self._latest: dict[Hashable, tuple[Any, float]] = {}  # key -> counter, seconds without a change
+        self._looked_at = clock()
+
+    def look(self, counters: Mapping[Hashable, Any]) -> dict[Hashable, float]:
+        """Seconds since each counter last changed; 0 for a new one."""
+        now = self._clock()
+        step, self._looked_at = min(now - self._looked_at, self._longest_step_s), now
+        ages_s = {}
+        for key, counter in counters.items():
+            latest = self._latest.get(key)
+            ages_s[key] = 0.0 if latest is None or latest[0] != counter else latest[1] + step
+        self._latest = {key: (counter, ages_s[key]) for key, counter in counters.items()}
+        return ages_s

@@ -117,13 +117,3 @@ def result_of(trial: FrozenTrial) -> dict[str, Any] | None:
     if trial.state is TrialState.FAIL and "retried" not in trial.user_attrs:
         return trial.user_attrs.get("crash")
     return None
-
-
-def is_superseded(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether another trial of the same point is finished, or open with a lower number."""
-    for other in trials:
-        if other.number == trial.number or other.user_attrs["index"] != trial.user_attrs["index"]:
-            continue
-        if result_of(other) is not None or (other.state in OPEN and other.number < trial.number):
-            return True
-    return False

@@ -4,7 +4,6 @@ import csv
 import glob
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,9 @@ def _remove_leftovers(temporary: Path, pattern: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], write: Write = write_bytes) -> None:
     """Strict JSON: numbers that are not finite become null."""
-    write(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode("utf-8"))
+    # Scalars of arrays become floats.
+    plain = json.loads(json.dumps(content, default=float), parse_constant=lambda _: None)
+    write(path, (json.dumps(plain, indent=2) + "\n").encode("utf-8"))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], write: Write = write_bytes) -> None:
@@ -62,15 +63,3 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """Converts mappings, sequences and scalars to values of strict JSON."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    number = float(value)
-    return number if math.isfinite(number) else None

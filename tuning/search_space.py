@@ -45,19 +45,14 @@ def read(path: str | Path) -> dict | list:
     except OSError as error:
         problem = f"cannot read search space {str(path)!r} ({error.strerror})"
         raise SearchSpaceError(f"{problem}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise SearchSpaceError(f"search space {str(path)!r} is not UTF-8 text; save it as JSON") from error
-    except json.JSONDecodeError as error:
-        position = f"line {error.lineno} column {error.colno}"
-        problem = f"search space {str(path)!r} is not valid JSON: {error.msg}"
-        raise SearchSpaceError(f"{problem}; look at {position}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise SearchSpaceError(f"search space {str(path)!r} cannot be read: {one_line(error)}; simplify it") from error
-    check(space)
+    except (RecursionError, ValueError) as error:  # no UTF-8, no JSON, too deep, or a number of thousands of digits
+        problem = f"search space {str(path)!r} cannot be read: {one_line(error)}"
+        raise SearchSpaceError(f"{problem}; correct or simplify it") from error
+    _check(space)
     return space
 
 
-def check(space: Any) -> None:
+def _check(space: Any) -> None:
     """Raises SearchSpaceError, which names the key at fault, unless `space` has one of the three forms."""
     if not isinstance(space, (dict, list)) or not space:
         raise SearchSpaceError("the search space is empty or no object or list; write ranges or points")
@@ -87,14 +82,10 @@ class Sampling(enum.Enum):
 
 
 def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.RANDOM) -> list[dict[str, Any]]:
-    """The first n points of a search space.
+    """The first n points of a search space, as `read` returned it.
 
     Point i is the same for every n. A list gives its points in order, and at most all of them, as in AlgoPerf.
-
-    Raises:
-        SearchSpaceError: the space is malformed.
     """
-    check(space)
     if isinstance(space, list):
         return [{name: point[name] for name in space[0]} for point in space[:n]]
     return [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
@@ -105,10 +96,8 @@ def as_hyperparameters(point: Mapping[str, Any]) -> Any:
     return _point_class(tuple(point))(**point)
 
 
-@functools.cache
-def _point_class(names: tuple[str, ...]) -> type:
-    """The class of all points of a space, cached: with another class a submission's steps would compile again."""
-    return namedtuple("Hyperparameters", names)
+# The class of all points of a space, cached: with another class a submission's steps would compile again.
+_point_class = functools.cache(lambda names: namedtuple("Hyperparameters", names))
 
 
 def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.ndarray:
@@ -191,7 +180,7 @@ def _check_value(name: str, value: Any, depth: int = 0) -> None:
         raise SearchSpaceError(f"{name!r} has a value that is nested more than {_MAX_DEPTH} deep; flatten it")
     if isinstance(value, (int, float)) and not _is_finite(value):
         raise SearchSpaceError(f"{name!r} has the value {short_json(value)}; give a finite number")
-    if isinstance(value, str) and not _is_text(value):
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise SearchSpaceError(f"{name!r} has the value {short_json(value)}, which is no Unicode text; write another")
     if isinstance(value, dict):
         for key in value:
@@ -208,10 +197,6 @@ def _is_finite(value: int | float) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def _is_text(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tuning.errors import UserError, one_line
-from tuning.interruption import Interrupted, Interruption
-from tuning.launch import Stopped, last_line
+from tuning.interruption import CHECKPOINTS_KEPT, RUN_AGAIN, Interrupted, Interruption
+from tuning.launch import last_line
 from tuning.sweep import Sweep
+from tuning.sweep_view import counts
 
 _PERIOD_S = 10.0  # between two looks at the sweep and the jobs
 
@@ -63,7 +64,7 @@ def submit(
                         raise UserError(f"{problem}; fix it and run the command again: what is done is kept")
                     time.sleep(_PERIOD_S)
         except Interrupted as stop:
-            raise Stopped(stop.signal_name, status) from None
+            raise Interrupted(stop.signal_name, f"{counts(status)}; {CHECKPOINTS_KEPT}", RUN_AGAIN) from None
         finally:
             subprocess.run(["scancel", array], capture_output=True)
     show(sweep, 0)

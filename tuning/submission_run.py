@@ -21,7 +21,7 @@ class SubmissionRun:
     def __init__(self, description: TrialDescription, workload: Any, submission: Submission):
         self._description, self._workload, self._submission = description, workload, submission
         self._hyperparameters = description.point
-        self._needs_train_state = submission.needs_train_state
+        self.needs_train_state = submission.needs_train_state
 
     def set_up(self) -> None:
         """Builds the input queue, the model and the optimizer state. May raise UserError."""
@@ -37,14 +37,15 @@ class SubmissionRun:
                 data_dir=description.data_dir,
                 global_batch_size=description.batch_size,
             )
-            self._params, self._model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
-            self._optimizer_state = self._init_optimizer_state()
+            params, model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
+            # In the contract's order: optimizer state, parameters, model state.
+            self._state = self._init_optimizer_state(params, model_state), params, model_state
 
-    def _init_optimizer_state(self) -> Any:
+    def _init_optimizer_state(self, params: PyTree, model_state: PyTree) -> Any:
         try:
             key = self._keys.of(Stream.OPTIMIZER_INIT)
             return self._submission.init_optimizer_state(
-                self._workload, self._params, self._model_state, self._hyperparameters, key
+                self._workload, params, model_state, self._hyperparameters, key
             )
         except AttributeError as error:
             if error.obj is not self._hyperparameters:
@@ -55,30 +56,29 @@ class SubmissionRun:
     @property
     def arrays(self) -> tuple[PyTree, PyTree, PyTree]:
         """Parameters, model state, and the part of the optimizer state that is arrays."""
-        return self._params, self._model_state, self._optimizer_state[0]
+        optimizer_state, params, model_state = self._state
+        return params, model_state, optimizer_state[0]
 
     @arrays.setter
     def arrays(self, arrays: tuple[PyTree, PyTree, PyTree]) -> None:
-        self._params, self._model_state, state = arrays
-        self._optimizer_state = (state, self._optimizer_state[1])
+        params, model_state, optimizer_arrays = arrays
+        self._state = (optimizer_arrays, self._state[0][1]), params, model_state
 
     def step(self, global_step: int, eval_results: EvalResults, train_state: Mapping[str, Any]) -> bool:
         """Selects a batch and updates; False if the submission ends its training instead."""
         batch = self._submission.data_selection(
             self._workload,
             self.input_queue,
-            self._optimizer_state,
-            self._params,
-            self._model_state,
+            *self._state,
             self._hyperparameters,
             global_step,
             self._keys.of(Stream.DATA_SELECTION, global_step),
         )
         arguments = self._arguments(global_step, eval_results, Stream.UPDATE)
-        if self._needs_train_state:
+        if self.needs_train_state:
             arguments["train_state"] = MappingProxyType(train_state)
         try:
-            self._update(self._submission.update_params(**arguments, batch=batch))
+            self._state = self._submission.update_params(**arguments, batch=batch)
         except Exception as error:
             # A submission may end its training by this error. The class is the harness's, so it is recognised by name.
             if type(error).__name__ != "TrainingCompleteError":
@@ -89,14 +89,15 @@ class SubmissionRun:
     def prepare_for_eval(self, global_step: int, eval_results: EvalResults) -> None:
         if self._submission.prepare_for_eval is not None:
             arguments = self._arguments(global_step, eval_results, Stream.PREPARE_FOR_EVAL)
-            self._update(self._submission.prepare_for_eval(**arguments))
+            self._state = self._submission.prepare_for_eval(**arguments)
 
     def evaluate(self, global_step: int) -> dict[str, float]:
         """{"validation/loss": …} of all splits."""
+        _, params, model_state = self._state
         result = self._workload.eval_model(
             self._description.eval_batch_size,
-            self._params,
-            self._model_state,
+            params,
+            model_state,
             self._keys.of(Stream.EVAL, global_step),
             self._description.data_dir,
             None,
@@ -105,21 +106,19 @@ class SubmissionRun:
         return {name: float(value) for name, value in result.items()}
 
     def _arguments(self, global_step: int, eval_results: EvalResults, stream: Stream) -> dict[str, Any]:
+        optimizer_state, params, model_state = self._state
         return dict(
             workload=self._workload,
-            current_param_container=self._params,
+            current_param_container=params,
             current_params_types=self._workload.model_params_types,
-            model_state=self._model_state,
+            model_state=model_state,
             hyperparameters=self._hyperparameters,
             loss_type=self._workload.loss_type,
-            optimizer_state=self._optimizer_state,
+            optimizer_state=optimizer_state,
             eval_results=eval_results,
             global_step=global_step,
             rng=self._keys.of(stream, global_step),
         )
-
-    def _update(self, updated: tuple[Any, Any, Any]) -> None:
-        self._optimizer_state, self._params, self._model_state = updated
 
 
 def _refuse_indivisible(size: int, what: str) -> None:

@@ -81,18 +81,15 @@ class Sweep:
         self.descriptions = [trials for _, trials in studies]
         disk.refuse_unwritable(request.experiment_folder)
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        options: dict[str, Any] = {
-            "heartbeat_s": request.heartbeat_s,
-            "log": _log_file(),
-            "machine": f"{socket.gethostname()}{f' devices {devices}' if devices else ''}",
-        }
         self.queues = [
             PointQueue(
                 location,
                 study_name(request.experiment_folder.name, number),
                 self._identity(trials, space),
                 [trial.hyperparameters for trial in trials],
-                **options,
+                heartbeat_s=request.heartbeat_s,
+                log=_log_file(),
+                machine=f"{socket.gethostname()}{f' devices {devices}' if devices else ''}",
             )
             for number, (space, trials) in zip(numbers, studies, strict=True)
         ]

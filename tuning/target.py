@@ -59,14 +59,6 @@ class Protocol:
     data_dir: str
     rungs: tuple[float, ...] = ()
 
-    @property
-    def seeds(self) -> range:
-        return range(self.search_seed + 1, self.search_seed + 1 + self.n_seeds)
-
-    def search_jobs(self, index: int) -> list["Job"]:
-        """Point `index` of each reference, if there is one."""
-        return [Job(self, path, index) for path in self.references if index < self.n_points]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -94,22 +86,29 @@ def find_targets(
     Args:
         log: called with a line about each trial that ended.
     """
-    with target_workers.pool(workers) as pool:
+    with target_workers.pool(workers) as submit_one:
 
         def submit(jobs: Iterable[Job]) -> dict[Job, Future]:
-            futures = {job: pool.submit(run, job) for job in jobs}
+            futures = {job: submit_one(run, job) for job in jobs}
             for job, future in futures.items():
                 future.add_done_callback(functools.partial(_log_outcome, log, job))
             return futures
 
         indices = range(max((protocol.n_points for protocol in protocols), default=0))
-        searches = submit(job for i in indices for protocol in protocols for job in protocol.search_jobs(i))
+        searches = submit(
+            Job(protocol, path, index)
+            for index in indices
+            for protocol in protocols
+            if index < protocol.n_points
+            for path in protocol.references
+        )
         repeats = []
         for protocol in protocols:
             searched = {job: future.result() for job, future in searches.items() if job.protocol == protocol}
             workload = registry.load(protocol.workload)
             best = max(searched, key=lambda job: _signed(searched[job].best_validation_metric, workload))
-            repeats.append((searched, submit(Job(protocol, best.reference, best.index, n) for n in protocol.seeds)))
+            seeds = range(protocol.search_seed + 1, protocol.search_seed + 1 + protocol.n_seeds)
+            repeats.append((searched, submit(Job(protocol, best.reference, best.index, seed) for seed in seeds)))
         for protocol, (searched, futures) in zip(protocols, repeats, strict=True):
             repeated = {job: future.result() for job, future in futures.items()}
             yield _result(protocol, searched, repeated)
@@ -119,7 +118,8 @@ def _log_outcome(log: Callable[[str], None], job: Job, future: Future) -> None:
     if future.cancelled() or future.exception() is not None:
         return
     outcome = future.result()
-    point = " ".join(f"{name}={value:.3g}" for name, value in outcome.hyperparameters.items())
+    values = outcome.hyperparameters.items()
+    point = " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values)
     best = "none" if outcome.best_validation_metric is None else f"{outcome.best_validation_metric:.4f}"
     ending = f"{outcome.reason or 'done'} at step {outcome.global_step}"
     log(f"{job.folder}: best {best}, {ending}, {outcome.training_seconds:.1f} s [{point}]")

@@ -6,32 +6,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
 import jax
 
 from tuning import compilation_cache
-from tuning.interruption import RUN_AGAIN, Interrupted
-
-
-class Stopped(Interrupted):
-    """A signal ended the processes."""
-
-    def __str__(self) -> str:
-        return f"stopped by {self.signal_name}: the running trials' checkpoints are kept; {RUN_AGAIN}"
+from tuning.interruption import CHECKPOINTS_KEPT, RUN_AGAIN, Interrupted
 
 
 @contextlib.contextmanager
-def pool(workers: int) -> Iterator[Executor]:
-    """An executor of `workers` processes, each bound to one core.
+def pool(workers: int) -> Iterator[Callable[..., Future]]:
+    """`with pool(workers) as submit:` has processes run jobs: `submit(function, *arguments)` returns a Future.
 
-    With one worker every job runs in this process when it is submitted, on all cores. If the block ends by an error,
-    jobs that have not begun are cancelled, and SIGTERM ends the others, which may save their state first. It also ends
-    them if this process dies.
+    Each of the `workers` processes is bound to one core. With one worker every job runs in this process when it is
+    submitted, on all cores. If the block ends by an error, jobs that have not begun are cancelled, and SIGTERM ends the
+    others, which may save their state first. It also ends them if this process dies.
     """
     if workers == 1:
-        yield _ThisProcess()
+        yield _submit_here
         return
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
@@ -41,39 +34,29 @@ def pool(workers: int) -> Iterator[Executor]:
     cache = jax.config.values["jax_compilation_cache_dir"] or ""
     processes = ProcessPoolExecutor(workers, context, _start, (cores, cache))
     try:
-        yield _Ending(processes)
+        yield lambda function, *arguments: processes.submit(_run, function, *arguments)
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
         if isinstance(error, Interrupted):
-            raise Stopped(error.signal_name) from None
+            raise Interrupted(error.signal_name, CHECKPOINTS_KEPT, RUN_AGAIN) from None
         raise
     finally:
         processes.shutdown(cancel_futures=True)
 
 
-class _Ending(Executor):
-    """Runs jobs in processes. A process ends if a signal interrupts its job, so that it begins no other one."""
-
-    def __init__(self, processes: Executor):
-        self._processes = processes
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        return self._processes.submit(_run, function, args, kwargs)
+def _submit_here(function: Callable[..., Any], *arguments: Any) -> Future:
+    future: Future = Future()
+    future.set_result(function(*arguments))
+    return future
 
 
-def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a job. If a signal interrupts it, this process ends, so that it begins no other one."""
     try:
-        return function(*args, **kwargs)
+        return function(*arguments)
     except Interrupted as stop:
         os._exit(stop.exit_code)
-
-
-class _ThisProcess(Executor):
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args, **kwargs))
-        return future
 
 
 def _start(cores: Any, cache: str) -> None:

@@ -9,15 +9,15 @@ stops.
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import jax
 
 from tuning import machine
 from tuning.checkpoint import Checkpoints
-from tuning.clock import CompileTimer, SubmissionClock
+from tuning.clock import CompileCounts, CompileTimer, SubmissionClock
 from tuning.description import TrialDescription
 from tuning.errors import UserError
 from tuning.interruption import Interrupted, Interruption
@@ -27,7 +27,7 @@ from tuning.outcome import Miss, Progress
 from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.submission_run import SubmissionRun
-from tuning.training_record import Best, Counters, Reached, TrainingRecord
+from tuning.training_record import Best, Counters, Reached
 from workloads.spec import Direction
 
 
@@ -49,17 +49,15 @@ class Training:
         submission: Submission,
         logger: MetricsLogger,
         interruption: Interruption,
-        checkpoints: Checkpoints | None = None,
-        checkpoint_period_s: float | None = None,
-        processes: Processes | None = None,
-        trace: StepTrace | None = None,
+        checkpoints: Checkpoints | None,
+        checkpoint_period_s: float | None,
+        processes: Processes,
+        trace: StepTrace,
     ):
         self.description, self.workload, self.logger = description, workload, logger
         self.interruption, self.checkpoints, self.checkpoint_period_s = interruption, checkpoints, checkpoint_period_s
-        self.processes = processes or Processes()
+        self.processes, self.trace = processes, trace
         self.submission_run = SubmissionRun(description, workload, submission)
-        self.trace = trace or StepTrace(None, Path())
-        self._needs_train_state = submission.needs_train_state
         self.metric_key = f"validation/{workload.target_metric_name}"
         self.time_budget_s = math.inf if description.time_budget_s is None else description.time_budget_s
         self.clock, self.compiles, self.counters = SubmissionClock(), CompileTimer(), Counters()
@@ -79,24 +77,24 @@ class Training:
             UserError: the checkpoint is of another trial, or has done more steps than this one's budget.
         """
         restored = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
-        content = self.processes.same(None if restored is None else restored.record)
-        if content is None:
+        record = self.processes.same(None if restored is None else restored.record)
+        if record is None:
             return False
-        record = TrainingRecord.from_json(content)
-        if record.counters.global_step > self.description.step_budget:
-            done, budget = record.counters.global_step, self.description.step_budget
+        counters, budget = Counters.from_json(record["counters"]), self.description.step_budget
+        if counters.global_step > budget:
+            done = counters.global_step
             raise UserError(f"the trial has done {done} steps, more than its budget of {budget}: give at least {done}")
         arrays = self.processes.arrays_of_first(restored.arrays if restored else self.submission_run.arrays)
-        self.submission_run.arrays, self.counters = arrays, record.counters
-        if record.queue is not None:
-            self.submission_run.input_queue.set_state(record.queue)
-        self.clock.add(record.submission_seconds)
-        self.compiles.add_earlier(record.compiles)
-        self.logger.restore(record.rows)
+        self.submission_run.arrays, self.counters = arrays, counters
+        if record["queue"] is not None:
+            self.submission_run.input_queue.set_state(record["queue"])
+        self.clock.add(record["submission_seconds"])
+        self.compiles.add_earlier(CompileCounts(**record["compiles"]))
+        self.logger.restore(record["rows"])
         self.counters.preemption_count += 1
         changes = restored.changes if restored else {}
         self.counters.resumptions.append({"global_step": self.counters.global_step, "changes": changes})
-        self._earlier_s, self._since_evaluation_s = record.total_seconds, record.since_evaluation_seconds
+        self._earlier_s, self._since_evaluation_s = record["total_seconds"], record["since_evaluation_seconds"]
         return True
 
     def run(
@@ -113,10 +111,8 @@ class Training:
         now = time.perf_counter()
         self._started_at, self._last_eval_at = now - self._earlier_s, now - self._since_evaluation_s
         self._last_saved_at = now
-        try:
+        with closing(self.trace):
             miss = self._run_to_the_end(report, cannot_win)
-        finally:
-            self.trace.close()
         self.logger.flush()
         self._wait_for_checkpoint()
         return None if self.counters.reached else miss
@@ -156,7 +152,7 @@ class Training:
         with self.compiles, self.clock.timed() as wait_for:
             while True:
                 self.trace.before(counters.global_step)
-                train_state = self.processes.same(self._train_state()) if self._needs_train_state else {}
+                train_state = self.processes.same(self._train_state()) if self.submission_run.needs_train_state else {}
                 if not self.submission_run.step(counters.global_step, counters.eval_results, train_state):
                     counters.has_ended_itself = True
                 self.trace.after(counters.global_step, self.submission_run.arrays)
@@ -212,16 +208,16 @@ class Training:
             return
         began, queue = time.perf_counter(), self.submission_run.input_queue
         self.logger.flush()
-        record = TrainingRecord(
-            counters=self.counters,
-            compiles=self.compiles.counts,
-            submission_seconds=self.clock.seconds,
-            total_seconds=began - self._started_at,
-            since_evaluation_seconds=began - self._last_eval_at,
-            queue=queue.get_state() if hasattr(queue, "get_state") else None,
-            rows=self.logger.rows(),
-        )
-        self.checkpoints.save(self.counters.global_step, self.submission_run.arrays, record.to_json())
+        record = {
+            "counters": asdict(self.counters),
+            "compiles": asdict(self.compiles.counts),
+            "submission_seconds": self.clock.seconds,
+            "total_seconds": began - self._started_at,  # wall seconds, set-up excluded
+            "since_evaluation_seconds": began - self._last_eval_at,  # wall seconds
+            "queue": queue.get_state() if hasattr(queue, "get_state") else None,  # the input queue's position
+            "rows": self.logger.rows(),  # of the measurement files
+        }
+        self.checkpoints.save(self.counters.global_step, self.submission_run.arrays, record)
         self._last_saved_at = time.perf_counter()
         self.counters.logging_seconds += self._last_saved_at - began
 

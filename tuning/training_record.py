@@ -1,9 +1,7 @@
-"""The progress of a training as plain data, which a checkpoint holds besides the arrays."""
+"""The counters of a training, which a checkpoint holds as plain data."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
-
-from tuning.clock import CompileCounts
 
 
 @dataclass(frozen=True)
@@ -53,25 +51,3 @@ class Counters:
                 "eval_results": [(step, result) for step, result in content["eval_results"]],
             }
         )
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """The state of a training between two steps, without its arrays."""
-
-    counters: Counters
-    compiles: CompileCounts
-    submission_seconds: float
-    total_seconds: float  # wall seconds, set-up excluded
-    since_evaluation_seconds: float  # wall seconds
-    queue: Any  # the input queue's position; None if the queue has no get_state
-    rows: dict[str, list[dict[str, Any]]]  # of the measurement files
-
-    def to_json(self) -> dict[str, Any]:
-        content = {f.name: getattr(self, f.name) for f in fields(self)}  # not asdict, which would copy all rows
-        return content | {"counters": asdict(self.counters), "compiles": asdict(self.compiles)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "TrainingRecord":
-        counters = Counters.from_json(content["counters"])
-        return cls(**content | {"counters": counters, "compiles": CompileCounts(**content["compiles"])})

@@ -73,7 +73,8 @@ def run_trial(
         Exception: an error of the submission or the workload; outcome.json has "crashed" by then.
     """
     processes, environment, checkpoints = processes or Processes(), machine.environment(), None
-    _refuse_other_trials(processes, description)
+    may_differ = ("data_dir", "submission_path")
+    processes.refuse_other({k: v for k, v in description.to_json().items() if k not in may_differ}, "trial")
     if processes.is_first and (checkpointing.keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
     monitoring = monitoring if monitoring and processes.is_first else Monitoring()
@@ -106,12 +107,6 @@ def run_trial(
     finally:
         if checkpoints is not None:
             checkpoints.close()  # while the claim is still held
-
-
-def _refuse_other_trials(processes: Processes, description: TrialDescription) -> None:
-    may_differ = ("data_dir", "submission_path")
-    fields = {name: value for name, value in description.to_json().items() if name not in may_differ}
-    processes.refuse_other(fields, "trial")
 
 
 def _train(
@@ -151,7 +146,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
     """
     file = trial_dir / "outcome.json"
     content = _read_outcome(file)
-    if content is None or (content.get("reason") == Miss.CRASHED and not FIELDS.keys() <= content.keys()):
+    if content is None or (content["reason"] == Miss.CRASHED and not FIELDS.keys() <= content.keys()):
         return None
     changes = description.changes_from(content, repr(str(file)))
     if content["reason"] == Miss.CRASHED:
@@ -178,17 +173,14 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
 
 
 def _read_outcome(file: Path) -> dict[str, Any] | None:
-    cure = "remove it to run the trial again, or give another --experiment_name"
     try:
         content = json.loads(file.read_bytes())
+        content["reason"]  # which any outcome has
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r} ({error.strerror}): {cure}") from error
-    except ValueError as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        cure = "remove it to run the trial again, or give another --experiment_name"
         raise UserError(f"{str(file)!r} is damaged or no outcome of a trial ({one_line(error)}): {cure}") from error
-    if not isinstance(content, dict) or "reason" not in content:
-        raise UserError(f"{str(file)!r} is no outcome of a trial: {cure}")
     return content
 
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning import disk, submission
+from tuning import disk, search_space, submission
 from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
-from tuning.ruleset import TuningRuleset, space_and_points
-from tuning.search_space import Sampling
+from tuning.ruleset import TuningRuleset
 from tuning.submission import Submission
 from tuning.trial import Checkpointing
 from workloads import registry
@@ -64,7 +63,7 @@ class TrialsRequest:
         workload: Workload,
         submission: Submission,
         seed: int,
-        sampling: Sampling = Sampling.RANDOM,
+        sampling: search_space.Sampling = search_space.Sampling.RANDOM,
         **options: Any,
     ) -> tuple[dict | list | None, list[TrialDescription]]:
         """The search space of one study, None under the self-tuning ruleset, and its trials.
@@ -74,16 +73,20 @@ class TrialsRequest:
             options: further arguments of `describe`.
 
         Raises:
-            UserError: the search space, the seed or the batch size cannot be used.
+            UserError: the search space, the seed or the batch size cannot be used; a search space, or several points,
+                for self-tuning.
         """
-        space, points = space_and_points(
-            TuningRuleset(self.tuning_ruleset),
-            self.tuning_search_space,
-            submission.search_space_file,
-            self.num_tuning_trials,
-            seed,
-            sampling,
-        )
+        space: dict | list | None = None
+        points: list[dict[str, Any]] = [{}]
+        if self.tuning_ruleset == TuningRuleset.SELF:
+            if self.tuning_search_space is not None:
+                raise UserError("--tuning_search_space is for --tuning_ruleset=external; leave out one of them")
+            if self.num_tuning_trials != 1:
+                cure = "give --num_tuning_trials=1; other seeds, or a sweep's --num_studies, repeat it"
+                raise UserError(f"under --tuning_ruleset=self a study is one trial; {cure}")
+        else:
+            space = search_space.read(self.tuning_search_space or submission.search_space_file)
+            points = search_space.points(space, self.num_tuning_trials, seed, sampling)
         return space, [
             describe(
                 self.workload,

@@ -1,7 +1,6 @@
 """The self-tuning ruleset in trials and sweeps: no hyperparameters, and a longer budget."""
 
 import json
-from pathlib import Path
 
 import pytest
 from fake_trial import FakeWorkload, fake_submission
@@ -9,8 +8,9 @@ from fake_trial import FakeWorkload, fake_submission
 from tuning.claim import Claim
 from tuning.description import describe
 from tuning.errors import UserError
-from tuning.ruleset import TuningRuleset, space_and_points
+from tuning.ruleset import TuningRuleset
 from tuning.trial import run_trial
+from tuning.trials_request import TrialsRequest
 
 
 def description(point, folder, **options):
@@ -34,11 +34,15 @@ def test_the_submission_is_given_none_and_a_longer_budget(tmp_path):
 
 
 def test_a_study_under_self_tuning_is_one_trial_without_a_space(tmp_path):
-    own = tmp_path / "none_here.json"
-    assert space_and_points(TuningRuleset.SELF, None, own, 1, seed=0) == (None, [{}])
+    def study(**changes):
+        request = TrialsRequest("fake", "counting", str(tmp_path), "e", **changes)
+        return request.study(FakeWorkload(), fake_submission(), seed=0)
+
+    space, (described,) = study(tuning_ruleset=TuningRuleset.SELF)
+    assert space is None and described.hyperparameters == {}
     with pytest.raises(UserError, match="--num_tuning_trials=1.*--num_studies"):
-        space_and_points(TuningRuleset.SELF, None, own, 5, seed=0)
+        study(tuning_ruleset=TuningRuleset.SELF, num_tuning_trials=5)
     with pytest.raises(UserError, match="--tuning_search_space is for --tuning_ruleset=external"):
-        space_and_points(TuningRuleset.SELF, "space.json", own, 1, seed=0)
+        study(tuning_ruleset=TuningRuleset.SELF, tuning_search_space="space.json")
     with pytest.raises(UserError, match="none_here.json"):
-        space_and_points(TuningRuleset.EXTERNAL, None, Path(own), 1, seed=0)
+        study(tuning_search_space="none_here.json")

@@ -98,6 +98,15 @@ def test_a_resumed_point_takes_its_rungs_from_all_of_its_evaluations(tmp_path):
         assert json.loads((folder / "rungs.json").read_text()) == {"10": 0.3, "20": 0.3}
 
 
+def test_a_line_about_each_trial_shows_its_point_with_text_and_null(world, tmp_path):
+    protocol, _, _ = world()
+    point = {"learning_rate": 0.12345, "kind": "a", "period": None, "steps": 1000}
+    (tmp_path / "one" / "target_search_space.json").write_text(json.dumps([point]))
+    protocol, lines = dataclasses.replace(protocol, references=("one",), n_points=1, n_seeds=1), []
+    list(target.find_targets([protocol], log=lines.append))
+    assert [line.partition(" [")[2] for line in lines] == ["learning_rate=0.123 kind=a period=None steps=1000]"] * 2
+
+
 def test_finished_trials_are_used_again(world):
     protocol, _, ran = world()
     first = find(protocol)
@@ -121,8 +130,8 @@ def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
 def test_each_worker_keeps_to_one_core():
-    with target_workers.pool(2) as pool:
-        cores = [future.result() for future in [pool.submit(os.sched_getaffinity, 0) for _ in range(3)]]
+    with target_workers.pool(2) as submit:
+        cores = [future.result() for future in [submit(os.sched_getaffinity, 0) for _ in range(3)]]
     assert all(len(core) == 1 for core in cores)
 
 

@@ -116,7 +116,7 @@ def test_a_trials_own_failure_is_a_crash_and_the_next_trials_run(run):
 def test_what_the_next_point_would_meet_too_ends_the_worker_and_costs_nothing(run, kind):
     full = UserError("cannot write")
     full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    ending = {"user": UserError("no data set"), "full": full, "signal": Interrupted("SIGTERM", 10)}[kind]
+    ending = {"user": UserError("no data set"), "full": full, "signal": Interrupted("SIGTERM")}[kind]
     error, ran, status, _ = run({1: ending})
     assert error is ending and ran == [1] and states(status) == ["waiting"] * 3
     assert (status[1].n_deaths, status[1].faults) == (0, ())

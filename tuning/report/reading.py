@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import Any
@@ -112,9 +112,9 @@ class Trial:
 
 @dataclass
 class Records:
-    trials: list[Trial] = field(default_factory=list)
-    problems: list[FileProblem] = field(default_factory=list)
-    hardware_profile: str = budgets.V100X8
+    trials: list[Trial]
+    problems: list[FileProblem]
+    hardware_profile: str
 
 
 def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Records:
@@ -124,13 +124,9 @@ def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Recor
         hardware_profile: whose budget of an official workload is used for a trial without a budget on record.
     """
     folders, problems = files.find(roots)
-    records = Records(problems=problems, hardware_profile=hardware_profile)
-    for folder in folders:
-        trial = _read_trial(folder, hardware_profile, records.problems)
-        if trial is not None:
-            records.trials.append(trial)
-    records.trials = _with_unique_names(records.trials, records.problems)
-    return records
+    read_trials = [_read_trial(folder, hardware_profile, problems) for folder in folders]
+    trials = _with_unique_names([trial for trial in read_trials if trial is not None], problems)
+    return Records(trials, problems, hardware_profile)
 
 
 def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileProblem]) -> Trial | None:
