@@ -89,6 +89,7 @@ def test_every_verb_is_a_script_and_an_unknown_one_is_refused():
         assert Path(entrypoint.command([verb, "--x"], {})[1]) == ROOT / "scripts" / script
         assert (ROOT / "scripts" / script).exists()
     assert entrypoint.command(["test", "-k", "x"], {})[1:3] == ["-m", "pytest"]
+    assert (ROOT / entrypoint.command(["test"], {})[-1]).is_dir()
     with pytest.raises(SystemExit, match="no verb 'sweeps'"):
         entrypoint.command(["sweeps"], {})
 

@@ -17,10 +17,15 @@ from tests.harness.workloads import KINDS
 from tuning.clock import CompileTimer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-CURVATURE, FIRST_ORDER = "kfac_reduce", "nadamw"
+CURVATURE, FIRST_ORDER, INPUTS_ALONE = "kfac_reduce", "nadamw", "kfac_muon_reduce"
 # A model state that comes back as None, and tuples throughout.
 QUICK = [("imagenet_vit", CURVATURE), ("librispeech_conformer", FIRST_ORDER)]
-SLOW = [pytest.param(kind, CURVATURE, marks=pytest.mark.slow) for kind in KINDS if (kind, CURVATURE) not in QUICK]
+SLOW = [
+    pytest.param(kind, name, marks=pytest.mark.slow)
+    for name, kinds in ((CURVATURE, KINDS), (INPUTS_ALONE, ("imagenet_vit", "ogbg", "wmt")))
+    for kind in kinds
+    if (kind, name) not in QUICK
+]
 
 
 def point(**values: Any) -> tuple:
@@ -30,6 +35,7 @@ def point(**values: Any) -> tuple:
 SETTINGS = {
     CURVATURE: point(learning_rate=0.03, damping=1e-2, refresh_share=0.5, warmup_factor=0.0),  # not at step 3
     FIRST_ORDER: point(learning_rate=0.01, warmup_factor=0.0),
+    INPUTS_ALONE: point(learning_rate=0.01, refresh_share=0.5, warmup_factor=0.0),
 }
 
 

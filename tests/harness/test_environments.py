@@ -20,13 +20,19 @@ pytestmark = pytest.mark.slow
 
 
 def start(
-    python: Path, out: Path, kinds: tuple[str, ...], x64: bool, n_devices: int = 1, *flags: str
+    python: Path,
+    out: Path,
+    kinds: tuple[str, ...],
+    x64: bool,
+    n_devices: int = 1,
+    *flags: str,
+    submission: str = "kfac_reduce",
 ) -> Callable[[], Path]:
     """Starts a process that writes the trajectories to `out`; the function waits for it and returns `out`."""
     if not python.exists():
         pytest.fail(f"no {python}: make setup-harness creates it")
     environment = os.environ | {"JAX_ENABLE_X64": str(int(x64)), "JAX_NUM_CPU_DEVICES": str(n_devices)}
-    command = [str(python), str(ROOT / "tests" / "harness" / "trajectory.py"), str(out), *kinds, *flags]
+    command = [str(python), str(ROOT / "tests" / "harness" / "trajectory.py"), str(out), submission, *kinds, *flags]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finished() -> Path:
@@ -62,6 +68,17 @@ def test_parameters_are_those_under_the_old_pins(doubles, tmp_path):
     old = start(HARNESS_PYTHON, tmp_path / "old", tuple(KINDS), True)()
     for kind in KINDS:
         assert_equal_parameters(read(doubles, kind), read(old, kind), last=20)
+
+
+def test_parameters_of_kfac_muon_are_those_under_the_old_pins(tmp_path):
+    pythons = {"old": HARNESS_PYTHON, "today": Path(sys.executable)}
+    runs = [
+        start(python, tmp_path / name, tuple(KINDS), True, submission="kfac_muon_reduce")
+        for name, python in pythons.items()
+    ]
+    old, today = (finished() for finished in runs)
+    for kind in KINDS:
+        assert_equal_parameters(read(today, kind), read(old, kind), last=20)
 
 
 def test_losses_are_those_under_the_old_pins(tmp_path):

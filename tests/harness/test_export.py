@@ -43,7 +43,9 @@ def third_party(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "ruleset"), [("kfac_reduce", r) for r in TuningRuleset] + [("soap", TuningRuleset.EXTERNAL)]
+    ("name", "ruleset"),
+    [(name, r) for name in ("kfac_reduce", "kfac_muon_reduce") for r in TuningRuleset]
+    + [("soap", TuningRuleset.EXTERNAL)],
 )
 def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
     target = export(FOLDER / name, ruleset, tmp_path / "out", INFO)

@@ -1,6 +1,6 @@
 """Losses and parameters of twenty steps on small models of given kinds, in the environment that runs this.
 
-    python tests/harness/trajectory.py OUT KIND... [--stop_at=10] [--restore=FOLDER]
+    python tests/harness/trajectory.py OUT SUBMISSION KIND... [--stop_at=10] [--restore=FOLDER]
 
 `JAX_ENABLE_X64` makes everything float64. With `--stop_at` it saves to OUT and ends, as a killed run would leave it;
 `--restore` goes on from there.
@@ -23,7 +23,6 @@ from tests.harness.runner import Run
 from tests.harness.workloads import KINDS
 
 N_STEPS = 20
-SUBMISSION = "kfac_reduce"
 # Without dropout, whose keys are the libraries' own matter.
 POINT = {
     "learning_rate": 5e-4,  # larger ones let rounding grow beyond the tolerance where the loss is CTC
@@ -35,10 +34,15 @@ POINT = {
 
 
 def trajectory(
-    kind: str, dtype: Any, stop_at: int | None = None, save: Path | None = None, restore: Path | None = None
+    submission: str,
+    kind: str,
+    dtype: Any,
+    stop_at: int | None = None,
+    save: Path | None = None,
+    restore: Path | None = None,
 ):
     """-> {"loss": `[n_steps]`, path of a parameter: its values after the last step}, from `restore` or the start."""
-    module = importlib.import_module(f"submissions.{SUBMISSION}.submission")
+    module = importlib.import_module(f"submissions.{submission}.submission")
     point = namedtuple("Hyperparameters", POINT)(**POINT)
     run = Run(module, KINDS[kind](dtype), point)
     if restore:
@@ -56,6 +60,7 @@ def trajectory(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
+    parser.add_argument("submission")
     parser.add_argument("kinds", nargs="+")
     parser.add_argument("--stop_at", type=int)
     parser.add_argument("--restore", type=Path)
@@ -67,7 +72,8 @@ def main() -> None:
     for kind in flags.kinds:
         save = flags.out / f"{kind}.checkpoint" if flags.stop_at else None
         restore = flags.restore / f"{kind}.checkpoint" if flags.restore else None
-        np.savez(flags.out / f"{kind}.npz", **trajectory(kind, dtype, flags.stop_at, save, restore))
+        arrays = trajectory(flags.submission, kind, dtype, flags.stop_at, save, restore)
+        np.savez(flags.out / f"{kind}.npz", **arrays)
     print(f"jax {jax.__version__}, {len(jax.devices())} devices")
 
 

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ for _library in ("grain", "mlxtend"):
     pytest.importorskip(_library)
 _CACHE = tempfile.TemporaryDirectory()  # of compiled programs, for all processes here
 N_STEPS = 60
+N_KILLS = 10
 # Of the processes that are told to be two; the line of a library, which their first collective prints.
 _GLOO = "[Gloo] Rank"
 
@@ -81,18 +84,33 @@ def test_a_signal_to_one_ends_all_and_one_process_goes_on(whole, tmp_path):
     np.testing.assert_allclose(losses(trial_of(tmp_path)), losses(whole[1]), rtol=1e-3)
 
 
-def test_killed_processes_are_resumed_to_the_same_files(whole, tmp_path):
-    """Either is killed; the other one ends by itself, and neither counts a step twice."""
-    for index, n_checkpoints in ((1, 1), (0, 2)):
-        started = start(tmp_path, "--resume", "--checkpoints_to_keep=9")
-        files = trial_of(tmp_path) / "checkpoints"
-        wait_for(started[index], lambda n=n_checkpoints, files=files: len([*files.glob("*.checkpoint")]) > n)
-        os.kill(started[index].pid, signal.SIGKILL)
-        codes = [said(process)[0] for process in started]
-        assert codes[index] == -9 and codes[1 - index] != 0
-        assert not (trial_of(tmp_path) / "outcome.json").exists()
-    assert [said(process)[0] for process in start(tmp_path, "--resume")] == [0, 0]
-    found, expected = contents(trial_of(tmp_path)), contents(whole[1])
-    for own in (found, expected):
-        del own["outcome"]["data_dir"]
-    assert found == expected
+def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole, tmp_path):
+    """The other process ends by itself. A trial that ends between two kills is followed by another one."""
+
+    def go_on(name):
+        return start(tmp_path / name, "--resume", "--checkpoint_period_s=1")
+
+    began, started = time.monotonic(), go_on("0")
+    wait_for(started[0], lambda: any(trial_of(tmp_path / "0").glob("checkpoints/*.checkpoint")))
+    rng, n_kills, n_ended, first_checkpoint_s = random.Random(0), 0, 0, time.monotonic() - began
+    while n_kills < N_KILLS:
+        if all(process.poll() is None for process in started):
+            killed = rng.randrange(2)
+            started[killed].kill()
+            codes = [said(process)[0] for process in started]
+            assert codes[killed] == -9
+            assert codes[1 - killed] != 0 or (trial_of(tmp_path / str(n_ended)) / "outcome.json").exists()
+            n_kills += 1
+        else:
+            assert [said(process)[0] for process in started] == [0, 0]
+            n_ended += 1
+        started = go_on(str(n_ended))
+        time.sleep(rng.uniform(0, 1.2 * first_checkpoint_s))
+    assert [said(process)[0] for process in started] == [0, 0]
+
+    expected = contents(whole[1])
+    for name in map(str, range(n_ended + 1)):
+        found = contents(trial_of(tmp_path / name))
+        for own in (found, expected):
+            own["outcome"].pop("data_dir", None)
+        assert found == expected
