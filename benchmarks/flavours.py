@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks.programs import PROGRAMS, milliseconds, programs, work
-from benchmarks.timing import markdown
+from benchmarks.timing import Deadline, markdown
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
 from submissions.kfac.capture import capture, families, trace
@@ -20,11 +20,19 @@ from submissions.kfac.layers import Layer, find_layers
 from submissions.kfac.sharing import Rows, Sharing
 from workloads import registry
 
+_TIMES = [f"{name} (ms)" for name in PROGRAMS]
+_COLUMNS = ["batch", "flavour", *_TIMES, "expand / reduce, update", "memory, new factors (GiB)"]
 
-def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int, seed: int) -> str:
-    """A row for each batch size and flavour; the ratio is that of an update, a step and its new factors."""
-    rows = []
-    for batch_size in batch_sizes:
+
+def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int, seed: int, deadline: Deadline) -> str:
+    """A row for each batch size and flavour; the ratio is that of an update, a step and its new factors.
+
+    Of the batch sizes, the first one is always measured, and no other one is begun after the deadline.
+    """
+    rows: list[list[Any]] = []
+    for n_done, batch_size in enumerate(batch_sizes):
+        if rows and deadline.has_passed:
+            return f"{markdown(_COLUMNS, rows)}\n\n{deadline.not_run(batch_sizes[n_done:])}"
         workload = registry.load(workload_name)
         batch = next(workload.synthetic_queue(seed, batch_size))
         costs = {}
@@ -35,8 +43,7 @@ def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int,
         for sharing, (times, memory) in costs.items():
             cells = [times[name] for name in PROGRAMS]
             rows.append([batch_size, sharing.value, *cells, base / _update(times), memory])
-    columns = [*(f"{name} (ms)" for name in PROGRAMS), "expand / reduce, update", "memory, new factors (GiB)"]
-    return markdown(["batch", "flavour", *columns], rows)
+    return markdown(_COLUMNS, rows)
 
 
 def _update(milliseconds_of: Mapping[str, float]) -> float:

@@ -21,6 +21,8 @@ from workloads import registry
 
 # Workload, batch size, micro-batches; the most informative first.
 _GPU_SUITE = [("imagenet_vit", 256, 1), ("ogbg", 512, 1), ("cifar10_wrn", 512, 1), ("imagenet_vit", 1024, 4)]
+# Then these tables, the first one at the batch sizes of Eschenhagen et al., 2023.
+_GPU_TABLES, _PAPER_BATCH_SIZES = ("flavours", "orthogonalisation", "kfac_jax"), (128, 256, 512, 1024, 2048)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Options:
         batch_sizes: of the table of expand against reduce.
         n_rounds: repetitions, whose median is reported.
         widths: of layers, for the tables orthogonalisation and kfac_jax.
-        minutes: no new measurement begins after this time; None for no limit.
+        deadline: no new measurement begins after it.
     """
 
     workloads: Sequence[str]
@@ -44,7 +46,7 @@ class Options:
     batch_sizes: Sequence[int]
     widths: Sequence[int]
     n_rounds: int
-    minutes: float | None
+    deadline: Deadline
     seed: int
     data_dir: str
     out: Path
@@ -67,20 +69,28 @@ def write(name: str, options: Options) -> str:
 
 
 def write_gpu_suite(options: Options, log: Callable[[str], None]) -> None:
-    """Times the steps of the full-size models at full batch size. The table is written again after every model.
+    """Times the steps of the full-size models at full batch size, and then `_GPU_TABLES`.
 
-    The most informative models come first. The page lists the models that were not run, as the time was over.
+    The most informative models come first. The table of steps is written again after every model, and lists the models
+    that were not run, as the time was over.
     """
-    deadline, parts = Deadline(options.minutes), list[str]()
+    options, parts = dataclasses.replace(options, batch_sizes=_PAPER_BATCH_SIZES), list[str]()
     for workload, batch_size, micro_batches in _GPU_SUITE:
-        if parts and deadline.has_passed:
-            parts.append(f"Not run, as the {options.minutes:g} minutes were over: {workload}, batch {batch_size}.\n")
+        if parts and options.deadline.has_passed:
+            parts.append(options.deadline.not_run([f"{workload}, batch {batch_size}"]) + "\n")
         else:
             model_options = dataclasses.replace(options, workloads=[workload], batch_size=batch_size, synthetic=True)
-            parts.append(_workload_steps(model_options, workload, micro_batches, deadline))
+            parts.append(_workload_steps(model_options, workload, micro_batches))
             log(parts[-1])
         text = "\n".join([*_head("Seconds of an update step", options), "", *_ABOUT_STEPS, "", *parts])
         records.write_text(options.out / "steps.md", text)
+    for name in _GPU_TABLES:
+        if options.deadline.has_passed:
+            log(options.deadline.not_run([name]))
+        elif name == "kfac_jax" and not kfac_jax_mlp.available():
+            log("Not run, as kfac_jax is not installed: kfac_jax.")
+        else:
+            log(write(name, options))
 
 
 def _head(title: str, options: Options, *, has_rounds: bool = True) -> list[str]:
@@ -98,12 +108,11 @@ _ABOUT_STEPS = [
 
 
 def _steps(options: Options) -> str:
-    deadline = Deadline(options.minutes)
-    parts = [_workload_steps(options, name, 1, deadline) for name in options.workloads]
+    parts = [_workload_steps(options, name, 1) for name in options.workloads]
     return "\n".join([*_ABOUT_STEPS, "", *parts]).rstrip()
 
 
-def _workload_steps(options: Options, workload: str, micro_batches: int, deadline: Deadline) -> str:
+def _workload_steps(options: Options, workload: str, micro_batches: int) -> str:
     submissions = [load(f"submissions/{name}") for name in options.submissions]
     batch_size = options.batch_size or submissions[0].training_batch_size(workload, registry.load(workload))
     costs = workload_steps.measure(
@@ -115,14 +124,14 @@ def _workload_steps(options: Options, workload: str, micro_batches: int, deadlin
         n_rounds=options.n_rounds,
         seed=options.seed,
         data_dir=options.data_dir,
-        deadline=deadline,
+        deadline=options.deadline,
     )
     parts = "" if micro_batches == 1 else f" in {micro_batches} micro-batches"
     data = "synthetic data" if options.synthetic else "its own data"
     lines = [f"## {workload}, batch {batch_size}{parts}, {data}", "", workload_steps.table(costs), ""]
     left_out = options.submissions[len(costs) :]
     if left_out:
-        lines += [f"Not run, as the {options.minutes:g} minutes were over: {', '.join(left_out)}.", ""]
+        lines += [options.deadline.not_run(left_out), ""]
     return "\n".join(lines)
 
 
@@ -140,8 +149,18 @@ def _operations(options: Options) -> str:
 
 
 def _flavours(options: Options) -> str:
-    steps = flavours.step_table("cifar10_wrn", options.batch_sizes, n_rounds=options.n_rounds, seed=options.seed)
-    operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
+    steps = flavours.step_table(
+        "cifar10_wrn", options.batch_sizes, n_rounds=options.n_rounds, seed=options.seed, deadline=options.deadline
+    )
+    operations = (
+        [options.deadline.not_run(["counted operations of each factor"])]
+        if options.deadline.has_passed
+        else [
+            f"Counted operations of each factor, batch {options.batch_sizes[0]}; layers of a like shape once:",
+            "",
+            flavours.operations_table("cifar10_wrn", options.batch_sizes[0]),
+        ]
+    )
     return "\n".join(
         [
             "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Programs: a step of SGD; a step of K-FAC;",
@@ -150,9 +169,7 @@ def _flavours(options: Options) -> str:
             "",
             steps,
             "",
-            f"Counted operations of each factor, batch {options.batch_sizes[0]}; layers of a like shape once:",
-            "",
-            operations,
+            *operations,
         ]
     )
 

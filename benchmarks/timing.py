@@ -13,11 +13,16 @@ class Deadline:
     """A time after which no new measurement begins; without minutes there is no such time."""
 
     def __init__(self, minutes: float | None = None):
+        self.minutes = minutes
         self._at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
 
     @property
     def has_passed(self) -> bool:
         return time.monotonic() > self._at
+
+    def not_run(self, names: Sequence[Any]) -> str:
+        """The line of a table that says what was left out."""
+        return f"Not run, as the {self.minutes:g} minutes were over: {', '.join(map(str, names))}."
 
 
 @dataclass

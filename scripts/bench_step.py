@@ -12,6 +12,7 @@ import jax
 from absl import flags
 
 from benchmarks import tables
+from benchmarks.timing import Deadline
 
 _SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "soap", "muon"]
 
@@ -32,7 +33,9 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Widths of layers, to see how cost grows.")
 flags.DEFINE_integer("num_rounds", 7, "Number of timing rounds; the tables show their median.", lower_bound=1)
-flags.DEFINE_enum("suite", None, ["gpu"], "In place of --tables: the full-size models at full batch, random data.")
+flags.DEFINE_enum(
+    "suite", None, ["gpu"], "In place of --tables: full-size models at full batch, random data, and then other tables."
+)
 flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1
 )
@@ -49,7 +52,7 @@ def main(values: dict[str, Any]) -> None:
         batch_sizes=[int(size) for size in values["batch_sizes"]],
         widths=[int(width) for width in values["widths"]],
         n_rounds=values["num_rounds"],
-        minutes=values["minutes"],
+        deadline=Deadline(values["minutes"]),
         seed=values["rng_seed"],
         data_dir=values["data_dir"],
         out=Path(values["out"]),
