@@ -34,7 +34,10 @@ flags.DEFINE_list(
 flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Widths of layers, to see how cost grows.")
 flags.DEFINE_integer("num_rounds", 7, "Number of timing rounds; the tables show their median.", lower_bound=1)
 flags.DEFINE_enum(
-    "suite", None, ["gpu"], "In place of --tables: full-size models at full batch, random data, and then other tables."
+    "suite",
+    None,
+    ["gpu"],
+    "In place of --tables and --batch_sizes: full-size models at full batch, random data, and then other tables.",
 )
 flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1
@@ -61,7 +64,8 @@ def main(values: dict[str, Any]) -> None:
         tables.write_gpu_suite(options, print)
         return
     for name in values["tables"]:
-        print(tables.write(name, options))
+        has_time = not options.deadline.has_passed
+        print(tables.write(name, options) if has_time else options.deadline.not_run([name]))
 
 
 command.run(__name__, main)

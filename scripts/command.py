@@ -37,7 +37,8 @@ def run(script: str, main: Callable[..., None], *, arguments: str | None = None)
     """Calls `main` with the values of the flags, by name: those of `script` (its `__name__`) and of this module.
 
     Args:
-        arguments: the error if there are no positional arguments, which `main` is given, too. None allows none.
+        arguments: the error where no positional argument is given; `main` takes them as its second argument. With None,
+            positional arguments are refused.
     """
 
     def start(argv: list[str]) -> None:

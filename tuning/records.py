@@ -45,7 +45,7 @@ def _remove_leftovers(temporary: Path, pattern: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], write: Write = write_bytes) -> None:
-    """Strict JSON: numbers that are not finite become null."""
+    """Strict JSON: numbers that are not finite become null. Mappings inside of `content` must be dicts."""
     # Scalars of arrays become floats.
     plain = json.loads(json.dumps(content, default=float), parse_constant=lambda _: None)
     write(path, (json.dumps(plain, indent=2) + "\n").encode("utf-8"))

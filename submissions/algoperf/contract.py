@@ -203,7 +203,8 @@ class Programs:
         self._mesh = Mesh(np.array(jax.devices()), ("batch",))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._shapes: tuple[PyTree, ...] = ()
-        self._are_compiled = False
+        # Whether `_compile` has nothing to do; a single program compiles when it is called.
+        self._are_compiled = type(algorithm).refresh is Algorithm.refresh
         split = NamedSharding(self._mesh, PartitionSpec("batch"))
         self._init = jax.jit(
             lambda params, numbers: algorithm.init(params, hparams.join(static, numbers)),
@@ -229,9 +230,9 @@ class Programs:
         """One step, after a refresh if one is due."""
         trees = zip((state, params, model_state), self._shapes, strict=True)
         state, *others = (as_returned_by_a_step(tree, shapes, self._replicated) for tree, shapes in trees)
+        if not self._are_compiled:
+            self._compile(state, *others, *rest)
         if is_refresh_due:
-            if not self._are_compiled:
-                self._compile(state, *others, *rest)
             state = self._refresh(state, *others, *rest)
         return self._step(state, *others, *rest)
 

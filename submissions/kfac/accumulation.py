@@ -1,7 +1,7 @@
 """The first stage of an update: drop gradients that are not finite, clip, and average new estimates of the curvature.
 
-An average leaves out estimates that are zero or not finite. This is decided for each factor alone: before a head that
-is initialised to zero, and with reduce for attention keys, B is zero and A is not.
+An average leaves out estimates that are zero, not finite, or too large to average. This is decided for each factor
+alone: before a head that is initialised to zero, and with reduce for attention keys, B is zero and A is not.
 
 Axes: averages of the layers of one shape are stacked, `[n_layers, n, m]`. For example, two layers of 64 inputs, a bias
 and 10 outputs have averages `[2, 65, 65]` of A and `[2, 10, 10]` of B.
@@ -98,7 +98,9 @@ def init_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
 def accumulate(
     averages: Mapping[str, PyTree], groups: Sequence[Group], estimates: Mapping[str, PyTree], decay: Scalar
 ) -> tuple[dict[str, PyTree], Fallbacks]:
-    """Update the averages by one batch's estimates. An estimate that is zero or not finite is not used.
+    """Update the averages by one batch's estimates.
+
+    An estimate is not used if it is zero, not finite, or so large that the average could overflow.
 
     Args:
         averages: group name -> tree of `Average`.
@@ -147,7 +149,7 @@ def _updated(average: Average, estimate: Array, decay: Scalar) -> tuple[Average,
     """The new average; for each layer whether its estimate is finite, and whether it is not zero `[n_layers]`."""
     n = average.n_estimates
     value = moving_average(average.value, estimate, jnp.asarray(decay), per_layer(n))
-    size = jnp.abs(estimate).sum((1, 2))  # one sum tells both, as NaN is no zero
+    size = jnp.abs(estimate).sum((1, 2))  # NaN and infinity fail the first comparison; only zeros sum to zero
     is_finite, is_nonzero = size < _LARGEST, size != 0
     is_used = is_finite & is_nonzero
     return Average(jnp.where(per_layer(is_used), value, average.value), n + is_used), is_finite, is_nonzero

@@ -24,7 +24,7 @@ for _library in ("grain", "mlxtend"):
     pytest.importorskip(_library)
 _CACHE = tempfile.TemporaryDirectory()  # of compiled programs, for all processes here
 N_STEPS = 60
-N_KILLS = 10
+N_KILLS = 3
 # Of the processes that are told to be two; the line of a library, which their first collective prints.
 _GLOO = "[Gloo] Rank"
 
@@ -85,7 +85,10 @@ def test_a_signal_to_one_ends_all_and_one_process_goes_on(whole, tmp_path):
 
 
 def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole, tmp_path):
-    """The other process ends by itself. A trial that ends between two kills is followed by another one."""
+    """The other process ends by itself, once it misses the killed one, which may take minutes.
+
+    A trial that ends between two kills is followed by another one.
+    """
 
     def go_on(name):
         return start(tmp_path / name, "--resume", "--checkpoint_period_s=1")
@@ -98,7 +101,7 @@ def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole
             killed = rng.randrange(2)
             started[killed].kill()
             codes = [said(process)[0] for process in started]
-            assert codes[killed] == -9
+            assert codes[killed] in (-signal.SIGKILL, 0)  # 0: it ended by itself, just before
             assert codes[1 - killed] != 0 or (trial_of(tmp_path / str(n_ended)) / "outcome.json").exists()
             n_kills += 1
         else:

@@ -171,7 +171,7 @@ def test_an_uninformative_or_broken_factor_is_left_out_alone():
 
 @pytest.mark.parametrize(("entry", "is_used"), [(5e36, True), (3e38, False)])
 def test_estimates_that_could_make_the_average_overflow_are_not_used(entry, is_used):
-    """The sum of an estimate's entries has to be below a quarter of the largest number, 3.4e38."""
+    """The absolute values of an estimate's entries have to sum to less than a quarter of the largest number, 3.4e38."""
     b = FACTORS[0]["dense"][1]
     estimates = [{"dense": (sign * jnp.full((4, 4), entry), b)} for sign in (1, -1)]
     _, state = run(n_steps=2, factors=estimates, refresh=(False, False))
