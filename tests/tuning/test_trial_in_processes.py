@@ -90,10 +90,15 @@ def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole
     A trial that ends between two kills is followed by another one.
     """
 
-    def go_on(name):
-        return start(tmp_path / name, "--resume", "--checkpoint_period_s=1")
+    def begun(name):
+        """Two processes that train, and when they began to: they have met, and told what they carry out."""
+        trial = trial_of(tmp_path / name)
+        n_before = len([*trial.glob("flags_*.json")])
+        processes = start(tmp_path / name, "--resume", "--checkpoint_period_s=1")
+        wait_for(processes[0], lambda: len([*trial.glob("flags_*.json")]) > n_before)
+        return processes, time.monotonic()
 
-    began, started = time.monotonic(), go_on("0")
+    started, began = begun("0")
     wait_for(started[0], lambda: any(trial_of(tmp_path / "0").glob("checkpoints/*.checkpoint")))
     rng, n_kills, n_ended, first_checkpoint_s = random.Random(0), 0, 0, time.monotonic() - began
     while n_kills < N_KILLS:
@@ -102,12 +107,11 @@ def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole
             started[killed].kill()
             codes = [said(process)[0] for process in started]
             assert codes[killed] in (-signal.SIGKILL, 0)  # 0: it ended by itself, just before
-            assert codes[1 - killed] != 0 or (trial_of(tmp_path / str(n_ended)) / "outcome.json").exists()
             n_kills += 1
         else:
             assert [said(process)[0] for process in started] == [0, 0]
-            n_ended += 1
-        started = go_on(str(n_ended))
+        n_ended += (trial_of(tmp_path / str(n_ended)) / "outcome.json").exists()
+        started, _ = begun(str(n_ended))
         time.sleep(rng.uniform(0, 1.2 * first_checkpoint_s))
     assert [said(process)[0] for process in started] == [0, 0]
 
