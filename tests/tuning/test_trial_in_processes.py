@@ -90,12 +90,15 @@ def test_kills_of_either_process_at_random_moments_lose_and_repeat_nothing(whole
     A trial that ends between two kills is followed by another one.
     """
 
+    def written_at(name):
+        """When a start of the trial last wrote its flags."""
+        return max((file.stat().st_mtime_ns for file in trial_of(tmp_path / name).glob("flags_*.json")), default=0)
+
     def begun(name):
         """Two processes that train, and when they began to: they have met, and told what they carry out."""
-        trial = trial_of(tmp_path / name)
-        n_before = len([*trial.glob("flags_*.json")])
+        before = written_at(name)
         processes = start(tmp_path / name, "--resume", "--checkpoint_period_s=1")
-        wait_for(processes[0], lambda: len([*trial.glob("flags_*.json")]) > n_before)
+        wait_for(processes[0], lambda: written_at(name) > before)
         return processes, time.monotonic()
 
     started, began = begun("0")
