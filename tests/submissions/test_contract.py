@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ import optax
 import pytest
 
 import submissions
-from submissions.algoperf.contract import Submission
-from submissions.kfac.algoperf import KFAC, SOAP, KFACMuon
-from submissions.kfac.sharing import Sharing
 from tests.submissions.fake_workload import BATCH_SIZE, DROPOUT_RATE, N_INPUTS, FakeWorkload, Mode, Trial, batches
 from tuning.clock import CompileTimer
 from tuning.submission import load
@@ -127,27 +123,6 @@ def test_nothing_compiles_twice(submission, workload):
         second = Trial(submission, workload, point(**quarter), seed=1).run(0, 25, BATCHES)
         assert second.optimizer_state[1] is first.optimizer_state[1]
     assert timer.counts.n_compiles == 0
-
-
-@pytest.mark.parametrize("make", [lambda: KFACMuon(Sharing.REDUCE), lambda: KFAC(Sharing.EXPAND), SOAP])
-def test_a_step_and_its_refresh_compile_once_at_the_same_time(make, workload, monkeypatch):
-    """Each compilation waits for the other one to begin. A setting that is this thread's own makes no further ones."""
-    both, compile_one, in_threads = threading.Barrier(2), jax.stages.Lowered.compile, []
-
-    def waiting(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        in_threads.append(threading.current_thread() is not threading.main_thread())
-        if in_threads[-1]:  # while K-FAC is traced, the program that finds out the loss's geometry is compiled, too
-            both.wait(timeout=60)
-        return compile_one(lowered)
-
-    monkeypatch.setattr(jax.stages.Lowered, "compile", waiting)
-    options = {"damping": 1e-2} if issubclass(KFAC, type(make())) else {}
-    for _ in range(2):  # the first trial compiles what all share, too
-        in_threads.clear()
-        trial = Trial(Submission(make()), workload, point(learning_rate=0.02, **options))
-        with jax.default_matmul_precision("float32"), CompileTimer() as timer:
-            trial.run(0, 2, BATCHES)
-    assert sum(in_threads) == 2 and timer.counts.n_compiles == len(in_threads)
 
 
 def test_bytes_restore_the_state(submission, workload):
