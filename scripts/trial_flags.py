@@ -33,6 +33,9 @@ flags.DEFINE_enum(
     [str(precision) for precision in MatmulPrecision],
     "Precision of float32 matrix products. default: TF32 on NVIDIA GPUs since Ampere, float32 elsewhere.",
 )
+flags.DEFINE_boolean(
+    "stop_at_target", True, "End a trial that reaches the target; --nostop_at_target trains to the end of the budget."
+)
 flags.DEFINE_integer(
     "checkpoint_period_s",
     600,

@@ -31,6 +31,7 @@ class TrialsRequest:
     batch_size: int | None = None  # None is the submission's own
     eval_batch_size: int | None = None  # None is the submission's or the workload's own
     matmul_precision: str = MatmulPrecision.DEFAULT
+    stop_at_target: bool = True  # False trains to the end of the budget
     data_dir: str = "~/data"
     checkpoints_to_keep: int = 2  # of each trial
     checkpoint_period_s: int = 0  # between two evaluations; 0 for never
@@ -98,6 +99,7 @@ class TrialsRequest:
                 data_dir=self.data_dir,
                 max_global_steps=self.max_global_steps,
                 matmul_precision=self.matmul_precision,
+                stop_at_target=self.stop_at_target,
                 **options,
             )
             for trial_index, point in enumerate(points, start=1)

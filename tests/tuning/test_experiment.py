@@ -49,6 +49,12 @@ def test_a_diverging_trial_does_not_stop_the_others(request_for, tmp_path):
     assert json.loads((folders[0] / "flags_0.json").read_text())["hyperparameters"] == {"learning_rate": 1}
 
 
+def test_a_trial_goes_on_to_the_end_of_its_budget_if_asked_to(request_for):
+    for stops, last_step in ((True, 10), (False, 40)):
+        (hit,) = run_experiment(request_for(max_global_steps=40, stop_at_target=stops, overwrite=True))
+        assert (hit.reason, hit.steps_to_target, hit.global_step) == (None, 10, last_step)
+
+
 def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path):
     folder = tmp_path / "e" / "fake_jax"
     folder.mkdir(parents=True)
