@@ -1,5 +1,6 @@
 """Sweeps whose machines, clocks, servers and supervisors fail, with real processes."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,16 @@ def test_two_supervisors_at_once_end_every_point_once(tmp_path):
     assert dict(states)["COMPLETE"] == 5 and set(dict(states)) <= {"COMPLETE", "FAIL"}
 
 
+def _suspend(process, database):
+    """Stops a process at a moment when it does not lock the database, as others would wait for it forever."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        process.send_signal(signal.SIGSTOP)
+        while "(stopped)" not in Path(f"/proc/{process.pid}/status").read_text():
+            time.sleep(0.01)
+        connection.execute("ROLLBACK")
+
+
 _WORK = """
 import pathlib, select, sys
 from tuning.point_queue import PointQueue
@@ -94,7 +106,7 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
     told = subprocess.run(["date", "+%s"], env=environment, capture_output=True, text=True).stdout
     assert abs(int(told) - time.time() - int(step)) < 30  # the step is seen
     time.sleep(6)
-    silent.send_signal(signal.SIGSTOP)
+    _suspend(silent, tmp_path / "s.db")
     taken = watcher.communicate(timeout=120)[0].split()
     silent.send_signal(signal.SIGCONT)
     assert taken == ["2", "ended"]
