@@ -154,12 +154,21 @@ def _square_roots(matrices: Array, polynomials: Sequence[tuple[float, float, flo
     """
     size = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
     eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-    y, z = matrices / size, eye
-    for i, (a, b, c) in enumerate(polynomials):
-        t = _product(z, y) if i else y
+
+    def polynomial(coefficients: Array | tuple[float, float, float], t: Array) -> Array:
+        a, b, c = coefficients
         t = (t + t.mT) / 2
-        step = a * eye + b * t + c * _product(t, t)
-        y, z = _product(y, step), _product(step, z) if i else step
+        return a * eye + b * t + c * _product(t, t)
+
+    def both(pair: tuple[Array, Array], coefficients: Array) -> tuple[tuple[Array, Array], None]:
+        y, z = pair
+        step = polynomial(coefficients, _product(z, y))
+        return (_product(y, step), _product(step, z)), None
+
+    y = matrices / size
+    step = polynomial(polynomials[0], y)  # the first one: Z = I
+    rest = jnp.asarray(polynomials[1:], matrices.dtype)
+    (y, z), _ = jax.lax.scan(both, (_product(y, step), step), rest)  # a loop compiles them once
     return y * jnp.sqrt(size), z / jnp.sqrt(size)
 
 
