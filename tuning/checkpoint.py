@@ -7,7 +7,6 @@ Flax's msgpack of the content. For one file a single rename commits it, and a si
 thread writes it, from a copy, while the training continues.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,7 +22,7 @@ from flax import serialization
 
 from tuning.claim import Claim
 from tuning.description import TrialDescription
-from tuning.errors import UserError, one_line
+from tuning.errors import MachineFault, UserError, one_line
 
 PyTree = Any
 _SUFFIX = ".checkpoint"
@@ -94,25 +93,32 @@ class Checkpoints:
     def newest(self, like: PyTree) -> Restored | None:
         """The newest checkpoint that can be read, with arrays in the structure of `like`; None if there is none.
 
-        A damaged checkpoint is removed with a warning, and the one before it is read.
+        Of a damaged checkpoint it warns, and reads the one before it; then the damaged one is removed.
 
         Raises:
             UserError: a checkpoint belongs to another trial, another version of the submission with other arrays, or
-                another version of this project.
+                another version of this project; or all are damaged.
+            MachineFault: a checkpoint cannot be read now, but may be intact.
         """
         self._refuse_other_formats()
+        damaged: list[Path] = []
         for step in self._steps():
             file = self._folder / f"{step}{_SUFFIX}"
             try:
                 metadata, leaves = _read(file)
             except Damaged as error:
                 _LOG.warning("checkpoint %d in %s is damaged and left out: %s", step, self._folder, one_line(error))
-                self._claim.discard(file)
+                damaged.append(file)
                 continue
             changes = self._description.changes_from(metadata["description"], f"the checkpoint {str(file)!r}")
             self._refuse_other_arrays(metadata["arrays"], _layout(like))
             changes |= self._changed_environment(metadata["environment"])
+            for other in damaged:
+                self._claim.discard(other)
             return Restored(jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["record"], changes)
+        if damaged:
+            cure = "to train the trial from its beginning, remove its folder, or give another --experiment_name"
+            raise UserError(f"every checkpoint in {str(self._folder)!r} is damaged: {cure}")
         return None
 
     def _steps(self) -> list[int]:
@@ -147,10 +153,11 @@ class Checkpoints:
 def _read(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
         head, _, content = file.read_bytes().partition(b"\n")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Damaged(f"it is no file: {error.strerror}") from error
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise  # a limit of this process; the file may be intact
-        raise Damaged(f"it cannot be read: {error.strerror}") from error
+        cure = "fix that and run the command again; to go on from the checkpoint before, remove this one"
+        raise MachineFault(f"cannot read the checkpoint {str(file)!r} ({error.strerror}): {cure}") from error
     if hashlib.sha256(content).hexdigest().encode() != head:
         raise Damaged("its checksum does not fit its content")
     restored = serialization.msgpack_restore(content)

@@ -11,7 +11,7 @@ from fake_trial import FakeWorkload, fake_submission
 from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
 from tuning.description import describe
-from tuning.errors import UserError
+from tuning.errors import MachineFault, UserError
 
 ENVIRONMENT = {"n_devices": 1, "n_cpu_cores": 2}
 
@@ -101,21 +101,32 @@ def _unreadable(file, kind, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", fail)
 
 
-@pytest.mark.parametrize("kind", ["a folder", "a link to nothing", "no permission", "a bad disk"])
-def test_one_that_cannot_be_read_falls_back_to_the_one_before(checkpoints, claim, monkeypatch, caplog, kind):
+@pytest.mark.parametrize("kind", ["a folder", "a link to nothing"])
+def test_one_that_is_no_file_falls_back_to_the_one_before(checkpoints, claim, monkeypatch, caplog, kind):
     _save(checkpoints(), 10, 20)
     _unreadable(claim.folder / "checkpoints" / "20.checkpoint", kind, monkeypatch)
     assert checkpoints().newest(_arrays(0)).record["global_step"] == 10
-    assert "is damaged and left out: it cannot be read: " in caplog.text
+    assert "is damaged and left out: it is no file: " in caplog.text
     assert [path.name for path in (claim.folder / "checkpoints").iterdir()] == ["10.checkpoint"]
 
 
-def test_a_process_that_can_read_no_file_takes_none_for_damaged(checkpoints, claim, monkeypatch):
+@pytest.mark.parametrize("kind", ["no permission", "a bad disk", "no files left"])
+def test_one_that_cannot_be_read_now_is_not_taken_for_damaged(checkpoints, claim, monkeypatch, kind):
     _save(checkpoints(), 10, 20)
-    _unreadable(claim.folder / "checkpoints" / "20.checkpoint", "no files left", monkeypatch)
-    with pytest.raises(OSError, match="Too many open files"):
+    _unreadable(claim.folder / "checkpoints" / "20.checkpoint", kind, monkeypatch)
+    with pytest.raises(MachineFault, match="cannot read the checkpoint .*20.checkpoint' .*run the command again"):
         checkpoints().newest(_arrays(0))
     assert len(list((claim.folder / "checkpoints").iterdir())) == 2
+
+
+def test_a_trial_whose_checkpoints_are_all_damaged_does_not_start_anew(checkpoints, claim):
+    _save(checkpoints(), 10, 20)
+    files = sorted((claim.folder / "checkpoints").iterdir())
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="every checkpoint in .* is damaged: to train the trial from its beginning"):
+        checkpoints().newest(_arrays(0))
+    assert sorted((claim.folder / "checkpoints").iterdir()) == files
 
 
 def test_arrays_of_another_version_are_refused_and_kept(checkpoints):
