@@ -28,7 +28,8 @@ flags.DEFINE_string("wandb_project", None, "Show the measurements in this projec
 flags.DEFINE_string(
     "coordinator_address",
     None,
-    "host:port of the first process, if several processes train one trial together; leave it out under srun or mpirun.",
+    "host:port of the first process, if several processes train one trial together. srun, and mpirun of Open MPI 4, "
+    "make it unnecessary.",
 )
 flags.DEFINE_integer("num_processes", None, "Number of processes that train one trial together.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "Index of this process, from 0 to num_processes - 1.", lower_bound=0)

@@ -29,12 +29,18 @@ _ANSWER_S = 24 * 3600.0  # timeout of waiting for a message, before which there 
 _LISTEN_S = 1.0  # between two looks for signals that other processes received
 _SHUTDOWN_S = 30  # timeout of waiting for the other processes to end
 _COMPILE_S = 1800
-# Set for every process by Slurm's srun and by Open MPI's mpirun.
-_LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# Set for every process by Slurm's srun, by Open MPI's mpirun, and by that of MPICH and Intel MPI: the number of
+# processes and this one's number, and whose presence says that JAX finds the first process's address by itself.
+_LAUNCHED = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_PROCID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),  # the last one by Open MPI 4 alone
+    ("PMI_SIZE", "PMI_RANK", ""),
+)
 # This process's number on its host, and how many processes each host has (Slurm: "4(x2)" for four on each of two).
 _ON_HOST = (
     ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 
 
@@ -186,14 +192,21 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     """Connects to the other processes, if flags or the launcher name any. No device may have been used before.
 
     Args:
-        coordinator_address: host and port of the first process. Without it, Slurm or Open MPI provides all arguments.
+        coordinator_address: host and port of the first process. A launcher provides the other arguments, and Slurm and
+            Open MPI 4 this one, too.
 
     Raises:
         UserError: some of the arguments are missing, or the processes do not connect.
     """
+    launcher = next((names for names in _LAUNCHED if int(os.environ.get(names[0], 1)) > 1), None)
     if coordinator_address is n_processes is index is None:
-        if all(int(os.environ.get(name, 1)) < 2 for name in _LAUNCHED):
+        if launcher is None:
             return Processes()
+        if launcher[2] not in os.environ:
+            cure = "give all of them --coordinator_address=HOST:PORT, with the first one's host and a free port there"
+            raise UserError(f"the launcher of {os.environ[launcher[0]]} processes has no address for them: {cure}")
+    elif launcher is not None and n_processes is index is None:
+        n_processes, index = (int(os.environ[name]) for name in launcher[:2])
     elif coordinator_address is None or n_processes is None or index is None:
         raise UserError("several processes need --coordinator_address, --num_processes and --process_id, all three")
     elif not 0 <= index < n_processes:

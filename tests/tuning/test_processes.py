@@ -131,9 +131,12 @@ def test_half_of_the_flags_is_refused(monkeypatch):
         join("localhost:1", 2, None)
     with pytest.raises(UserError, match="--process_id=2 must be from 0 to 1"):
         join("localhost:1", 2, 2)
-    for name in module._LAUNCHED:
+    for name, *_ in module._LAUNCHED:
         monkeypatch.setenv(name, "1")
     assert join().count == 1
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(UserError, match="launcher of 2 processes has no address .* --coordinator_address=HOST"):
+        join()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,7 @@ def test_a_launched_process_uses_its_share_of_the_devices(
     names = {"SLURM": module._ON_HOST[0], "OMPI": module._ON_HOST[1], None: ()}[launcher]
     for name, value in zip(names, (index, on_host), strict=False):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if asked_for:
         monkeypatch.setenv("SLURM_GPUS_PER_TASK", asked_for)
@@ -164,15 +168,16 @@ def test_a_launched_process_uses_its_share_of_the_devices(
 
 
 _MEET = """
+import sys
 import jax
 from tuning import processes
-own = processes.join()
+own = processes.join(*sys.argv[1:])
 print(own.index, own.count, own.same(7 + own.index), jax.config.read("jax_cuda_visible_devices"))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["slurm", "ompi"])
+@pytest.mark.parametrize("launcher", ["slurm", "ompi", "pmi"])
 def test_a_launcher_s_environment_tells_each_process_its_place(launcher):
     port = 61440 + os.getpid() % 4096  # JAX makes the port of the job's number in this way
 
@@ -181,15 +186,18 @@ def test_a_launcher_s_environment_tells_each_process_its_place(launcher):
             own = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
             own |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
             own |= {"SLURM_STEP_TASKS_PER_NODE": "2"}
+        elif launcher == "pmi":
+            own = {"PMI_SIZE": "2", "PMI_RANK": str(index), "MPI_LOCALRANKID": str(index), "MPI_LOCALNRANKS": "2"}
         else:
             own = {"OMPI_MCA_orte_hnp_uri": f"{port * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
             own |= {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
             own |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
-        return os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"} | own
+        others = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+        return others | {"CUDA_VISIBLE_DEVICES": "0"} | own
 
     root = Path(__file__).parents[2]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    command = [sys.executable, "-c", _MEET]
+    command = [sys.executable, "-c", _MEET, *([f"127.0.0.1:{port}"] if launcher == "pmi" else [])]
     started = [subprocess.Popen(command, cwd=root, env=environment(index), **pipes) for index in range(2)]
     said = [process.communicate(timeout=600) for process in started]
     assert [out.splitlines()[-1:] for out, _ in said] == [["0 2 7 0"], ["1 2 7 0"]], said
