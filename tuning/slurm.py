@@ -99,11 +99,15 @@ def _executor(sweep: Sweep, devices_per_worker: int, options: Mapping[str, str])
 
 def _picklable_run() -> Callable[[Sequence[str]], None]:
     def run(command: Sequence[str]) -> None:
-        # submitit has Slurm send this signal before the time limit and before a preemption. Its own handler would count
-        # preemptions as time limits if it does not know the limit.
-        requeue = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-        signal.signal(signal.SIGUSR2, lambda *_: subprocess.run(requeue))
-        subprocess.run(command, check=True)
+        # submitit has Slurm send this signal to all processes of the job, some time before its end. The worker saves
+        # its state, and only then the job is queued again, which ends its processes. submitit's own handler would
+        # count preemptions as time limits if it does not know the limit.
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        code = subprocess.run(command).returncode
+        if code == 75:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+        elif code:
+            raise subprocess.CalledProcessError(code, command)
 
     return run  # a local function is pickled by value, so that the job need not find this module
 
