@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that scripts run without installation, too
 
-from tuning.interruption import Interrupted, default_handlers, stop_while_importing
+from tuning.interruption import Interrupted, default_handlers, stop_script, stop_while_importing
 
 if _HANDLERS := default_handlers():  # importing the libraries takes seconds
     for _number in _HANDLERS:
@@ -53,7 +53,8 @@ def run(script: str, main: Callable[..., None], *, arguments: str | None = None)
         main(values) if arguments is None else main(values, words)
 
     for number, handler in _HANDLERS.items():
-        signal.signal(number, handler)
+        is_own = script == "__main__" and number != signal.SIGINT  # Python's own for SIGINT: KeyboardInterrupt
+        signal.signal(number, stop_script if is_own else handler)
     if script != "__main__":
         return
     plain_output.use()

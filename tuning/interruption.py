@@ -37,8 +37,8 @@ class Interrupted(BaseException):
 
 
 def default_handlers() -> dict[int, Any]:
-    """Signal number -> default handler, for SIGINT, SIGTERM and SIGHUP. Ignored or handled signals are left out."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Signal number -> default handler, for the signals that end a trial. Ignored or handled signals are left out."""
+    handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in _EXIT_CODES}
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     return {number: handler for number, handler in handlers.items() if handler in defaults}
 
@@ -48,6 +48,13 @@ def stop_while_importing(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(f"stopped by {name} before anything was begun", file=sys.stderr, flush=True)
     os._exit(_EXIT_CODES[name])
+
+
+def stop_script(number: int, frame: FrameType | None) -> None:
+    """A signal handler for a script outside of `Interruption`: ends the process by its exit code for the signal."""
+    name = signal.Signals(number).name
+    print(f"stopped by {name}", file=sys.stderr, flush=True)
+    sys.exit(_EXIT_CODES[name])
 
 
 class Interruption:

@@ -84,7 +84,7 @@ def test_terminated_and_resumed_on_more_devices(tmp_path, whole):
     ("name", "code", "moment"),
     [
         ("SIGINT", 130, "libraries are loaded"),
-        ("SIGTERM", 75, "libraries are loaded"),
+        ("SIGUSR1", 75, "libraries are loaded"),
         ("SIGINT", 130, "the model is set up"),
     ],
 )
