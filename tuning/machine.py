@@ -1,6 +1,7 @@
 """The machine and the code that a number comes from."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -11,16 +12,22 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_CUDA_VERSIONS = (12, 13)  # that JAX has a plugin for
 _COMMIT_VARIABLE = "ALGOPERF_KFAC_COMMIT"
 _PROJECT = Path(__file__).resolve().parents[1]
 
 
 def visible_cuda_devices() -> list[str]:
-    """As in CUDA_VISIBLE_DEVICES; without this variable all of the driver's. Initialises no device."""
+    """As in CUDA_VISIBLE_DEVICES; without it all of the driver's, if JAX can use them. Initialises no device."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return []
     visible, drivers = os.environ.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
-    if visible is None and drivers.is_dir():
-        return [str(i) for i in range(len(list(drivers.iterdir())))]
-    return visible.split(",") if visible else []
+    if visible is not None:
+        return [] if visible in ("", "-1", "NoDevFiles") else visible.split(",")
+    if not drivers.is_dir() or not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in _CUDA_VERSIONS):
+        return []
+    return [str(i) for i in range(len(list(drivers.iterdir())))]
 
 
 def code_version() -> str | None:

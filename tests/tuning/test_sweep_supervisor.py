@@ -27,13 +27,17 @@ def test_the_supervisor_touches_no_device(tmp_path):
 
 @pytest.mark.parametrize(("n_devices", "expected"), [(1, ["4", "5", "6"]), (2, ["4,5", "6,7"])])
 def test_workers_share_out_the_devices(monkeypatch, n_devices, expected):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert launch.device_shares(len(expected), n_devices) == expected
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launch.device_shares(2, n_devices) == [None, None]
+    for name, value in (("JAX_PLATFORMS", "cpu"), ("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1")):
+        with monkeypatch.context() as other:
+            other.setenv(name, value)
+            assert launch.device_shares(2, n_devices) == [None, None]
 
 
 def test_more_workers_than_devices_are_refused(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     with pytest.raises(UserError, match="2 workers of 2 devices each need 4, but here are 3: give fewer"):
         launch.device_shares(2, 2)
