@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from tuning.errors import UserError
+from tuning.errors import UserError, one_line
 
 Row = Mapping[str, Any]
 _NO_SCALARS = {"global_step", "preemption_count"}
@@ -113,7 +113,11 @@ class Scalars:
 
             experiment, trial = folder.parents[1].name, f"trial {description['trial_index']}"
             name = f"{description['workload']} {description['submission']} {experiment} {trial}"
-            run = wandb.init(project=monitoring.wandb_project, name=name, dir=str(folder), config=dict(description))
+            try:
+                run = wandb.init(project=monitoring.wandb_project, name=name, dir=str(folder), config=dict(description))
+            except wandb.Error as error:
+                cure = "run `wandb login`, or set WANDB_MODE=offline"
+                raise UserError(f"Weights & Biases cannot be used ({one_line(error)}): {cure}") from error
             self._show.append(lambda values, step: run.log(values, step=step))
             self._close.append(run.finish)
 

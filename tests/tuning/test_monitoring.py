@@ -64,14 +64,34 @@ def test_a_process_that_lost_its_claim_shows_nothing(tmp_path):
     assert not shown
 
 
+def _wandb(monkeypatch):
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.Error = type("Error", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_wandb_without_an_account_is_one_line_and_no_crash_of_the_trial(tmp_path, monkeypatch):
+    module = _wandb(monkeypatch)
+
+    def init(**options):
+        raise module.Error("api_key not configured (no-tty)")
+
+    module.init = init
+    with pytest.raises(UserError, match=r"cannot be used \(api_key not configured .*: run `wandb login`, or set"):
+        run_fake_trial(
+            tmp_path, FakeWorkload(), fake_submission(log_loss), monitoring=Monitoring(wandb_project="molecules")
+        )
+    assert not (tmp_path / "outcome.json").exists()
+
+
 def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
     """A stand-in with the three calls of wandb's that are used."""
     logged, asked, ended = [], {}, []
-    module = types.ModuleType("wandb")
-    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module = _wandb(monkeypatch)
     run = types.SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: ended.append(1))
     module.init = lambda **options: asked.update(options) or run
-    monkeypatch.setitem(sys.modules, "wandb", module)
     monitoring = Monitoring(wandb_project="molecules")
     monitoring.refuse_missing()
     run_fake_trial(tmp_path / "e" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
