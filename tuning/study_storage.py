@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from tuning.errors import UserError, causes, one_line
+from tuning.errors import MachineFault, UserError, causes, one_line
 
 # An SQLAlchemy URL, or an SQLite file: a file's name may have characters that a URL cannot hold.
 Location = str | Path
@@ -197,13 +197,17 @@ def is_unavailable(error: BaseException) -> bool:
 def errors_explained(
     location: Location, action: str, cure: str = "check --storage, and that it can be reached and written from here"
 ) -> Iterator[None]:
-    """Turns every error of the storage into a UserError: each database and driver has errors of its own."""
+    """Turns every error of the storage into a UserError: each database and driver has errors of its own.
+
+    It is a MachineFault where a server may answer later, so that a worker is started again.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot {action} the storage {shown(location)}: {_cause(error)}; {cure}") from error
+        kind = MachineFault if is_unavailable(error) else UserError
+        raise kind(f"cannot {action} the storage {shown(location)}: {_cause(error)}; {cure}") from error
 
 
 @contextmanager
