@@ -2,7 +2,8 @@
 # One image for every workload:
 #   docker build -t kfac .                                                            # CPU
 #   docker build -t kfac:cuda --build-arg ACCELERATOR=cuda .                          # NVIDIA GPUs, V100 and newer
-#   docker run --rm -v "$PWD/experiments:/experiments" kfac --workload=b3db --submission_path=submissions/kfac_reduce
+#   mkdir -p experiments
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/experiments:/experiments" kfac --workload=b3db --submission_path=submissions/kfac_reduce
 # BASE is any Debian or Ubuntu with Python 3.11 or newer in its packages. The CUDA libraries come from pip, so that a
 # plain base serves GPUs too.
 ARG BASE=debian:bookworm-slim
@@ -38,8 +39,9 @@ RUN if [ "${PREPARE}" = yes ]; then \
 FROM base
 ARG UID=1000
 ARG GID=1000
-RUN groupadd --gid "${GID}" kfac \
-    && useradd --no-log-init --uid "${UID}" --gid "${GID}" --create-home kfac \
+# The base image may have a user or a group of this number.
+RUN groupadd --non-unique --gid "${GID}" kfac \
+    && useradd --no-log-init --non-unique --uid "${UID}" --gid "${GID}" --create-home kfac \
     && install --directory --owner=kfac --group=kfac --mode=0777 /data /experiments /cache
 COPY --from=libraries /opt/venv /opt/venv
 WORKDIR /app
@@ -59,7 +61,8 @@ LABEL org.opencontainers.image.title="algoperf-kfac" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${COMMIT}"
-# The commit goes into every trial's records, as the image holds no git repository. HOME is writable for any --user.
+# The commit goes into every trial's records, as the image holds no git repository. Caches are in folders that any --user
+# can write.
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -9,19 +9,23 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
-# Verb -> script, and its flags whose defaults are the image's folders.
+_EXPERIMENT = ("--data_dir={data}", "--experiment_dir={experiments}", "--experiment_name=experiment")
+# Verb -> script, and its flags whose defaults are in the image's folders.
 VERBS = {
-    "trial": ("run_trial.py", ("data_dir", "experiment_dir", "experiment_name")),
-    "sweep": ("run_sweep.py", ("data_dir", "experiment_dir", "experiment_name")),
-    "report": ("report.py", ()),
-    "prepare": ("prepare_data.py", ("data_dir",)),
-    "bench": ("bench_step.py", ("data_dir",)),
+    "trial": ("run_trial.py", _EXPERIMENT),
+    "sweep": ("run_sweep.py", _EXPERIMENT),
+    "report": ("report.py", ("--out={experiments}/report",)),
+    "prepare": ("prepare_data.py", ("--data_dir={data}",)),
+    "bench": ("bench_step.py", ("--data_dir={data}", "--out={experiments}/bench")),
 }
 _USAGE = f"usage: [{'|'.join(VERBS)}|test] [--flags]; flags alone are a trial's; VERB --help lists a verb's flags"
 
 
 def command(words: list[str], folders: dict[str, str]) -> list[str]:
-    """The program and arguments for the image's arguments `words`; `folders` are defaults of flags by name.
+    """The program and arguments for the image's arguments `words`.
+
+    Args:
+        folders: the image's "data" and "experiments"; empty for no defaults.
 
     Raises:
         SystemExit: there is no such verb.
@@ -34,18 +38,14 @@ def command(words: list[str], folders: dict[str, str]) -> list[str]:
     verb, arguments = ("trial", words) if words[0].startswith("-") else (words[0], words[1:])
     if verb not in VERBS:
         raise SystemExit(f"error: no verb {verb!r}; {_USAGE}")
-    script, names = VERBS[verb]
-    defaults = [f"--{name}={folders[name]}" for name in names if name in folders]
+    script, flags = VERBS[verb]
+    defaults = [flag.format(**folders) for flag in flags] if folders else []
     return [sys.executable, str(SCRIPTS / script), *defaults, *arguments]  # of a flag given twice the last one counts
 
 
 def _folders() -> dict[str, str]:
-    folders = {
-        "data_dir": os.environ.get("ALGOPERF_KFAC_DATA"),
-        "experiment_dir": os.environ.get("ALGOPERF_KFAC_EXPERIMENTS"),
-    }
-    defaults = {name: folder for name, folder in folders.items() if folder}
-    return defaults | ({"experiment_name": "experiment"} if "experiment_dir" in defaults else {})
+    folders = {"data": os.environ.get("ALGOPERF_KFAC_DATA"), "experiments": os.environ.get("ALGOPERF_KFAC_EXPERIMENTS")}
+    return {name: folder for name, folder in folders.items() if folder} if all(folders.values()) else {}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from workloads import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written out, since the parser keeps its copy of the file's content beside the file it is given.
-_FOLDERS = {"data_dir": "/data", "experiment_dir": "/experiments", "experiment_name": "experiment"}
+_FOLDERS = {"data": "/data", "experiments": "/experiments"}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,13 @@ def test_flags_alone_are_a_trial_and_given_folders_win_over_the_image_s_own():
     assert arguments == ["--data_dir=/data", "--experiment_dir=/experiments", "--experiment_name=experiment", *words]
 
 
+@pytest.mark.parametrize("verb", ["report", "bench"])
+def test_what_a_verb_writes_goes_into_a_mounted_folder(verb):
+    assert f"--out=/experiments/{verb}" in entrypoint.command([verb], _FOLDERS)
+
+
 def test_every_verb_is_a_script_and_an_unknown_one_is_refused():
-    for verb, (script, _) in entrypoint.VERBS.items():
+    for verb, (script, _flags) in entrypoint.VERBS.items():
         assert Path(entrypoint.command([verb, "--x"], {})[1]) == ROOT / "scripts" / script
         assert (ROOT / "scripts" / script).exists()
     assert entrypoint.command(["test", "-k", "x"], {})[1:3] == ["-m", "pytest"]
@@ -109,7 +114,10 @@ def test_compose_waits_for_its_storage_and_starts_the_report_again():
         assert services[name]["depends_on"] == {"storage": {"condition": "service_healthy"}}
     (device,) = services["sweep"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", "all", ["gpu"])
-    assert services["report"]["restart"] == "on-failure"  # the sweep makes its folder later
+    for name in ("report", "dashboard"):
+        assert services[name]["restart"] == "on-failure"  # the sweep makes its folder and its tables later
+    # PostgreSQL's first start has a server for its own set-up, which answers on the socket alone.
+    assert "--host=127.0.0.1" in services["storage"]["healthcheck"]["test"][1]
     (url,) = services["dashboard"]["command"]
     assert f"--storage={url}" in services["sweep"]["command"]
     owner = services["storage"]["environment"]
