@@ -131,7 +131,7 @@ def _yaml(file: Path, ruleset: TuningRuleset, info: Info) -> str:
     description = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     values = {
         "submission_name": info.submission_name or file.parent.name,
-        "submission_folder": f"submissions/{ruleset.folder_name}/{file.parent.name}",
+        "submission_folder": file.parent.name,
         "authors": info.authors,
         "affiliations": info.affiliations,
         "version": info.version,

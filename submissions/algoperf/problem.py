@@ -1,12 +1,14 @@
 """A workload and one batch, as the functions of the parameters that a training algorithm needs."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -92,42 +94,49 @@ class Problem:
     def position_loss(self, logits_shape: tuple[int, ...]) -> Callable[[Array], Array]:
         """The loss as a function of the logits `[n_outputs]` of one position, for a valid target, without smoothing.
 
-        The batch is one example of one position, where the workload's loss allows that: the compiler would fold the
-        softmax of all positions of a large vocabulary into constants, for minutes.
+        The batch is one example of one position, where the workload's loss allows that and adds up over positions: the
+        compiler would fold the softmax of all positions of a large vocabulary into constants, for minutes.
 
         Args:
             logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
         """
-        targets, weights = self.batch["targets"], self.weights
+        targets, weights, positions = self.batch["targets"], self.weights, logits_shape[1:-1]
 
-        def one_example(shape: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
-            kept = zip(shape[1:], positions, strict=False)
-            return (1, *(1 if size == n else size for size, n in kept), *shape[1 + len(positions) :])
+        def one_example(shape: tuple[int, ...], dropped: tuple[int, ...]) -> tuple[int, ...]:
+            kept = zip(shape[1:], dropped, strict=False)
+            return (1, *(1 if size == n else size for size, n in kept), *shape[1 + len(dropped) :])
 
-        def loss_with(positions: tuple[int, ...]) -> Callable[[Array], Array]:
+        def summed(logits: Array, dropped: tuple[int, ...]) -> Array:
             # Everything is made inside, so that it holds none of the values of a step that is being traced.
+            target = jnp.zeros(one_example(targets.shape, dropped), targets.dtype)
+            if targets.ndim == len(logits_shape):
+                target = target.at[..., 0].set(1)
+            mask = None if weights is None else jnp.ones(one_example(weights.shape, dropped), weights.dtype)
+            total: Array = self.workload.loss_fn(
+                label_batch=target, logits_batch=logits, mask_batch=mask, label_smoothing=0.0
+            )["summed"]
+            return total
+
+        def loss_without(dropped: tuple[int, ...]) -> Callable[[Array], Array]:
             def loss(position: Array) -> Array:
-                target = jnp.zeros(one_example(targets.shape, positions), targets.dtype)
-                if targets.ndim == len(logits_shape):
-                    target = target.at[..., 0].set(1)
-                mask = None if weights is None else jnp.ones(one_example(weights.shape, positions), weights.dtype)
-                logits = jnp.zeros(one_example(logits_shape, positions), position.dtype)
-                values = self.workload.loss_fn(
-                    label_batch=target,
-                    logits_batch=logits.at[(0,) * (len(logits_shape) - 1)].set(position),
-                    mask_batch=mask,
-                    label_smoothing=0.0,
-                )
-                return values["summed"]
+                logits = jnp.zeros(one_example(logits_shape, dropped), position.dtype)
+                return summed(logits.at[(0,) * (len(logits_shape) - 1)].set(position), dropped)
 
             return loss
 
-        alone = loss_with(logits_shape[1:-1])
+        def at_constant_logits(dropped: tuple[int, ...]) -> float:
+            logits = np.full(one_example(logits_shape, dropped), 2, np.float32)  # an argument: nothing is folded
+            with jax.ensure_compile_time_eval():
+                return float(jax.jit(lambda values: summed(values, dropped))(logits))
+
+        if not positions:
+            return loss_without(())
         try:
-            jax.eval_shape(alone, jax.ShapeDtypeStruct(logits_shape[-1:], jnp.float32))
+            alone = at_constant_logits(positions)
         except (TypeError, ValueError):  # the loss needs the whole number of positions
-            return loss_with(())
-        return alone
+            return loss_without(())
+        adds_up = math.isclose(at_constant_logits(()), alone * math.prod(positions), rel_tol=1e-3)
+        return loss_without(positions if adds_up else ())
 
 
 def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:

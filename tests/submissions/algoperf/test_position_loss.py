@@ -40,9 +40,20 @@ def test_one_position_is_enough_where_the_loss_allows_it(needs_all):
     assert shapes[-1] == ((1, n), (1, n, N_TOKENS), (1, n))
 
 
+def test_a_loss_that_averages_over_positions_keeps_its_scale():
+    def loss_fn(label_batch, logits_batch, mask_batch, label_smoothing):
+        losses = jnp.abs(logits_batch - label_batch).mean(1)  # as fastMRI's, over the rows of an image
+        return {"summed": (losses * mask_batch[:, :1]).sum()}
+
+    own = problem(loss_fn)
+    own.batch["targets"] = jnp.zeros((4, N_POSITIONS, 3))
+    geometry = probe(own.position_loss((4, N_POSITIONS, 3)), 3)
+    assert geometry.kind is LossKind.ABSOLUTE and geometry.scale == pytest.approx(1 / N_POSITIONS**2)
+
+
 def test_targets_with_the_outputs_axes_keep_the_last_one():
     def loss_fn(label_batch, logits_batch, mask_batch, label_smoothing):
-        assert label_batch.shape == logits_batch.shape == (1, 1, 3)
+        assert label_batch.shape == logits_batch.shape and label_batch.shape in ((1, 1, 3), (1, N_POSITIONS, 3))
         return {"summed": 0.5 * jnp.square(logits_batch - label_batch).sum()}
 
     own = problem(loss_fn)
