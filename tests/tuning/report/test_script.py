@@ -17,12 +17,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "report.py"
 def start(*arguments: object, **environment: str) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"} | environment
-    pipe = subprocess.PIPE
-
-    def heed_interrupts() -> None:  # which a shell's background jobs, these tests perhaps, are told to ignore
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heed_interrupts)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_it_prints_the_table_and_where_the_page_is(tmp_path):
