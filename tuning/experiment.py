@@ -15,7 +15,7 @@ from tuning.outcome import Outcome
 from tuning.processes import Processes
 from tuning.progress import ProgressLine
 from tuning.trial import finished_outcome, run_trial
-from tuning.trials_request import TrialsRequest
+from tuning.trials_request import SWEEP_DATABASE, SWEEP_ID, TrialsRequest
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,9 @@ def _clear(request: Request, claim: Claim) -> None:
     if not request.overwrite:
         problem = f"experiment {str(claim.folder)!r} exists"
         raise UserError(f"{problem}; give --resume, --overwrite or another --experiment_name")
+    if any((request.experiment_folder / name).exists() for name in (SWEEP_DATABASE, SWEEP_ID)):
+        problem = f"{str(request.experiment_folder)!r} is a sweep's, whose storage counts these trials as done"
+        raise UserError(f"{problem}; give another --experiment_name, or remove that folder")
     with ExitStack() as claims, disk.errors_explained(claim.folder):
         for trial_dir in sorted(claim.folder.glob("trial_*")):
             if trial_dir.is_dir():

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -61,6 +62,7 @@ class PointQueue:
         identity: what must be equal for a later worker to join: workload, submission, search space, seed, code.
         points: all points of the study, in order.
         heartbeat_s: seconds between two heartbeats; a worker that misses three counts as dead.
+        id_file: of the trials' folder, as for `SharedStudy`.
         log: the file of this worker's output, which is named if the worker dies.
         machine: this worker's host and devices. A point that it gives back for a fault should run on another machine.
         clock: monotonic seconds.
@@ -77,6 +79,7 @@ class PointQueue:
         identity: Mapping[str, Any],
         points: Sequence[Mapping[str, Any]],
         heartbeat_s: int = 20,
+        id_file: Path | None = None,
         log: str | None = None,
         machine: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +90,7 @@ class PointQueue:
         self._next, self._n_points = 0, len(points)  # the first trial number that this worker has not tried
         self._held_trials: set[int] = set()  # that this worker took and knows of
         self._beats, self._waiting = _CounterAges(heartbeat_s, clock), _CounterAges(heartbeat_s, clock)
-        self._study = SharedStudy(self._location, name, identity, points, self._grace_s)
+        self._study = SharedStudy(self._location, name, identity, points, self._grace_s, id_file)
         self._rows = self._study.rows
         self._reserve = StorageReserve(self._location)
 

@@ -3,14 +3,16 @@
 import functools
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning import study_storage
+from tuning import disk, records, study_storage
 from tuning.errors import UserError, short_json
 from tuning.point_status import points_only
 from tuning.trial_rows import TrialRows
@@ -23,9 +25,13 @@ class SharedStudy:
         identity: what must be equal for a later worker to join.
         points: all points of the study, in order.
         grace_s: how long to wait for another worker that is filling the study.
+        id_file: in the trials' folder, with a random id that the study has, too: another folder of the same name is
+            refused. Paths are not compared, since machines may mount one folder at different ones. None for a storage
+            that is itself in the trials' folder.
 
     Raises:
-        UserError: the storage cannot be reached or written, or holds a study of this name with another identity.
+        UserError: the storage cannot be reached or written, or holds a study of this name with another identity
+            or another folder.
     """
 
     def __init__(
@@ -35,7 +41,9 @@ class SharedStudy:
         identity: Mapping[str, Any],
         points: Sequence[Mapping[str, Any]],
         grace_s: float,
+        id_file: Path | None = None,
     ):
+        self._id_file = id_file
         self._points, self._grace_s = [json.loads(json.dumps(dict(point))) for point in points], grace_s
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with study_storage.errors_explained(location, "use"):
@@ -68,7 +76,8 @@ class SharedStudy:
         try:  # even if the study exists: a user who may not write is refused here, not in the first trial
             self.study = optuna.create_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
-            self.storage.set_study_user_attr(self.id, "identity", identity)
+            folder = {} if self._id_file is None else {"folder": _read(self._id_file) or uuid.uuid4().hex}
+            self.storage.set_study_user_attr(self.id, "identity", identity | folder)
         except optuna.exceptions.DuplicatedStudyError:
             self.study = optuna.load_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
@@ -77,6 +86,7 @@ class SharedStudy:
                 self.storage.set_study_user_attr(self.id, "identity", identity)  # its creator died at once
             self._refuse_other_identity(name, identity)
             self._wait_for_creator(lambda: not self._missing())
+        self._refuse_other_folder(name)
         if missing := self._missing():
             self.enqueue(missing)
 
@@ -100,6 +110,23 @@ class SharedStudy:
                 difference = f"another {key}: {short_json(stored.get(key))}, not {short_json(value)}"
                 cure = "give another --experiment_name, or run what it was made with"
                 raise UserError(f"study {name!r} in the storage has {difference}; {cure}")
+
+    def _refuse_other_folder(self, name: str) -> None:
+        """Studies of earlier versions have no folder's id. The id is written before the first trial is enqueued."""
+        id_of_study = self.storage.get_study_user_attrs(self.id).get("identity", {}).get("folder")
+        if self._id_file is None or id_of_study is None or (own := _read(self._id_file)) == id_of_study:
+            return
+        if own is not None or self.trials():
+            folder = str(self._id_file.parent)
+            cure = "give the --experiment_dir that it was made with, or another --experiment_name"
+            raise UserError(f"study {name!r} in the storage has its trials in another folder than {folder!r}; {cure}")
+        with disk.errors_explained(self._id_file.parent):
+            records.write_text(self._id_file, id_of_study)
+
+
+def _read(id_file: Path) -> str | None:
+    with disk.errors_explained(id_file.parent):
+        return id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else None
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:

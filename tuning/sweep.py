@@ -16,7 +16,7 @@ from tuning import disk, machine, search_space, study_storage
 from tuning.description import TrialDescription
 from tuning.point_queue import PointQueue
 from tuning.point_status import PointStatus, study_name
-from tuning.trials_request import TrialsRequest
+from tuning.trials_request import SWEEP_DATABASE, SWEEP_ID, TrialsRequest
 
 # Fields of a trial's description that may differ between workers, and those that differ between trials.
 _OF_THE_WORKER = ("data_dir", "submission_path")
@@ -47,7 +47,7 @@ class Request(TrialsRequest):
     def storage_location(self) -> study_storage.Location:
         """Where the queues of points are stored."""
         if self.storage is None:
-            return self.experiment_folder.absolute() / "study.db"
+            return self.experiment_folder.absolute() / SWEEP_DATABASE
         return study_storage.location_of(self.storage)
 
     def trial_dir(self, study: int, index: int) -> Path:
@@ -89,6 +89,7 @@ class Sweep:
                 [trial.hyperparameters for trial in trials],
                 heartbeat_s=request.heartbeat_s,
                 log=_log_file(),
+                id_file=None if request.storage is None else request.experiment_folder / SWEEP_ID,
                 machine=f"{socket.gethostname()}{f' devices {devices}' if devices else ''}",
             )
             for number, (space, trials) in zip(numbers, studies, strict=True)

@@ -13,6 +13,8 @@ from tuning.trial import Checkpointing
 from workloads import registry
 from workloads.spec import Workload
 
+SWEEP_DATABASE, SWEEP_ID = "study.db", "study.id"  # files of a sweep in the experiment's folder
+
 
 @dataclass(frozen=True)
 class TrialsRequest:

@@ -69,6 +69,17 @@ def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path
     assert [path.name for path in folder.iterdir()] == ["trial_1"]
 
 
+@pytest.mark.parametrize("name", ["study.db", "study.id"])
+def test_a_sweep_whose_storage_counts_the_trials_is_not_overwritten(request_for, tmp_path, name):
+    run_experiment(request_for())
+    (tmp_path / "e" / name).write_text("a sweep's")
+    with pytest.raises(UserError, match="e' is a sweep's, .*; give another --experiment_name, or remove that folder"):
+        run_experiment(request_for(overwrite=True))
+    assert (tmp_path / "e" / "fake_jax" / "trial_1" / "outcome.json").exists()
+    (tmp_path / "e" / name).unlink()
+    assert run_experiment(request_for(overwrite=True))[0].reason is None
+
+
 def test_the_table_has_a_row_per_trial_with_both_clocks(request_for):
     text, (hit, miss) = io.StringIO(), run_experiment(request_for(num_tuning_trials=2))
     hit = dataclasses.replace(hit, seconds_to_target=19.61, compile_seconds_to_target=18.21)

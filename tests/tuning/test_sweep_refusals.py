@@ -115,6 +115,33 @@ def test_another_sweep_of_the_same_name(tmp_path):
     Sweep(request(tmp_path))
 
 
+def test_a_sweep_in_another_folder_with_the_same_name_and_storage(tmp_path):
+    """The trials' files would be in neither folder as a whole. Machines may mount one folder at different paths."""
+    url = f"sqlite:///{tmp_path}/s.db"
+    here = Sweep(request(tmp_path / "here", storage=url, num_studies=2))
+    (tmp_path / "mount").symlink_to(tmp_path / "here")
+    for place in ("here", "mount"):
+        found = Sweep(request(tmp_path / place, storage=url, num_studies=2)).status()
+        assert [point.state for _, point in found] == ["waiting"] * 6
+    line = refused(tmp_path / "there", storage=url, num_studies=2)
+    assert "study 'e/study_1' in the storage has its trials in another folder than" in line and "there/e'; give" in line
+    assert list((tmp_path / "there" / "e").iterdir()) == []
+    Sweep(request(tmp_path / "there", storage=f"sqlite:///{tmp_path}/other.db"))  # now that folder has an id, too
+    assert "in another folder than" in refused(tmp_path / "there", storage=url, num_studies=2)
+    assert [lease.index for queue in here.queues for lease in [queue.claim()]] == [1, 1]
+
+
+def test_a_new_storage_goes_on_with_the_folder_and_a_study_of_an_earlier_version_with_any(tmp_path):
+    Sweep(request(tmp_path, storage=f"sqlite:///{tmp_path}/lost.db"))
+    url = f"sqlite:///{tmp_path}/s.db"
+    storage = Sweep(request(tmp_path, storage=url)).queues[0]._study.storage
+    Sweep(request(tmp_path, storage=url))
+    identity = storage.get_study_user_attrs(1)["identity"]
+    storage.set_study_user_attr(1, "identity", {key: identity[key] for key in identity.keys() - {"folder"}})
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        assert len(Sweep(request(place, storage=url)).status()) == 3
+
+
 @pytest.mark.parametrize("name", ["q?x", "h#x", "a%41b", "{x}", "cuda/"])
 def test_a_name_is_one_folder_one_database_and_one_study(tmp_path, name):
     sweep = Sweep(request(tmp_path, experiment_name=name))
