@@ -69,11 +69,16 @@ class Outcome(TrialDescription):
 
     @property
     def is_final(self) -> bool:
-        """Whether a larger budget would change nothing: it diverged, or the submission ended its training."""
+        """Whether a larger budget would change nothing: it diverged, or the submission ended its training.
+
+        False for a hit that ended the trial.
+        """
         if self.reason == Miss.DIVERGED:
             return True
+        if self.reason not in (None, Miss.BUDGET) or (self.reason is None and self.stop_at_target):
+            return False
         is_out_of_time = self.time_budget_s is not None and self.submission_seconds >= self.time_budget_s
-        return self.reason == Miss.BUDGET and self.global_step < self.step_budget and not is_out_of_time
+        return self.global_step < self.step_budget and not is_out_of_time
 
 
 @dataclass(frozen=True)

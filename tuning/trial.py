@@ -165,7 +165,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
         return outcome
     if outcome.reason == Miss.PRUNED:
         return None if "pruning" in changes else outcome
-    if outcome.reason is None and (description.stop_at_target or not outcome.stop_at_target):
+    if outcome.reason is None and description.stop_at_target:
         return outcome
     is_out_of_steps = outcome.global_step >= description.step_budget
     is_out_of_time = description.time_budget_s is not None and outcome.submission_seconds >= description.time_budget_s

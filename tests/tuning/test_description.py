@@ -42,7 +42,7 @@ class Killed(BaseException):
     pass
 
 
-def train(described, folder, kill_at=None):
+def train(described, folder, kill_at=None, target=0.9):
     """As run_trial.py --resume does; without steps before a checkpoint they are repeated."""
 
     def report(progress):
@@ -52,7 +52,7 @@ def train(described, folder, kill_at=None):
     submission = fake_submission(log_loss)
     with Claim.take(folder) as claim:
         done = finished_outcome(described, folder)
-        workload = FakeWorkload(target=0.9, step_hint=described.step_budget)
+        workload = FakeWorkload(target=target, step_hint=described.step_budget)
         own = dict(report=report, checkpointing=Checkpointing(keep=2), resume=True)
         return done or run_trial(described, workload, submission, claim, **own)
 
@@ -104,6 +104,19 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_than_done_is_refused(tmp_path
         train(description(tmp_path / "killed", max_global_steps=20), tmp_path / "killed")
 
 
+def test_after_a_hit_a_trial_that_goes_on_ends_with_its_budget_and_a_larger_one_goes_on(tmp_path):
+    def train_on(n_steps, stop_at_target=False):
+        own = dict(target_value=0.2, stop_at_target=stop_at_target)
+        described = dataclasses.replace(description(tmp_path, max_global_steps=n_steps), **own)
+        outcome = train(described, tmp_path, target=0.2)
+        return outcome.steps_to_target, outcome.global_step, [one["global_step"] for one in outcome.resumptions]
+
+    assert train_on(30) == (20, 30, [])
+    assert train_on(30) == train_on(40, stop_at_target=True) == (20, 30, [])  # handed back
+    assert train_on(40) == (20, 40, [30])
+    assert train_on(40) == (20, 40, [30])
+
+
 @pytest.mark.parametrize(
     ("change", "is_finished"),
     [
@@ -124,6 +137,26 @@ def test_finished_is_what_more_budget_would_not_change(tmp_path, change, is_fini
     train(first, tmp_path)
     file = tmp_path / "outcome.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert (finished_outcome(first, tmp_path) is not None) == is_finished
+
+
+@pytest.mark.parametrize(
+    ("change", "is_finished"),
+    [
+        ({"global_step": 20, "step_budget": 20}, False),
+        ({"global_step": 40}, True),
+        ({"global_step": 15}, True),  # the submission ended its training, or it diverged
+        ({"global_step": 15, "submission_seconds": 50.0, "time_budget_s": 40}, False),
+        ({"global_step": 15, "stop_at_target": True}, False),
+    ],
+)
+def test_a_hit_is_finished_without_a_stop_at_the_target_if_more_budget_would_not_change_it(
+    tmp_path, change, is_finished
+):
+    first = description(tmp_path, stop_at_target=False)
+    train(first, tmp_path)
+    file = tmp_path / "outcome.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"reason": None, "steps_to_target": 10} | change))
     assert (finished_outcome(first, tmp_path) is not None) == is_finished
 
 
