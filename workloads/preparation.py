@@ -47,19 +47,20 @@ def prepare(
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(known)}")
     data, root = known[name], tfds_data.folder(data_dir)
     folder = root / data.dataset.path
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    exists = (folder / "dataset_info.json").exists()
-    if exists:
+    if (folder / "dataset_info.json").exists() and not overwrite:
         log(f"{folder} is there already")
     else:
+        if data.packed is not None:
+            (root / data.packed).unlink(missing_ok=True)
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
         for leftover in folder.parent.glob(f"{data.dataset.version}.incomplete*"):
             shutil.rmtree(leftover)
         _generate(data, root, Path(manual_dir).expanduser(), allow_other_archives)
     _check_counts(data, tfds_data.prepared_builder(data.dataset, data_dir), allow_other_archives, log)
     if data.finish is not None:
         log("packing: a few minutes for the whole data set, unless it is done already")
-        data.finish(data_dir, not exists)
+        data.finish(data_dir)
     log(f"{data.dataset.path} is ready in {root}")
 
 

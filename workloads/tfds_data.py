@@ -1,6 +1,7 @@
 """Reads the TFDS data sets that `scripts/prepare_data.py` makes, array_record files, without TensorFlow."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,18 @@ class PreparedData:
         n_examples: split -> the published number of examples.
         archives: files that TFDS prepares it from, looked for in the manual folder.
         source: where to download the archives by hand; None if TFDS downloads them itself.
-        finish: called after the preparation with (data folder, whether the data set is new), to convert it for
-            training; None if training reads it as it is.
+        finish: called after the preparation with the data folder, to convert the data set for training, or to check
+            what was converted before; None if training reads it as it is.
+        packed: the file that `finish` makes, relative to the data folder. It is removed before a new preparation, so
+            that after an interruption it is not taken for one of the new data.
     """
 
     dataset: Dataset
     n_examples: Mapping[str, int]
     archives: tuple[str, ...]
     source: str | None = None
-    finish: Callable[[str, bool], Any] | None = None
+    finish: Callable[[str], Any] | None = None
+    packed: Path | None = None
 
 
 def folder(data_dir: str | None) -> Path:
@@ -64,6 +68,15 @@ def read(dataset: Dataset, split: str, data_dir: str | None, *, skip_decoding: S
 
     decoders = {name: tfds.decode.SkipDecoding() for name in skip_decoding}
     return builder.as_data_source(split=split, decoders=decoders or None)
+
+
+def n_examples(dataset: Dataset, data_dir: str | None) -> dict[str, int] | None:
+    """Split -> number of examples, from the data set's description; None if it is not prepared. It imports no TFDS."""
+    try:
+        info = json.loads((folder(data_dir) / dataset.path / "dataset_info.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return {split["name"]: sum(map(int, split.get("shardLengths", ()))) for split in info.get("splits", ())}
 
 
 def prepared_builder(dataset: Dataset, data_dir: str | None) -> Any:

@@ -52,6 +52,11 @@ def test_examples_are_read_at_random_with_their_bytes(prepared):
     assert decoded.shape == (8, 8, 3) and decoded.dtype == np.uint8
 
 
+def test_the_numbers_of_examples_are_tfds_own(prepared, tmp_path):
+    assert tfds_data.n_examples(DATASET, str(prepared)) == {"train": 3}
+    assert tfds_data.n_examples(DATASET, str(tmp_path)) is None
+
+
 def _error(kind, dataset, split, folder):
     with pytest.raises(kind) as error:
         tfds_data.read(dataset, split, str(folder))

@@ -11,6 +11,7 @@ from workloads.graphs import store
 
 NAME, VERSION = "ogbg_molpcba", "0.1.3"
 DATASET = tfds_data.Dataset(NAME, VERSION)
+PACKED = Path(NAME) / f"packed_{VERSION}.npz"  # in the data folder
 _SOURCE = f"TFDS {NAME} {VERSION}"
 _LOG = logging.getLogger(__name__)
 
@@ -18,12 +19,18 @@ _LOG = logging.getLogger(__name__)
 def load_molpcba(data_dir: str | None) -> store.PackedGraphs:
     """The packed graphs under `data_dir`, which are made from the prepared TFDS data set if they do not exist.
 
+    They are made again if the data set has other numbers of graphs. The data set is not needed once they exist.
+
     Raises:
         FileNotFoundError, ValueError: the data set is absent or unusable; the message says how to prepare it.
     """
     path = store_path(data_dir)
     try:
-        return store.load(path, source=_SOURCE)
+        packed = store.load(path, source=_SOURCE)
+        n_packed = {split: len(packed.indices(split)) for split in store.SPLITS}
+        if (n_prepared := tfds_data.n_examples(DATASET, data_dir)) in (None, n_packed):
+            return packed
+        _LOG.warning("%s has %s graphs, the data set %s: packing them again", path, n_packed, n_prepared)
     except FileNotFoundError:
         _LOG.info("no packed graphs at %s: packing them", path)
     except ValueError as error:
@@ -32,15 +39,7 @@ def load_molpcba(data_dir: str | None) -> store.PackedGraphs:
 
 
 def store_path(data_dir: str | None) -> Path:
-    return tfds_data.folder(data_dir) / NAME / f"packed_{VERSION}.npz"
-
-
-def prepare_store(data_dir: str | None, is_new: bool) -> None:
-    """Packs a new data set, or checks the packed graphs of an existing one; raises as `load_molpcba`."""
-    if is_new:
-        pack_molpcba(data_dir)
-    else:
-        load_molpcba(data_dir)
+    return tfds_data.folder(data_dir) / PACKED
 
 
 def pack_molpcba(data_dir: str | None) -> store.PackedGraphs:

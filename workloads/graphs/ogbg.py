@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from workloads import budgets
 from workloads.graphs.model import GraphNetworkModel
-from workloads.graphs.molpcba import DATASET, load_molpcba, prepare_store
+from workloads.graphs.molpcba import DATASET, PACKED, load_molpcba
 from workloads.graphs.store import PackedGraphs
 from workloads.graphs.workload import GraphWorkload
 from workloads.spec import SplitSizes, Target
@@ -27,7 +27,11 @@ class OgbgWorkload(GraphWorkload):
     split_sizes = SplitSizes(train=350_343, eval_train=43_793, validation=43_793, test=43_793)
     prepared_data = (
         PreparedData(
-            DATASET, {"train": 350_343, "validation": 43_793, "test": 43_793}, ("pcba.zip",), finish=prepare_store
+            DATASET,
+            {"train": 350_343, "validation": 43_793, "test": 43_793},
+            ("pcba.zip",),
+            finish=load_molpcba,
+            packed=PACKED,
         ),
     )
 
