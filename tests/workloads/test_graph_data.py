@@ -1,10 +1,12 @@
+import json
 import logging
+import os
 
 import numpy as np
 import pytest
 
 from tests.workloads.graph_samples import random_graphs
-from workloads.graphs import b3db, store
+from workloads.graphs import b3db, molpcba, store
 from workloads.graphs.molecules import featurise
 from workloads.packages import packaged_file
 
@@ -42,6 +44,42 @@ def test_store_round_trip_and_refusals(tmp_path):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="delete it"):
         store.load(path, source="here")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_the_file_is_for_the_user_to_say(tmp_path, mask, mode):
+    earlier = os.umask(mask)
+    try:
+        store.save(random_graphs(3), tmp_path / "graphs.npz", source="here")
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "graphs.npz").stat().st_mode & 0o777 == mode
+
+
+def test_a_save_that_fails_leaves_the_earlier_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "graphs.npz"
+    store.save(random_graphs(3), path, source="here")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.save(random_graphs(4), path, source="here")
+    assert [file.name for file in tmp_path.iterdir()] == ["graphs.npz"]
+    assert store.load(path, source="here").n_graphs == 3
+
+
+def test_packed_molecules_of_other_data_are_packed_again(tmp_path, monkeypatch, caplog):
+    graphs, path = random_graphs(9), molpcba.store_path(str(tmp_path))
+    store.save(graphs, path, source=molpcba._SOURCE)
+    monkeypatch.setattr(molpcba, "pack_molpcba", lambda data_dir: "packed again")
+    info = tmp_path / molpcba.DATASET.path / "dataset_info.json"
+    info.parent.mkdir()
+    assert molpcba.load_molpcba(str(tmp_path)).n_graphs == 9  # without the data set
+    for shards, is_same in ((["3", "3"], True), (["3", "4"], False)):
+        lengths = {"train": shards, "validation": ["3"], "test": ["0"]}
+        splits = [{"name": name, "shardLengths": value} for name, value in lengths.items()]
+        info.write_text(json.dumps({"splits": splits}))
+        found = molpcba.load_molpcba(str(tmp_path))
+        assert found.n_graphs == 9 if is_same else found == "packed again"
+    assert "{'train': 6, 'validation': 3, 'test': 0} graphs, the data set {'train': 7, " in caplog.text
 
 
 def test_a_changed_array_with_valid_zip_checksums_is_refused(tmp_path):

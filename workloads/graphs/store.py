@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,17 +78,16 @@ def save(graphs: PackedGraphs, path: Path, *, source: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(graphs)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # other users of the data folder could not read a file of `tempfile`
             members: dict[str, Any] = {**arrays, "header": np.array(_header(arrays, source))}
             np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, *, source: str) -> PackedGraphs:
