@@ -77,7 +77,7 @@ class SharedStudy:
             self.study = optuna.create_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
             folder = {} if self._id_file is None else {"folder": _read(self._id_file) or uuid.uuid4().hex}
-            self.storage.set_study_user_attr(self.id, "identity", identity | folder)
+            self.storage.set_study_user_attr(self.id, "identity", {**identity, **folder})
         except optuna.exceptions.DuplicatedStudyError:
             self.study = optuna.load_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
