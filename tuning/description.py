@@ -131,7 +131,7 @@ def describe(
         stop_at_target: False trains to the end of the budget after the target is reached.
 
     Raises:
-        UserError: the seed is out of range, or the submission has no batch size for this workload.
+        UserError: the seed is out of range, or the submission has no usable batch size for this workload.
     """
     if not 0 <= rng_seed <= _LARGEST_SEED:
         raise UserError(f"seed {rng_seed} is out of range; give one from 0 to {_LARGEST_SEED}")
@@ -139,8 +139,7 @@ def describe(
     max_steps = int(ruleset.budget_factor * workload.step_hint)
     with setup_phase():
         batch_size = submission.training_batch_size(workload_name, workload)
-        get_eval_batch_size = submission.get_eval_batch_size
-        eval_batch_size = get_eval_batch_size(workload_name) if get_eval_batch_size else workload.eval_batch_size
+        eval_batch_size = submission.evaluation_batch_size(workload_name, workload)
         version = submission_version.of(submission.file)
     return TrialDescription(
         workload=workload_name,

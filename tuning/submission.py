@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,14 +53,27 @@ class Submission:
         """The submission's own batch size for this name, or else the workload's.
 
         Raises:
-            ValueError: neither has one.
+            ValueError: neither has one, or the submission's is no positive whole number.
         """
+        return self._batch_size(self.get_batch_size, workload_name, getattr(workload, "training_batch_size", None))
+
+    def evaluation_batch_size(self, workload_name: str, workload: Any) -> int:
+        """As `training_batch_size`; a submission need not have the function."""
+        if self.get_eval_batch_size is None:
+            return workload.eval_batch_size
+        return self._batch_size(self.get_eval_batch_size, workload_name, workload.eval_batch_size)
+
+    def _batch_size(self, own: Callable[[str], int], workload_name: str, of_workload: int | None) -> int:
         try:
-            return self.get_batch_size(workload_name)
+            size = own(workload_name)
         except ValueError:
-            if (size := getattr(workload, "training_batch_size", None)) is None:
+            if of_workload is None:
                 raise
-            return size
+            return of_workload
+        if not isinstance(size, Integral) or size < 1:
+            problem = f"submission {self.name!r} has the batch size {size!r} for {workload_name!r}"
+            raise ValueError(f"{problem}; return a positive whole number, or raise ValueError for an unknown name")
+        return int(size)
 
     @property
     def needs_train_state(self) -> bool:

@@ -37,6 +37,13 @@ class SubmissionRun:
                 data_dir=description.data_dir,
                 global_batch_size=description.batch_size,
             )
+            for split in ("eval_train", "validation", "test"):  # so that a size that cannot be used is refused now
+                self._workload._build_input_queue(
+                    self._keys.of(Stream.EVAL),
+                    split,
+                    data_dir=description.data_dir,
+                    global_batch_size=description.eval_batch_size,
+                )
             params, model_state = self._workload.init_model_fn(self._keys.of(Stream.MODEL_INIT))
             # In the contract's order: optimizer state, parameters, model state.
             self._state = self._init_optimizer_state(params, model_state), params, model_state

@@ -249,7 +249,7 @@ class Workload(abc.ABC):
         """Batches of `split`: a `TrainingQueue` for "train", otherwise every example once, in a fixed order.
 
         `cache` and `repeat_final_dataset` are upstream's and change nothing; `num_batches` stops a
-        non-training split early.
+        non-training split early. A ValueError about the batch size is raised at the call, not at the first batch.
         """
 
     @abc.abstractmethod

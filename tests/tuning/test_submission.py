@@ -47,6 +47,26 @@ def test_the_batch_size_is_the_submissions_or_for_a_name_that_it_does_not_know_t
         loaded.training_batch_size("other", SimpleNamespace(training_batch_size=None))
 
 
+def test_the_evaluation_batch_size_is_chosen_alike(tmp_path):
+    workload = SimpleNamespace(eval_batch_size=64)
+    text = "def get_eval_batch_size(name): return {'known': 8}.get(name) or int('unknown ' + name)\n"
+    with_own = submission.load(package(tmp_path / "picky_eval", submission="SIZE = 0" + CONTRACT + text))
+    without = submission.load(package(tmp_path / "plain_eval", submission="SIZE = 0" + CONTRACT))
+    assert [with_own.evaluation_batch_size(name, workload) for name in ("known", "other")] == [8, 64]
+    assert without.evaluation_batch_size("known", workload) == 64
+    assert with_own.with_batch_sizes(None, 4).evaluation_batch_size("known", workload) == 4
+
+
+@pytest.mark.parametrize("size", ["None", "0", "-8", "8.0", "'8'"])
+def test_a_batch_size_that_is_no_positive_whole_number_is_refused(tmp_path, size):
+    text = f"SIZE = {size}{CONTRACT}get_eval_batch_size = get_batch_size\n"
+    loaded = submission.load(package(tmp_path / "sized", submission=text))
+    workload = SimpleNamespace(training_batch_size=32, eval_batch_size=32)
+    for chosen in (loaded.training_batch_size, loaded.evaluation_batch_size):
+        with pytest.raises(ValueError, match=f"'sized' has the batch size {size} for 'b3db'; return a positive"):
+            chosen("b3db", workload)
+
+
 def test_an_unknown_path_lists_what_is_there(tmp_path):
     for name in ("b", "a"):
         package(tmp_path / name, submission=CONTRACT)

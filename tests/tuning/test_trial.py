@@ -211,6 +211,29 @@ def test_a_bad_hyperparameter_is_the_users_error_and_writes_nothing(run, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_an_evaluation_batch_that_the_workload_refuses_ends_the_set_up(run, tmp_path):
+    class Picky(FakeWorkload):
+        def _build_input_queue(self, data_rng, split, data_dir, global_batch_size):
+            if split == "test" and global_batch_size == 3:
+                raise ValueError("the batch size must be even")
+            return super()._build_input_queue(data_rng, split, data_dir, global_batch_size)
+
+    with pytest.raises(UserError, match="^the batch size must be even$"):
+        run(Picky(), fake_submission(lambda call: pytest.fail("trained"), get_eval_batch_size=lambda name: 3))
+    assert not list(tmp_path.iterdir())
+    assert run(Picky(), fake_submission(get_eval_batch_size=lambda name: 4)).eval_batch_size == 4
+
+
+def test_a_submission_without_a_usable_batch_size_is_the_users_error(run, tmp_path):
+    with pytest.raises(UserError, match="submission 'counting' has the batch size None for 'fake'; return a positive"):
+        run(FakeWorkload(), fake_submission(get_batch_size=lambda name: None))
+
+    def unknown(name):
+        raise ValueError(f"unknown workload {name!r}")
+
+    assert run(FakeWorkload(), fake_submission(get_eval_batch_size=unknown)).eval_batch_size == 8
+
+
 def test_keys_are_folded_by_purpose_and_handed_to_the_submission(run):
     key = jax.random.PRNGKey(5)
     for number in (3, int(Stream.UPDATE)):

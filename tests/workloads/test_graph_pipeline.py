@@ -142,6 +142,8 @@ def test_a_graph_over_the_budget_is_named():
     )
     with pytest.raises(ValueError, match="graph 1 has 60 nodes and 2 edges.*raise the batch size"):
         plan(graphs, np.arange(3), BatchShape(1, 2))
+    with pytest.raises(ValueError, match="graph 1 has 60 nodes"):
+        evaluation_batches(graphs, np.arange(3), BatchShape(1, 2))  # before the first batch is drawn
 
 
 def test_batch_size_must_divide_into_sub_batches():

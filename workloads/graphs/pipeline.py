@@ -164,10 +164,10 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def evaluation_batches(graphs: PackedGraphs, indices: np.ndarray, shape: BatchShape) -> Iterator[dict[str, Any]]:
-    """Every graph of `indices` once, in that order; empty sub-batches complete the last batch."""
-    parts = plan(graphs, indices, shape)
-    for start in range(0, len(parts), shape.sub_batches):
-        yield assemble(graphs, parts[start : start + shape.sub_batches], shape)
+    """Every graph of `indices` once, in that order; empty sub-batches complete the last batch. It raises as `plan`."""
+    parts = plan(graphs, indices, shape)  # at the call and not at the first batch
+    starts = range(0, len(parts), shape.sub_batches)
+    return (assemble(graphs, parts[start : start + shape.sub_batches], shape) for start in starts)
 
 
 class TrainingBatches:
