@@ -23,7 +23,7 @@ from tuning import records, submission_version
 from tuning.errors import UserError, one_line
 from tuning.outcome import Miss
 from tuning.report import protocols, reading
-from tuning.report.reading import Phase
+from tuning.report.location import Phase
 from workloads import registry
 from workloads.spec import Direction
 

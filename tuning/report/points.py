@@ -10,7 +10,8 @@ import matplotlib.ticker
 import numpy as np
 
 from tuning.report.drawing import GREY, INK, new_figure, short, words
-from tuning.report.reading import HIT, Phase, Trial
+from tuning.report.location import Phase
+from tuning.report.reading import HIT, Trial
 from tuning.report.summary import Comparison, SubmissionResult, category
 
 _MISSES = {"budget": "x", "diverged": "+", "crashed": "4", "pruned": "|", "unfinished": "_"}

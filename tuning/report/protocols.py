@@ -12,7 +12,8 @@ from enum import StrEnum
 import numpy as np
 
 from tuning.outcome import Miss
-from tuning.report.reading import UNFINISHED, Phase, Trial
+from tuning.report.location import Phase
+from tuning.report.reading import UNFINISHED, Trial
 from tuning.scoring import SeedMedian
 
 # States that are neither a hit nor a miss of the budget. Every median leaves these trials out.

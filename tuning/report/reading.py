@@ -1,25 +1,21 @@
 """Reads trial folders, ours or the official harness's, and lists the files that cannot be read."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tuning import scoring
 from tuning.outcome import Miss
-from tuning.report import files
+from tuning.report import files, location
 from tuning.report.files import FileProblem, TrialFolder
+from tuning.report.location import Location, Phase
 from tuning.ruleset import TuningRuleset
 from workloads import budgets
-
-_WORKLOAD = re.compile(r"(.+)_(?:jax|pytorch)")
-_STUDY = re.compile(r"study_(\d+)")
 
 # States of a trial: it hit its target, missed it for a reason, or has no end on record.
 HIT, UNFINISHED = "hit", "unfinished"
@@ -43,24 +39,6 @@ _META = {
 }
 _FLAGS = {"submission_path": str, "tuning_ruleset": str, "rng_seed": int}
 _CURE = "; restore it, or remove it and run the trial again with --resume"
-
-
-class Phase(StrEnum):
-    """The purpose of a trial, which is the name of a folder above it; without such a folder it is SEARCH.
-
-    SEARCH tries points, CONFIRM runs the best of them on one more seed, REPEAT runs the best one on fresh seeds, and
-    REFERENCE runs the configuration that the target was set with.
-    """
-
-    SEARCH = "search"
-    CONFIRM = "confirm"
-    REPEAT = "repeat"
-    REFERENCE = "target_reference"
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether its trials are there to be timed. Those of a search share the cores and the compiled programs."""
-        return self in (Phase.REPEAT, Phase.REFERENCE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +122,8 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         for name in ("meta_data_0.json", "hparams.json"):
             if name not in folder.names:
                 add_problem(name, "is missing")
-    workload, study, experiment, phase = _location(folder)
-    workload = outcome.get("workload") or workload
+    place = Location.of(folder)
+    workload = outcome.get("workload") or place.workload
     if workload is None:
         add_problem(
             "", "does not lie in a folder called {workload}_jax, and has no outcome.json that names the workload"
@@ -165,11 +143,11 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     if metric is not None:
         table = files.read_evaluations(folder, metrics[0], metrics[1:], problems)
     trial = Trial(
-        experiment=str(experiment),
+        experiment=str(place.experiment),
         workload=workload,
-        submission=submission or experiment.name,
-        study=study,
-        phase=phase,
+        submission=submission or location.absolute(place.experiment).name,
+        study=place.study,
+        phase=place.phase,
         is_self_tuned=(outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF,
         point=point,
         rng_seed=outcome.get("rng_seed", meta.get("rng_seed", flags.get("rng_seed"))),
@@ -212,24 +190,6 @@ def _target(outcome: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str | 
     return metric, target if target is not None and math.isfinite(target) else None, lower_is_better
 
 
-def _location(folder: TrialFolder) -> tuple[str | None, int, PurePath, Phase]:
-    """(workload, study, experiment's folder, phase), by the trial folder's path.
-
-    The path is EXPERIMENT/[phase/][study_N/]{workload}_jax/[…/]trial_N, or EXPERIMENT/[…/]trial_N.
-    """
-    workload, study, experiment, phase = None, 1, folder.root, Phase.SEARCH
-    for parent in folder.path.parents:
-        if match := _WORKLOAD.fullmatch(parent.name):
-            workload, experiment = match[1], parent.parent
-        elif match := _STUDY.fullmatch(parent.name):
-            study, experiment = int(match[1]), parent.parent
-        elif parent.name in list(Phase):
-            phase, experiment = Phase(parent.name), parent.parent
-        if parent == folder.root.parent:
-            break
-    return workload, study, experiment, phase
-
-
 def _submission(flags: Mapping[str, Any]) -> str | None:
     """The submission's name by its path: its folder's name, or its file's if that is not called submission.py."""
     if not flags.get("submission_path"):
@@ -267,16 +227,18 @@ def _with_unique_names(trials: list[Trial], problems: list[FileProblem]) -> list
     target's own configuration, and self-tuning trials, whose budget is larger, always have names of their own.
     """
     trials = [replace(trial, submission=trial.submission + _kind(trial)) for trial in trials]
-    experiments: dict[tuple[str, str], set[str]] = defaultdict(set)
+    experiments: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for trial in trials:
-        experiments[trial.workload, trial.submission].add(trial.experiment)
-    clashing = {name for (_, name), folders in experiments.items() if len(folders) > 1}
-    for name in sorted(clashing):
-        folders = sorted({trial.experiment for trial in trials if trial.submission == name})
-        problems.append(FileProblem(", ".join(folders), f"hold submissions of one name, {name}: shown apart by folder"))
+        experiments[trial.submission].add((trial.workload, trial.experiment))
+    names = {}
+    for submission, own in sorted(experiments.items()):
+        if len({workload for workload, _ in own}) < len(own):
+            folders = ", ".join(sorted({folder for _, folder in own}))
+            problems.append(FileProblem(folders, f"hold submissions of one name, {submission}: shown apart by folder"))
+            names[submission] = location.distinct_names(own)
     return [
-        replace(trial, submission=f"{trial.submission} ({Path(trial.experiment).name})")
-        if trial.submission in clashing
+        replace(trial, submission=f"{trial.submission} ({names[trial.submission][trial.workload, trial.experiment]})")
+        if trial.submission in names
         else trial
         for trial in trials
     ]

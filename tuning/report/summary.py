@@ -11,8 +11,9 @@ from typing import Any
 
 from tuning import scoring
 from tuning.report import protocols, provenance
+from tuning.report.location import Phase
 from tuning.report.protocols import Cost, Scored
-from tuning.report.reading import STATES, FileProblem, Phase, Records, Trial
+from tuning.report.reading import STATES, FileProblem, Records, Trial
 from tuning.scoring import SeedMedian
 
 

@@ -53,3 +53,10 @@ def test_every_study_counts(logs):
     version, _, summary = logs
     n_studies = {result.n_studies for c in summary.comparisons for result in c.results}
     assert n_studies == ({5, 3} if version == "0.5" else {3})
+
+
+def test_two_leaderboards_in_one_report():
+    """Both have a folder `baseline`, with one name on record."""
+    archives = [DATA / f"algoperf_v{version}_external_tuning.tar.xz" for version in ("0.5", "0.6")]
+    counts = Counter(trial.submission for trial in reading.read(archives).trials if BASELINE in trial.submission)
+    assert counts == {f"{BASELINE} (v05/baseline)": 200, f"{BASELINE} (v06/baseline)": 120}

@@ -205,6 +205,15 @@ def test_submissions_of_one_name_are_told_apart(tmp_path):
     assert "hold submissions of one name, kfac" in records.problems[0].what
 
 
+def test_experiments_of_one_folder_name_are_told_apart(tmp_path):
+    for name, values in (("alice", [0.9]), ("bob", [0.1, 0.9])):
+        write_trial(tmp_path / name / "first" / "digits_jax" / "trial_1", values, point={}, outcome={})
+    records = reading.read([tmp_path / "alice" / "first", tmp_path / "bob" / "first"])
+    assert {trial.submission for trial in records.trials} == {"first (alice/first)", "first (bob/first)"}
+    folders = ", ".join(str(tmp_path / name / "first") for name in ("alice", "bob"))
+    assert [problem.file for problem in records.problems] == [folders]
+
+
 def test_one_submission_on_two_workloads_is_one(tmp_path):
     for name in ("digits", "letters"):
         write_trial(tmp_path / name / f"{name}_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
