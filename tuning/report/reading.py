@@ -11,7 +11,7 @@ import numpy as np
 
 from tuning import scoring
 from tuning.outcome import Miss
-from tuning.report import files, location
+from tuning.report import copies, files, location
 from tuning.report.files import FileProblem, TrialFolder
 from tuning.report.location import Location, Phase
 from tuning.ruleset import TuningRuleset
@@ -101,7 +101,8 @@ def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Recor
     Args:
         hardware_profile: whose budget of an official workload is used for a trial without a budget on record.
     """
-    folders, problems = files.find(roots)
+    found, problems = files.find(roots)
+    folders = copies.left_out(found, problems)
     read_trials = [_read_trial(folder, hardware_profile, problems) for folder in folders]
     trials = _with_unique_names([trial for trial in read_trials if trial is not None], problems)
     return Records(trials, problems, hardware_profile)

@@ -1,11 +1,12 @@
 """Packed trial folders are read as the folders are."""
 
 import json
+import shutil
 import tarfile
 
 import pytest
 
-from tests.tuning.report.folders import write_comparison
+from tests.tuning.report.folders import write_comparison, write_trial
 from tuning.errors import UserError
 from tuning.report import archive, reading, tables
 from tuning.report.summary import summarise
@@ -53,6 +54,65 @@ def test_what_cannot_be_packed_is_named(tmp_path):
     with pytest.raises(UserError, match="search/trial_2/outcome.json cannot be packed .*; repair it"):
         archive.pack([folder], tmp_path / "trials.tar.xz")
     assert not (tmp_path / "trials.tar.xz").exists()
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "7", "[" * 100_000])
+def test_a_file_that_is_no_object_is_named(tmp_path, content):
+    place = write_trial(tmp_path / "first" / "digits_jax" / "trial_1", [0.9], point={})
+    (place / "hparams.json").write_text(content)
+    with pytest.raises(UserError, match="hparams.json cannot be packed .*; repair it"):
+        archive.pack([tmp_path / "first"], tmp_path / "trials.tar.xz")
+
+
+def test_trials_of_one_name_in_the_archive_are_refused(tmp_path):
+    for name, values in (("alice", [0.9]), ("bob", [0.1, 0.9])):
+        write_trial(tmp_path / name / "first" / "digits_jax" / "trial_1", values, point={})
+    with pytest.raises(UserError, match="alice/first.* and .*bob/first.* would both be first/digits_jax/trial_1 in"):
+        archive.pack([tmp_path / "alice" / "first", tmp_path / "bob" / "first"], tmp_path / "trials.tar.xz")
+    assert archive.pack([tmp_path / "alice", tmp_path / "bob"], tmp_path / "trials.tar.xz") == 2
+    assert len(reading.read([tmp_path / "trials.tar.xz"]).trials) == 2
+
+
+def test_a_folder_without_trials_is_refused_beside_others(tmp_path):
+    write_trial(tmp_path / "first" / "digits_jax" / "trial_1", [0.9], point={})
+    for name, message in (("frist", "frist cannot be read: No such file"), ("first/..", "counted once; correct")):
+        with pytest.raises(UserError, match=message):
+            archive.pack([tmp_path / "first", tmp_path / name], tmp_path / "trials.tar.xz")
+    assert not (tmp_path / "trials.tar.xz").exists()
+
+
+def test_a_ruleset_of_the_official_harness_is_packed(tmp_path):
+    for name in ("external", "self"):
+        place = write_trial(tmp_path / "logs" / name / "ogbg_jax" / "trial_1", [0.9], point={})
+        flags = {"submission_path": "x/kfac/submission.py", "tuning_ruleset": name, "data_dir": "/home/someone"}
+        (place / "flags_0.json").write_text(json.dumps(flags))
+    archive.pack([tmp_path / "logs"], tmp_path / "trials.tar.xz")
+    for root in (tmp_path / "logs", tmp_path / "trials.tar.xz"):
+        records = reading.read([root])
+        assert {trial.submission for trial in records.trials} == {"kfac", "kfac (self-tuning)"}
+        assert not records.problems
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_trial_and_its_copy_count_once(tmp_path, is_archive):
+    """The archive has rounded times. One trial has not been evaluated."""
+    first, again = write_comparison(tmp_path / "first"), tmp_path / ("again.tar.xz" if is_archive else "again")
+    (first / "digits" / "sgd" / "search" / "trial_3" / "eval_measurements.csv").unlink()
+    for file in first.rglob("eval_measurements.csv"):
+        file.write_text(file.read_text().replace(",0.25,", ",0.25000001,"))
+    archive.pack([first], again) if is_archive else shutil.copytree(first, again)
+    once, twice = (summarise(reading.read(roots), ["sgd"]) for roots in ([first], [first, again]))
+    assert tables.as_csv(twice) == tables.as_csv(once)
+    told = [problem.what for problem in twice.problems if problem.file == str(again)]
+    assert told == ["holds copies of trials that are read already (12); counted once"]
+
+
+def test_equal_records_of_two_runs_that_have_just_begun_are_no_copies(tmp_path):
+    for name in ("first", "second"):
+        place = write_trial(tmp_path / name / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
+        (place / "eval_measurements.csv").unlink()
+    records = reading.read([tmp_path / "first", tmp_path / "second"])
+    assert {trial.submission for trial in records.trials} == {"kfac (first)", "kfac (second)"}
 
 
 def test_a_broken_archive_is_named(tmp_path):

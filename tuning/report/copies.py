@@ -1,0 +1,45 @@
+"""Leaves out trials that were named twice: as a folder and as its archive, or as a copy."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import PurePath
+
+from tuning.report import shortened
+from tuning.report.files import FileProblem, TrialFolder
+from tuning.report.location import Location
+
+
+def left_out(folders: Sequence[TrialFolder], problems: list[FileProblem]) -> list[TrialFolder]:
+    """The folders without those whose records lie under an earlier root, too. The later root is listed as a problem."""
+    if len({folder.root for folder in folders}) < 2:
+        return list(folders)
+    roots: dict[Hashable, PurePath] = {}
+    copied: dict[PurePath, list[TrialFolder]] = defaultdict(list)  # root -> its copies
+    for folder in folders:
+        if roots.setdefault(_records(folder), folder.root) != folder.root:
+            copied[folder.root].append(folder)
+    left_out: set[PurePath] = set()
+    for root, copies in copied.items():
+        # Trials of two runs may have equal records until they are evaluated: times differ.
+        if any(shortened.EVALUATIONS in folder.names for folder in copies):
+            left_out |= {folder.path for folder in copies}
+            what = f"holds copies of trials that are read already ({len(copies)}); counted once"
+            problems.append(FileProblem(str(root), what))
+    return [folder for folder in folders if folder.path not in left_out]
+
+
+def _records(folder: TrialFolder) -> Hashable:
+    """Equal for a trial and its copies; its own path, which no other has, if a file cannot be read."""
+    place = Location.of(folder)
+    digest = hashlib.sha256()
+    # Older archives lack some flags, and an outcome has all that a report takes from them.
+    unused = {shortened.FLAGS} if shortened.OUTCOME in folder.names else set()
+    try:
+        for name in shortened.NAMES:
+            if name in folder.names and name not in unused:
+                digest.update(name.encode() + b"\0" + shortened.shortened(folder, name))
+    except (OSError, ValueError, RecursionError, csv.Error):
+        return folder.path
+    return place.workload, place.study, place.phase, folder.path.name, digest.digest()
