@@ -6,13 +6,12 @@ python scripts/set_target.py --workloads=b3db,mnist_vit,pydoc_lm --experiment_di
 """
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import command
 from absl import flags
 
-from tuning import target
+from tuning import disk, target
 from tuning.interruption import RUN_AGAIN, Interruption
 
 flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are not set yet.", required=True)
@@ -42,7 +41,7 @@ flags.register_validator("rungs", _are_shares, "give ascending shares between 0 
 
 
 def main(values: dict[str, Any]) -> None:
-    out, presets = Path(values["out"]), Path(values["presets"])
+    folder, out, presets = (disk.expanded(values[flag], flag) for flag in ("experiment_dir", "out", "presets"))
     open_workloads = [workload for workload in values["workloads"] if not target.is_set(out, workload)]
     for workload in set(values["workloads"]) - set(open_workloads):
         print(f"the target of {workload} is set, and stays: {str(out)!r} has its file", flush=True)
@@ -53,7 +52,7 @@ def main(values: dict[str, Any]) -> None:
             n_points=values["num_tuning_trials"],
             n_seeds=values["num_seeds"],
             search_seed=values["rng_seed"],
-            folder=Path(values["experiment_dir"]),
+            folder=folder,
             data_dir=values["data_dir"],
             rungs=tuple(map(float, values["rungs"])),
         )

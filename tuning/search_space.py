@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
+from tuning import disk
 from tuning.errors import UserError, one_line, short_json
 
 _MAX_DEPTH = 32
@@ -35,13 +36,14 @@ class SearchSpaceError(UserError):
 
 
 def read(path: str | Path) -> dict | list:
-    """Reads and checks a search space file.
+    """Reads and checks a search space file; `~` is the home folder.
 
     Raises:
         SearchSpaceError: no such file, not JSON, or not a search space.
     """
+    path = disk.expanded(str(path), "tuning_search_space")
     try:
-        space = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        space = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except OSError as error:
         problem = f"cannot read search space {str(path)!r} ({error.strerror})"
         raise SearchSpaceError(f"{problem}; check the path") from error

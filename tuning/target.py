@@ -25,7 +25,7 @@ from typing import Any
 from tuning import records, search_space, submission, target_workers
 from tuning.claim import Claim
 from tuning.description import describe
-from tuning.errors import UserError
+from tuning.errors import UserError, setup_phase
 from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Outcome, Progress
 from tuning.submission import Submission
@@ -85,7 +85,13 @@ def find_targets(
 
     Args:
         log: called with a line about each trial that ended.
+
+    Raises:
+        UserError: there is no such workload, reference or search space; a finished trial's files are incomplete; or too
+            many repetitions diverged.
     """
+    with setup_phase():
+        workloads = {protocol.workload: registry.load(protocol.workload) for protocol in protocols}
     with target_workers.pool(workers) as submit_one:
 
         def submit(jobs: Iterable[Job]) -> dict[Job, Future]:
@@ -105,7 +111,7 @@ def find_targets(
         repeats = []
         for protocol in protocols:
             searched = {job: future.result() for job, future in searches.items() if job.protocol == protocol}
-            workload = registry.load(protocol.workload)
+            workload = workloads[protocol.workload]
             best = max(searched, key=lambda job: _signed(searched[job].best_validation_metric, workload))
             seeds = range(protocol.search_seed + 1, protocol.search_seed + 1 + protocol.n_seeds)
             repeats.append((searched, submit(Job(protocol, best.reference, best.index, seed) for seed in seeds)))
@@ -128,7 +134,7 @@ def _log_outcome(log: Callable[[str], None], job: Job, future: Future) -> None:
 def _result(protocol: Protocol, searched: Mapping[Job, Outcome], repeated: Mapping[Job, Outcome]) -> dict[str, Any]:
     workload = registry.load(protocol.workload)
     curves, outcomes = [_curve(job.folder, workload) for job in repeated], list(repeated.values())
-    targets = _targets(outcomes, curves, workload)
+    targets = _targets([_at_best(job, outcome, workload) for job, outcome in repeated.items()], workload)
     steps = [_first_hit(curve, targets["validation_target"], workload) for curve in curves]
     summaries: dict[str, list[dict[str, Any]]] = {}
     for job, outcome in searched.items():
@@ -225,22 +231,40 @@ def _signed(metric: float | None, workload: Workload) -> float:
 
 
 def _curve(folder: Path, workload: Workload) -> dict[int, tuple[float, float]]:
-    """Step -> (validation metric, test metric), of the trial in the folder."""
-    with (folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """Step -> (validation metric, test metric), of the trial in the folder; empty if it has made no evaluation."""
+    try:
+        with (folder / "eval_measurements.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return {}
     validation, test = (f"{split}/{workload.target_metric_name}" for split in ("validation", "test"))
     return {int(row["global_step"]): (float(row[validation]), float(row[test])) for row in rows}
 
 
-def _targets(outcomes: Sequence[Outcome], curves: Sequence[dict], workload: Workload) -> dict[str, float]:
+def _at_best(job: Job, outcome: Outcome, workload: Workload) -> tuple[float, float]:
+    """The metrics at the best evaluation; the worst there can be if the trial diverged before a finite one."""
+    step, curve = outcome.best_validation_step, _curve(job.folder, workload)
+    if step is None:
+        worst = -math.inf if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else math.inf
+        return worst, worst
+    if step not in curve:
+        problem = f"{str(job.folder / 'eval_measurements.csv')!r} lacks the evaluation of step {step}"
+        raise UserError(f"{problem}: remove that trial's folder, and run the command again")
+    return curve[step]
+
+
+def _targets(at_best: Sequence[tuple[float, float]], workload: Workload) -> dict[str, float]:
     """The medians. For an even number of seeds it is the easier of the middle two, which more than half reach."""
     is_higher = workload.validation_target.direction is Direction.HIGHER_IS_BETTER
     median = statistics.median_low if is_higher else statistics.median_high
-    at_best = [curve[outcome.best_validation_step] for curve, outcome in zip(curves, outcomes, strict=True)]
-    return {
+    targets = {
         "validation_target": median(validation for validation, _ in at_best),
         "test_target": median(test for _, test in at_best),
     }
+    if not math.isfinite(targets["validation_target"]):
+        problem = f"half of the best point's {len(at_best)} seeds, or more, diverged before a finite metric"
+        raise UserError(f"{problem}: search more points (--num_tuning_trials), or with other --references")
+    return targets
 
 
 def _first_hit(curve: dict[int, tuple[float, float]], target: float, workload: Workload) -> int | None:

@@ -131,3 +131,9 @@ def test_every_sampling_gives_the_same_first_points_and_fills_the_ranges(samplin
     # A scrambled sequence is as even as it can be; random points are so only roughly.
     assert quarters.min() >= (6 if sampling is search_space.Sampling.RANDOM else 15)
     assert all(1e-4 <= point["learning_rate"] <= 1e-1 for point in many)
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    assert search_space.read("~/space.json") == SPACE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,15 +27,20 @@ RATES = {"one": [1.0, 2.0, 0.5, 3.0, 0.1], "other": [0.2, 0.3, 0.4, 0.1, 0.5]}
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """(direction) -> a protocol of two references with five points each, and the list of trials that have run."""
+    """(direction) -> a protocol of two references with five points each, and the list of trials that have run.
 
-    def make(direction=Direction.HIGHER_IS_BETTER):
+    The trials whose number is in `diverging` have losses that are not finite from their first step on.
+    """
+
+    def make(direction=Direction.HIGHER_IS_BETTER, diverging=()):
         workload, ran = FakeWorkload(direction=direction), []
 
         def update(call):
             rate = call.hyperparameters.learning_rate
             if call.global_step == 0:
                 ran.append(rate)
+            if len(ran) in diverging:
+                call.workload.metrics_logger.append_scalar_metrics({"loss": math.nan}, call.global_step)
             sign, shift = (1 if direction is Direction.HIGHER_IS_BETTER else -1), len(ran) / 1000
             call.workload.evaluate = lambda step: sign * (rate * step / 100 + shift)
 
@@ -69,6 +75,44 @@ def test_the_target_is_the_median_of_the_best_points_seeds(world, direction):
     assert found["validation_target"] == found["test_target"] == pytest.approx(sign * 1.212)
     assert [trial["steps_to_target"] for trial in found["repetitions"]] == [None, 40, 40, 40]
     assert found["median_steps_to_target"] == 40
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_seed_that_diverges_before_its_first_evaluation_counts_as_the_worst(world, direction):
+    protocol, _, _ = world(direction, diverging={1, 13})
+    found = find(protocol)
+    sign = 1 if direction is Direction.HIGHER_IS_BETTER else -1
+    assert found["validation_target"] == found["test_target"] == pytest.approx(sign * 1.211)
+    assert [trial["steps_to_target"] for trial in found["repetitions"]] == [40, 40, None, 40]
+    assert found["repetitions"][2]["best_validation_metric"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_no_target_is_set_by_a_point_of_which_half_of_the_seeds_diverge(world):
+    protocol, _, _ = world(diverging={12, 13})
+    with pytest.raises(UserError, match="half of the best point's 4 seeds, or more, diverged before a finite metric: "):
+        find(protocol)
+
+
+def test_a_finished_trial_that_lost_its_evaluations_is_named(world, tmp_path):
+    protocol, _, _ = world()
+    find(protocol)
+    (lost,) = (tmp_path / "out").rglob("*seed_2/eval_measurements.csv")
+    lost.unlink()
+    with pytest.raises(UserError, match="trial_4_seed_2/eval_measurements.csv' lacks the evaluation of step 40: remove"):
+        find(protocol)
+
+
+def test_the_script_finds_home_and_tells_of_an_unknown_workload_in_one_line(tmp_path):
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "b3db.json").write_text("{}")
+    command = [sys.executable, ROOT / "scripts" / "set_target.py", "--workloads=b3db,mnist", "--out=~/targets"]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command += ["--experiment_dir=~/trials", "--compilation_cache_dir="]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.startswith("the target of b3db is set, and stays") and done.returncode == 2
+    assert done.stderr.startswith("error: unknown workload 'mnist'; known workloads: b3db")
+    assert done.stderr.count("\n") == 1 and [file.name for file in tmp_path.iterdir()] == ["targets"]
 
 
 def test_every_point_runs_to_the_end_without_rungs(world):
