@@ -99,7 +99,7 @@ def test_a_finished_trial_that_lost_its_evaluations_is_named(world, tmp_path):
     find(protocol)
     (lost,) = (tmp_path / "out").rglob("*seed_2/eval_measurements.csv")
     lost.unlink()
-    with pytest.raises(UserError, match="trial_4_seed_2/eval_measurements.csv' lacks the evaluation of step 40: remove"):
+    with pytest.raises(UserError, match="seed_2/eval_measurements.csv' lacks the evaluation of step 40: remove"):
         find(protocol)
 
 
