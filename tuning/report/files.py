@@ -2,7 +2,9 @@
 
 import csv
 import functools
+import io
 import json
+import lzma
 import math
 import os
 import re
@@ -89,15 +91,26 @@ def _text(folder: Path, name: str) -> str:
 
 def _in_archive(archive: Path, problems: list[FileProblem]) -> Iterator[tuple[Path, TrialFolder]]:
     contents: dict[PurePath, dict[str, bytes]] = {}
+    repeated: list[str] = []
     try:
-        with tarfile.open(archive, "r:*") as packed:
+        # As a whole, so that the checksum is verified: tarfile takes a damaged header for the end of the archive.
+        tar = lzma.decompress(archive.read_bytes())
+        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as packed:
             for member in packed:
                 path = PurePath(member.name)
                 file = packed.extractfile(member) if TRIAL.fullmatch(path.parent.name) else None
                 if file is not None:
-                    contents.setdefault(path.parent, {})[path.name] = file.read()
-    except (OSError, tarfile.TarError, EOFError) as error:
+                    own = contents.setdefault(path.parent, {})
+                    repeated += [member.name] if path.name in own else []
+                    own[path.name] = file.read()
+            if any(tar[packed.offset : packed.offset + tarfile.BLOCKSIZE]):
+                raise tarfile.ReadError(f"damaged at byte {packed.offset}")
+    except (OSError, tarfile.TarError, EOFError, lzma.LZMAError) as error:
         problems.append(FileProblem(str(archive), f"is no archive of trial folders that can be read: {error}"))
+        return
+    if repeated:
+        what = f"holds {len(repeated)} files twice, and only the last of each is read, such as {repeated[0]}"
+        problems.append(FileProblem(str(archive), f"{what}; pack the folders again"))
     for path, files in contents.items():
         folder = TrialFolder(archive / path, archive, tuple(files), functools.partial(_decoded, files))
         yield archive.resolve() / path, folder
@@ -111,7 +124,7 @@ def _decoded(files: Mapping[str, bytes], name: str) -> str:
 
 def _natural(name: str) -> list[Any]:
     """Sorting key that puts trial_2 before trial_10."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def read_json(

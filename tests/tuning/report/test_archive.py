@@ -1,6 +1,8 @@
 """Packed trial folders are read as the folders are."""
 
+import io
 import json
+import lzma
 import shutil
 import tarfile
 
@@ -119,3 +121,32 @@ def test_a_broken_archive_is_named(tmp_path):
     (tmp_path / "trials.tar.xz").write_bytes(b"no archive")
     records = reading.read([tmp_path / "trials.tar.xz"])
     assert "is no archive of trial folders that can be read" in records.problems[0].what
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte", "a header"])
+def test_nothing_of_a_damaged_archive_is_used(tmp_path, damage):
+    """A header is damaged within an archive whose checksum is right."""
+    archive.pack([write_comparison(tmp_path / "comparison")], tmp_path / "trials.tar.xz")
+    content = bytearray((tmp_path / "trials.tar.xz").read_bytes())
+    if damage == "cut short":
+        del content[-100:]
+    elif damage == "a byte":
+        content[len(content) // 2] ^= 1
+    else:
+        tar = bytearray(lzma.decompress(content))
+        with tarfile.open(fileobj=io.BytesIO(tar)) as packed:
+            tar[packed.getmembers()[20].offset] ^= 1
+        content = lzma.compress(tar)
+    (tmp_path / "trials.tar.xz").write_bytes(content)
+    records = reading.read([tmp_path / "trials.tar.xz"])
+    assert not records.trials and records.problems[0].file == str(tmp_path / "trials.tar.xz")
+    assert "is no archive of trial folders that can be read: " in records.problems[0].what
+
+
+def test_equal_members_of_an_archive_are_told(tmp_path):
+    with tarfile.open(tmp_path / "trials.tar.xz", "w:xz") as packed:
+        for name, values in (("alice", [0.9]), ("bob", [0.1, 0.9])):
+            place = write_trial(tmp_path / name / "first" / "digits_jax" / "trial_1", values, point={})
+            packed.add(place, "first/digits_jax/trial_1")
+    records = reading.read([tmp_path / "trials.tar.xz"])
+    assert len(records.trials) == 1 and "holds 3 files twice, and only the last" in records.problems[0].what

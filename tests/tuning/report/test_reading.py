@@ -205,6 +205,12 @@ def test_submissions_of_one_name_are_told_apart(tmp_path):
     assert "hold submissions of one name, kfac" in records.problems[0].what
 
 
+def test_a_digit_that_is_no_number_may_be_in_a_name(tmp_path):
+    for name in ("H²", "H2", "H¾", "H٣"):
+        write_trial(tmp_path / name / "digits_jax" / "trial_1", [0.9], point={})
+    assert len(reading.read([tmp_path]).trials) == 4
+
+
 def test_experiments_of_one_folder_name_are_told_apart(tmp_path):
     for name, values in (("alice", [0.9]), ("bob", [0.1, 0.9])):
         write_trial(tmp_path / name / "first" / "digits_jax" / "trial_1", values, point={}, outcome={})
