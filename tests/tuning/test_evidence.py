@@ -81,6 +81,22 @@ def test_the_best_of_two_seeds_is_repeated_in_turns(machine, tmp_path):
     assert all(c["compilation_cache_dir"] == "" for c in commands if c["script"] == "run_trial.py")
 
 
+def test_a_point_that_was_drawn_twice_is_confirmed_once(machine, tmp_path):
+    """0.1 twice in one search; it takes 2 evaluations on seed 0, and 0.2 and 0.3 take 3 and 4."""
+    protocol, _, run = machine
+    drawn = tmp_path / "drawn.json"
+    drawn.write_text(json.dumps([{"learning_rate": rate} for rate in (0.1, 0.1, 0.2, 0.3)]))
+
+    def drawing(command):
+        run([*command, f"--tuning_search_space={drawn}"] if "--experiment_name=search" in command else command)
+
+    evidence.carry_out(protocol, drawing, log=lambda line: None)
+    own = tmp_path / "out" / "digits" / "kfac"
+    confirmed = json.loads((own / "confirmed_points.json").read_text())
+    assert [point["learning_rate"] for point in confirmed] == [0.1, 0.2, 0.3]
+    assert json.loads((own / "best_point.json").read_text()) == [{"learning_rate": 0.2}]
+
+
 def test_the_report_reads_it(machine):
     """Repetitions: 0.3 at 90 steps, 0.4 at 10 (the better reference), 0.2 at 30."""
     protocol, _, run = machine

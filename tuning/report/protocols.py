@@ -68,18 +68,39 @@ def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
         (Phase.REFERENCE, "the target's own configuration"),
         (Phase.REPEAT, "the search's best point"),
     ):
-        repeated = _by_point([trial for trial in ended if trial.phase is phase])
+        repeated = by_point([trial for trial in ended if trial.phase is phase])
         if repeated:
-            most_seeds = max(repeated, key=len)
+            most_seeds = max(repeated, key=lambda point: (len(_one_per_seed(point)), len(point)))
             return most_seeds, f"{description}, on {_seeds(most_seeds)}"
-    on_several_seeds = [point for point in _by_point(ended) if len({trial.rng_seed for trial in point}) > 1]
-    if on_several_seeds:
-        n_trials = max(map(len, on_several_seeds))
-        best = min((point for point in on_several_seeds if len(point) == n_trials), key=merit)
-        return best, f"every point on {_seeds(best)}, the best one's"
+    searched = [trial for trial in trials if trial.phase in (Phase.SEARCH, Phase.CONFIRM)]
+    if on_several_seeds := _on_several_seeds(searched):
+        best = min(on_several_seeds, key=merit)
+        is_confirmed = any(trial.phase is Phase.CONFIRM for trial in searched)
+        return best, f"{'each confirmed' if is_confirmed else 'every'} point on {_seeds(best)}, the best one's"
     if not ended:
         return [], "no trial has ended"
     return [min(ended, key=lambda trial: merit([trial]))], "the search's best trial, on one seed"
+
+
+def _on_several_seeds(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """One trial per seed of each point that was run on several seeds and has ended on all.
+
+    These are the confirmed points; without a confirmation there are none unless every point was run on several seeds.
+    Otherwise it was chance that drew a point again, which would win for having been drawn.
+    """
+    points = by_point(trials)
+    confirmed = [point for point in points if any(trial.phase is Phase.CONFIRM for trial in point)]
+    if not confirmed and any(len(_one_per_seed(point)) == 1 for point in points):
+        return []
+    have_ended = [
+        _one_per_seed(point) for point in confirmed or points if all(trial.state not in NO_RESULT for trial in point)
+    ]
+    return [point for point in have_ended if len(point) > 1]
+
+
+def _one_per_seed(trials: Sequence[Trial]) -> list[Trial]:
+    """The first trial of each seed."""
+    return list({trial.rng_seed: trial for trial in reversed(trials)}.values())[::-1]
 
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
@@ -154,7 +175,8 @@ def merit(trials: Sequence[Trial]) -> tuple[float, float]:
     return steps, statistics.mean(math.inf if trial.best is None else sign * trial.best for trial in trials)
 
 
-def _by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
+def by_point(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The trials of each point."""
     groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         groups[repr(sorted(trial.point.items()))].append(trial)
@@ -162,5 +184,5 @@ def _by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def _seeds(trials: Sequence[Trial]) -> str:
-    n = len({trial.rng_seed for trial in trials})
+    n = len(_one_per_seed(trials))
     return f"{n} seed{'s' if n > 1 else ''}"

@@ -185,6 +185,38 @@ def test_points_run_on_several_seeds_without_a_search_folder(tmp_path):
     assert result.costs[Cost.STEPS].median == 30 and result.best_trials[0].point == {"learning_rate": 0.2}
 
 
+def best_of(folder: Path, trials):
+    """The result of trials (phase, study, seed, learning rate, evaluations to the target) of 10 steps each."""
+    for number, (phase, study, seed, rate, hit) in enumerate(trials, start=1):
+        place = folder / "kfac" / phase / f"study_{study}" / "digits_jax" / f"trial_{number}"
+        values = [0.1] * (hit - 1) + [0.9]
+        write_trial(place, values, point={"learning_rate": rate}, outcome={"submission": "kfac"}, seed=seed)
+    (result,) = summary_of(folder).comparisons[0].results
+    return result.best_trials[0].point["learning_rate"], result.costs[Cost.STEPS]
+
+
+def test_a_point_drawn_again_by_chance_does_not_win_by_that(tmp_path):
+    """0.1 was drawn in both studies, 0.2 and 0.3 in one each."""
+    drawn = [(1, 0, 0.1, 6), (1, 0, 0.2, 2), (2, 1, 0.1, 4), (2, 1, 0.3, 5)]
+    rate, steps = best_of(tmp_path, [("search", *trial) for trial in drawn])
+    assert (rate, steps.median, steps.n) == (0.2, 20, 1)
+
+
+def test_nor_does_the_point_of_the_most_seeds(tmp_path):
+    """All points were run on several seeds: 0.1 on three, with 50 steps each, and 0.2 on two, with 30 and 40."""
+    drawn = [(1, 0, 0.1, 5), (2, 1, 0.1, 5), (3, 2, 0.1, 5), (1, 0, 0.2, 3), (2, 1, 0.2, 4)]
+    rate, steps = best_of(tmp_path, [("search", *trial) for trial in drawn])
+    assert (rate, steps.median, steps.n) == (0.2, 35, 2)
+
+
+def test_a_confirmed_point_that_was_drawn_twice_counts_once_for_a_seed(tmp_path):
+    """0.1: 10, 10 steps on seed 0 and 90 on seed 1, a mean of 50 over the seeds; 0.2: 40 and 50."""
+    searched = [("search", 1, 0, 0.1, 1), ("search", 1, 0, 0.1, 1), ("search", 1, 0, 0.2, 4), ("search", 2, 7, 0.3, 1)]
+    confirmed = [("confirm", 1, 1, 0.1, 9), ("confirm", 1, 1, 0.2, 5)]
+    rate, steps = best_of(tmp_path, [*searched, ("search", 3, 8, 0.3, 1), *confirmed])
+    assert (rate, steps.median, steps.n) == (0.2, 45, 2)
+
+
 def test_pruned_and_unfinished_trials_are_in_no_median(tmp_path):
     own = {"submission": "kfac"}
     write_trial(tmp_path / "digits_jax/trial_1", [0.1] * 3, point={"a": 1}, outcome=own | {"reason": "pruned"})
