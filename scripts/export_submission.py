@@ -9,7 +9,8 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import export
+from tuning import disk, export
+from tuning.errors import UserError, one_line
 from tuning.ruleset import TuningRuleset
 
 _RULESETS = {ruleset.folder_name: ruleset for ruleset in TuningRuleset}
@@ -28,7 +29,12 @@ def main(values: dict[str, Any]) -> None:
     beside = Path(__file__).resolve().parents[1] / "submissions" / name
     info = export.Info(*(values[field] for field in ("submission_name", "authors", "affiliations", "version")))
     path = beside if beside.is_dir() else Path(name)
-    print(f"written to {export.export(path, _RULESETS[values['ruleset']], values['out'], info)}")
+    out = disk.expanded(values["out"], "out")
+    try:
+        target = export.export(path, _RULESETS[values["ruleset"]], out, info)
+    except OSError as error:
+        raise UserError(f"cannot write into {str(out)!r} ({one_line(error)}): give another --out") from error
+    print(f"written to {target}")
 
 
 command.run(__name__, main)

@@ -9,6 +9,7 @@ from typing import Any
 import command
 from absl import flags
 
+from tuning import disk
 from tuning.errors import UserError
 from tuning.report import archive, files
 
@@ -16,7 +17,7 @@ flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", re
 
 
 def main(values: dict[str, Any], folders: list[str]) -> None:
-    out = Path(values["out"]).expanduser()
+    out = disk.expanded(values["out"], "out")
     if not out.name.endswith(files.ARCHIVE_ENDING):
         raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
     n = archive.pack([Path(folder).expanduser() for folder in folders], out)

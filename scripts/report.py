@@ -12,6 +12,7 @@ import command
 from absl import flags
 from rich.console import Console
 
+from tuning import disk
 from tuning.errors import UserError
 from tuning.report import files, page, tables
 from tuning.report.protocols import Cost
@@ -44,7 +45,7 @@ def main(values: dict[str, Any], folders: list[str]) -> None:
 
 
 def _write(paths: list[Path], values: dict[str, Any]) -> None:
-    out, period_s = Path(values["out"]).expanduser(), values["watch_period_s"] if values["watch"] else 0
+    out, period_s = disk.expanded(values["out"], "out"), values["watch_period_s"] if values["watch"] else 0
     rank_by = Cost(values["rank_by"])
     try:
         summary = page.write(paths, out, values["references"], period_s, rank_by, values["hardware_profile"])
