@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tuning import records, scoring
 from tuning.report import figures, tables
 from tuning.report.protocols import Cost
 from tuning.report.reading import read
-from tuning.report.summary import Comparison, SubmissionResult, Summary, summarise
+from tuning.report.summary import Comparison, Ratio, SubmissionResult, Summary, summarise
 from workloads import budgets
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -90,23 +91,45 @@ def verdict(c: Comparison, rank_by: Cost) -> str:
         return f"{c.workload} has no target."
     if not hits:
         return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
-    first = hits[0]
-    sentence = f"{c.workload}: {first.submission} needs the fewest {rank_by.words} to {c.metric} {c.target:.4g}, "
+    level = _least(hits, rank_by)
+    first = level[0]
+    sentence = f"{c.workload}: {_need_fewest(level, rank_by)} to {c.metric} {c.target:.4g}, "
     sentence += tables.seed_median(first.costs[rank_by], 0 if rank_by is Cost.STEPS else 1)
     ratios = c.ratios.get(first.submission, {})
-    if first.submission == c.reference or rank_by not in ratios:
-        return sentence + ("; it is the reference." if ratios else ".")
-    sentence += f": {tables.ratio(ratios[rank_by])} of {c.reference}'s"
-    others = [cost for cost in Cost if cost is not rank_by and cost in ratios]
-    sentence += "".join(f", {tables.ratio(ratios[cost])} of its {cost.words}" for cost in others) + "."
+    if rank_by not in ratios:
+        return sentence + "."
+    if any(result.submission == c.reference for result in level):
+        sentence += f"; {'it' if len(level) == 1 else c.reference} is the reference."
+        if len(level) == 1:
+            return sentence
+    else:
+        sentence += f": {_ratio_of_all(level, ratios[rank_by])} of {c.reference}'s"
+        others = [cost for cost in Cost if cost is not rank_by and cost in ratios and len(level) == 1]
+        sentence += "".join(f", {tables.ratio(ratios[cost])} of its {cost.words}" for cost in others) + "."
     clock = Cost.SECONDS if rank_by is Cost.STEPS else Cost.STEPS
-    timed = [result for result in hits if clock in result.costs]
-    best = min(timed, key=lambda result: result.costs[clock].median, default=first)
-    if best is not first:
-        ratio = c.ratios.get(best.submission, {}).get(clock)
-        sentence += f" {best.submission} needs the fewest {clock.words}"
-        sentence += f", {tables.ratio(ratio)}." if ratio else "."
+    fastest = _least([result for result in hits if clock in result.costs], clock)
+    if fastest and all(result is not first for result in fastest):
+        ratio = c.ratios.get(fastest[0].submission, {}).get(clock)
+        sentence += f" {_need_fewest(fastest, clock)}"
+        sentence += f", {_ratio_of_all(fastest, ratio)}." if ratio else "."
     return sentence
+
+
+def _least(results: Sequence[SubmissionResult], cost: Cost) -> list[SubmissionResult]:
+    """Those with the least median; several if they are level."""
+    least = min((result.costs[cost].median for result in results), default=None)
+    return [result for result in results if result.costs[cost].median == least]
+
+
+def _need_fewest(results: Sequence[SubmissionResult], cost: Cost) -> str:
+    *others, last = [result.submission for result in results]
+    names = f"{', '.join(others)} and {last} are level: each needs" if others else f"{last} needs"
+    return f"{names} the fewest {cost.words}"
+
+
+def _ratio_of_all(results: Sequence[SubmissionResult], ratio: Ratio) -> str:
+    """The first one's ratio; if there are others, without its interval, which is not theirs."""
+    return tables.ratio(ratio if len(results) == 1 else replace(ratio, interval=None))
 
 
 def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:

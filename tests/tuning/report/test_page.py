@@ -38,6 +38,33 @@ def test_the_answer_comes_first(report):
     assert html.index('class="verdict"') < html.index("<table")
 
 
+@pytest.mark.parametrize(
+    ("hits", "told"),
+    [
+        (
+            {"aaa": 3, "nadamw": 3, "sgd": 5},
+            "aaa and nadamw are level: each needs the fewest steps to accuracy 0.8, 30; nadamw is the reference. "
+            "nadamw needs the fewest seconds, 1.00.",
+        ),
+        (
+            {"a": 3, "b": 3, "c": 3, "nadamw": 6},
+            "a, b and c are level: each needs the fewest steps to accuracy 0.8, 30: 0.50 of nadamw's. "
+            "c needs the fewest seconds, 0.67.",
+        ),
+        ({"a": 3, "b": 3}, "a and b are level: each needs the fewest steps to accuracy 0.8, 30."),
+        ({"a": 3, "nadamw": 2}, "nadamw needs the fewest steps to accuracy 0.8, 20; it is the reference."),
+    ],
+)
+def test_submissions_that_are_level(tmp_path, hits, told):
+    """Each needs fewer seconds a step than the one before."""
+    for number, (name, hit) in enumerate(hits.items()):
+        values = [0.1] * (hit - 1) + [0.9]
+        place = tmp_path / name / "digits_jax" / "trial_1"
+        write_trial(place, values, point={}, seconds_a_step=0.6 - 0.1 * number, outcome={"submission": name})
+    (comparison,) = page.summarise(page.read([tmp_path]), ["nadamw"]).comparisons
+    assert page.verdict(comparison, Cost.STEPS) == f"digits: {told}"
+
+
 def test_the_page_needs_nothing_else(report):
     html = (report / "index.html").read_text()
     assert not re.search(r'(src|href)="https?://|@import|url\("?http', html)
