@@ -42,9 +42,12 @@ def easier(target: float, share: float, lower_is_better: bool) -> float:
 
 
 def first_hit(values: Sequence[float] | np.ndarray, target: float, lower_is_better: bool) -> int | None:
-    """Index of the first value at least as good as the target, as in the published rules. NaN never is."""
+    """Index of the first value at least as good as the target, as in the published rules.
+
+    A value that is not finite never is, as in `workloads.spec.Target`.
+    """
     metrics = np.asarray(values, float)
-    is_reached = metrics <= target if lower_is_better else metrics >= target
+    is_reached = np.isfinite(metrics) & (metrics <= target if lower_is_better else metrics >= target)
     return int(is_reached.argmax()) if is_reached.any() else None
 
 

@@ -12,6 +12,7 @@ def test_first_hit():
     assert scoring.first_hit([0.1, 0.5, 0.9], 0.5, False) == 1
     assert scoring.first_hit([0.9, 0.5, 0.1], 0.5, True) == 1
     assert scoring.first_hit([math.nan, 0.4], 0.5, False) is None
+    assert scoring.first_hit([math.inf, 0.6], 0.5, False) == scoring.first_hit([-math.inf, 0.4], 0.5, True) == 1
     assert scoring.first_hit([], 0.5, False) is None
 
 

@@ -92,6 +92,13 @@ def test_nan_is_never_a_hit_and_is_told(tmp_path):
     assert problems == [f"{place / 'eval_measurements.csv'} validation/accuracy is not a number in 1 of 3 rows"]
 
 
+def test_an_infinite_metric_is_no_hit(tmp_path):
+    """As in the trial itself, which trains on."""
+    write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, float("inf"), 0.9], point={})
+    trial, _ = only(tmp_path)
+    assert trial.steps[trial.hit_at(trial.target)] == 30
+
+
 def test_an_empty_cell_of_the_metric_is_no_number_and_means_diverged(tmp_path):
     """As the official harness writes it."""
     place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.5, 0.6], point={})
