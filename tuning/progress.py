@@ -1,6 +1,7 @@
 """The display of a run on the terminal: live text while it runs, and a table of outcomes at its end."""
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -26,6 +27,17 @@ _FORMS = {
 RESULT_COLUMNS = ("outcome", "steps to target", "seconds to target", "training seconds to target", "best metric")
 
 
+class _Output(Console):
+    """Standard output; a reader that leaves, as in `run_trial.py … | head -1`, does not end the trial."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class LiveText:
     """`with LiveText(…) as text: text.show(…)`: text that is replaced on a terminal, elsewhere plain lines.
 
@@ -34,7 +46,7 @@ class LiveText:
     """
 
     def __init__(self, console: Console | None = None, live_period_s: float = 0.0):
-        self._console = console or Console(file=sys.stdout)
+        self._console = console or _Output()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._period_s = live_period_s if self._live else _PLAIN_PERIOD_S
         self._shown_at = float("-inf")
@@ -119,7 +131,7 @@ def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) 
     table = Table("trial", *RESULT_COLUMNS)
     for outcome in outcomes:
         table.add_row(str(outcome.trial_index), *result_cells(outcome.to_json()))
-    (console or Console(file=sys.stdout)).print(table)
+    (console or _Output()).print(table)
 
 
 def result_cells(result: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import sys
 
 import pytest
 from fake_trial import FakeWorkload, fake_submission
@@ -119,6 +120,16 @@ def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
         report(Progress(30, 300, "mean_average_precision", 0.5))
     shown = " ".join(text.getvalue().split())
     assert "(target 0.5400)" in shown and "steps/s" in shown and shown.count("left") and "…" not in shown
+
+
+def test_a_reader_of_the_output_that_leaves_does_not_end_the_trial(request_for, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        outcomes = run_experiment(request_for())
+        progress.print_outcomes(outcomes)
+    assert outcomes[0].steps_to_target == 10
 
 
 @pytest.mark.parametrize("name", ["q?x", "h#x", "a%41b", "cuda/", "µ ✓", ".hidden"])
