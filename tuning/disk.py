@@ -10,7 +10,7 @@ from pathlib import Path
 from tuning.errors import MachineFault, UserError, causes, system_error
 
 _PROBE_BYTES = 2**16
-_RUN_AGAIN = "run the command again: what is done is kept"
+_RUN_AGAIN = "run the command again (run_trial.py with --resume): what is done is kept"
 _OTHER_FOLDER = "give another --experiment_dir or --experiment_name"
 _CURES = {
     errno.ENAMETOOLONG: "give a shorter --experiment_name or --experiment_dir",

@@ -53,6 +53,12 @@ def test_the_place_that_failed_is_named_with_its_cure(tmp_path, number, place, w
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.ENOMEM])
+def test_the_cure_of_what_passes_says_how_a_trial_goes_on(tmp_path, number):
+    with pytest.raises(UserError, match=r"run the command again \(run_trial.py with --resume\): what is done is kept$"):
+        disk.refuse_if_unwritable(OSError(number, os.strerror(number)), tmp_path)
+
+
 def test_an_error_of_the_program_passes(tmp_path):
     disk.refuse_if_unwritable(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), tmp_path)
     disk.refuse_if_unwritable(ValueError("its own"), tmp_path)
