@@ -5,6 +5,7 @@ written, off the clock. A trace is on the clock: it waits for the device after i
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 from tuning.errors import UserError, one_line
 
 Row = Mapping[str, Any]
+_LOG = logging.getLogger(__name__)
 _NO_SCALARS = {"global_step", "preemption_count"}
 
 
@@ -61,10 +63,14 @@ class StepTrace:
     """A trace by JAX's profiler in `folder`, of the first to the last of `steps`; None for no trace.
 
     `close` ends a trace before its last step.
+
+    Attributes:
+        traced: first and last step of the trace so far; None before it began.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._is_on = steps, folder, False
+        self.traced: tuple[int, int] | None = None
 
     def before(self, global_step: int) -> None:
         if self._steps is not None and global_step == self._steps[0]:
@@ -73,7 +79,10 @@ class StepTrace:
 
     def after(self, global_step: int, results: Any) -> None:
         """Ends the trace after its last step, once the `results` of the step are computed."""
-        if self._is_on and self._steps is not None and global_step >= self._steps[1]:
+        if not self._is_on or self._steps is None:
+            return
+        self.traced = self._steps[0], global_step
+        if global_step >= self._steps[1]:
             jax.block_until_ready(results)
             self.close()
 
@@ -81,6 +90,8 @@ class StepTrace:
         if self._is_on:
             self._is_on = False
             jax.profiler.stop_trace()
+        if self._steps is not None and self.traced is None:
+            _LOG.warning("--profile=%d:%d traced nothing: its first step was not among this run's", *self._steps)
 
 
 class Scalars:

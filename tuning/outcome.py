@@ -45,7 +45,7 @@ class Outcome(TrialDescription):
     step_seconds_percentiles: dict[str, float] | None = None
     peak_device_memory_bytes: int | None = None  # of the device with the most, since its process began
     target_direction: str | None = None  # of the target's metric: "higher" or "lower" is better
-    profiled_steps: tuple[int, int] | None = None  # first and last step of a trace, which slows the trial down
+    profiled_steps: tuple[int, int] | None = None  # first and last traced step; a trace slows the trial down
 
     @property
     def training_seconds(self) -> float:

@@ -156,6 +156,7 @@ class Training:
                 if not self.submission_run.step(counters.global_step, counters.eval_results, train_state):
                     counters.has_ended_itself = True
                 self.trace.after(counters.global_step, self.submission_run.arrays)
+                counters.profiled_steps = self.trace.traced or counters.profiled_steps
                 counters.global_step += 1
                 self._last_step_end_at = time.perf_counter()
                 report(self._progress())

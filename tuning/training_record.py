@@ -39,15 +39,17 @@ class Counters:
     resumptions: list[dict[str, Any]] = field(default_factory=list)  # global_step and changes of each
     blocks: list[tuple[int, float]] = field(default_factory=list)  # number of steps between two waits, seconds per step
     peak_device_memory_bytes: int | None = None
+    profiled_steps: tuple[int, int] | None = None  # first and last step of the last trace
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Counters":
-        reached, best = content["reached"], content["best"]
+        reached, best, profiled = content["reached"], content["best"], content.get("profiled_steps")
         return cls(
             **content
             | {
                 "reached": Reached(**reached) if reached else None,
                 "best": Best(**best) if best else None,
+                "profiled_steps": tuple(profiled) if profiled else None,
                 "eval_results": [(step, result) for step, result in content["eval_results"]],
             }
         )

@@ -76,7 +76,7 @@ def run_trial(
     may_differ = ("data_dir", "submission_path")
     processes.refuse_other({k: v for k, v in description.to_json().items() if k not in may_differ}, "trial")
     if processes.is_first and (checkpointing.keep or resume):
-        checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep or 2)
+        checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep)
     monitoring = monitoring if monitoring and processes.is_first else Monitoring()
     training = Training(
         description,
@@ -94,8 +94,10 @@ def run_trial(
             training.set_up()
             if not (resume and training.resume()):
                 _remove_earlier_files(claim)
+            if not checkpointing.keep:
+                training.checkpoints = None  # it was only to be read
             miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), cannot_win)
-        outcome = _outcome(training, environment, miss, error=None, profiled_steps=monitoring.profile)
+        outcome = _outcome(training, environment, miss, error=None)
         records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
         return outcome
     except UserError:
@@ -228,13 +230,7 @@ def _write_crash(training: Training, environment: Mapping[str, Any], error: Exce
         training.logger.flush()
 
 
-def _outcome(
-    training: Training,
-    environment: Mapping[str, Any],
-    miss: Miss | None,
-    error: str | None,
-    profiled_steps: tuple[int, int] | None = None,
-) -> Outcome:
+def _outcome(training: Training, environment: Mapping[str, Any], miss: Miss | None, error: str | None) -> Outcome:
     counters, compiles, seconds = training.counters, training.compiles.counts, training.clock.seconds
     reached, best, steps = counters.reached, counters.best, counters.global_step
     return Outcome(
@@ -257,7 +253,7 @@ def _outcome(
         step_seconds_percentiles=_percentiles(counters.blocks),
         peak_device_memory_bytes=counters.peak_device_memory_bytes,
         target_direction=training.workload.validation_target.direction.value,
-        profiled_steps=profiled_steps,
+        profiled_steps=counters.profiled_steps,
     )
 
 

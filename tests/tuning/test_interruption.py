@@ -125,6 +125,17 @@ def test_without_checkpoints_the_line_does_not_promise_one(tmp_path):
     assert "no new checkpoint" in str(stop.value) and stop.value.exit_code == 75
 
 
+def test_a_resumed_trial_that_is_to_keep_no_checkpoints_reads_the_last_and_saves_none(tmp_path, whole):
+    with pytest.raises(Interrupted):
+        run(tmp_path, {14: signal.SIGTERM})
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(Interrupted, match="no new checkpoint"):
+        run(tmp_path, {24: signal.SIGTERM}, keep=0)
+    outcome = run(tmp_path, keep=0)
+    assert [each["global_step"] for each in outcome.resumptions] == [15]
+    assert contents(tmp_path) == whole and sorted((tmp_path / "checkpoints").iterdir()) == before
+
+
 def _noted(name):
     interruption = Interruption()
     interruption.signal_name = name

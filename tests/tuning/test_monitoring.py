@@ -125,8 +125,20 @@ def test_a_profile_is_of_the_steps_asked_for(tmp_path):
 
 
 def test_a_profile_that_the_end_cuts_short_is_written_too(tmp_path):
-    run_fake_trial(tmp_path, FakeWorkload(), fake_submission(), monitoring=Monitoring(profile=(38, 99)))
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    outcome = run_fake_trial(tmp_path, FakeWorkload(), fake_submission(), monitoring=Monitoring(profile=(38, 99)))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb")) and outcome.profiled_steps == (38, 39)
+
+
+def test_only_what_was_traced_is_recorded_and_a_resumed_trial_knows_of_it(tmp_path, caplog):
+    def run(max_global_steps, first_and_last):
+        own = dict(checkpointing=Checkpointing(keep=2), resume=True, monitoring=Monitoring(profile=first_and_last))
+        workload = FakeWorkload()
+        return run_fake_trial(tmp_path, workload, fake_submission(), max_global_steps=max_global_steps, **own)
+
+    assert run(10, (500, 501)).profiled_steps is None and not (tmp_path / "profile").exists()
+    assert "--profile=500:501 traced nothing: its first step was not among this run's" in caplog.text
+    assert run(20, (12, 13)).profiled_steps == (12, 13)
+    assert run(30, None).profiled_steps == run(40, (12, 13)).profiled_steps == (12, 13)
 
 
 def test_the_steps_of_a_profile():
