@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from .arguments import checked_forward
 from .convolution import Convolution, patches
-from .devices import vary
+from .devices import AxisNames, vary
 from .finder import Products, find_products
 from .layers import Layer, Path, leaf_path
 from .products import Key, Kind, Product
@@ -186,7 +186,11 @@ def families(
 
 
 def capture(
-    traced: Traced, params: PyTree, by_kernel: Mapping[Path, Family], output_gradients: bool = True
+    traced: Traced,
+    params: PyTree,
+    by_kernel: Mapping[Path, Family],
+    output_gradients: bool = True,
+    axis_name: AxisNames | None = None,
 ) -> Captured:
     """Carry out a traced forward pass once, capturing inputs, and prepare its backward passes.
 
@@ -202,7 +206,7 @@ def capture(
         outputs, aux = jax.tree.unflatten(structure, results)
         return outputs, (aux, inputs)
 
-    outputs, vjp, (aux, inputs) = jax.vjp(run, params, vary(zeros), has_aux=True)
+    outputs, vjp, (aux, inputs) = jax.vjp(run, params, vary(zeros, axis_name), has_aux=True)
 
     def pullback(cotangent: PyTree) -> tuple[PyTree, dict[Path, list[Array]]]:
         gradient, at_outputs = vjp(jax.tree.map(_cast_like, cotangent, outputs))

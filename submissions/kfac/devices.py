@@ -1,4 +1,4 @@
-"""Estimates inside `shard_map`, `pmap` and `vmap`: what is one device's own, and sums over devices.
+"""Estimates on several devices: what is one device's own, and sums over devices.
 
 Inside `shard_map`, JAX types a value by the mesh axes over which it *varies*, and sums the gradient for a value that
 does not vary over all devices. Factors need each device's own gradients, before the square; so parameters and
@@ -11,17 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
 AxisNames = str | tuple[str, ...]
 
 
-def vary(tree: PyTree) -> PyTree:
+def vary(tree: PyTree, axis_name: AxisNames | None) -> PyTree:
     """Inside `shard_map`, the same values marked as device-varying, so that gradients are not summed over devices.
 
     Zero times an axis index is device-varying, and so is what it is added to. Outside `shard_map` nothing changes.
+
+    Args:
+        axis_name: along which they vary; None for all axes.
     """
     axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if axis_name is not None:
+        axes = tuple(axis for axis in axes if axis in _names(axis_name))
     if not axes:
         return tree
     nothing = 0 * jax.lax.axis_index(axes)
@@ -30,6 +36,40 @@ def vary(tree: PyTree) -> PyTree:
         return x + nothing.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
 
     return jax.tree.map(one, tree)
+
+
+def check_axes(outputs: PyTree, axis_name: AxisNames | None) -> None:
+    """
+    Raises:
+        ValueError: inside `shard_map`, a model's outputs vary over devices along other axes than those named, too.
+    """
+    if axis_name is None:
+        return
+    varying = set().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(outputs)))
+    if others := sorted(varying - set(_names(axis_name))):
+        raise ValueError(f"the outputs vary along the axis {others[0]!r}, too: name all axes in `axis_name`")
+
+
+def _varying_axes(x: Array) -> frozenset[str]:
+    """The axes of `shard_map` along which a value varies, as its type says."""
+    kind: Any = jax.typeof(x)
+    axes: frozenset[str] = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return axes
+
+
+def _names(axis_name: AxisNames) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else axis_name
+
+
+def is_explicit(mesh: Any) -> bool:
+    """Whether arrays on a mesh have their sharding in their type, as by `jax.make_mesh`."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+def on_all_devices(rows: Array) -> dict[str, Any]:
+    """The argument by which a product of rows that an explicit mesh splits has its result on every device."""
+    mesh = jax.typeof(rows).sharding.mesh
+    return {"out_sharding": NamedSharding(mesh, PartitionSpec())} if is_explicit(mesh) else {}
 
 
 def own_key(key: Array | None, axis_name: AxisNames | None) -> Array | None:

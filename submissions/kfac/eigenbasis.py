@@ -26,11 +26,10 @@ from jax.sharding import Mesh
 
 from .groups import per_layer
 from .layers import is_diagonal
-from .stacks import map_by_size, one_by_one
+from .stacks import map_by_size, one_by_one, product
 
 PyTree = Any
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 # Off-diagonal entries below this multiple of float32's epsilon times M's largest diagonal entry are rounding errors.
 # They are set to zero, as they would rotate the directions of zero eigenvalue at random. A choice.
@@ -122,8 +121,8 @@ def refresh(
 def rotate(matrix: Array, bases: Bases) -> Array:
     """Q_Aᵀ G Q_B of matrices `[..., n_rows, d_out]`."""
     if bases.outputs is not None:
-        matrix = _product(matrix, bases.outputs)
-    return matrix if bases.inputs is None else _product(bases.inputs.mT, matrix)
+        matrix = product(matrix, bases.outputs)
+    return matrix if bases.inputs is None else product(bases.inputs.mT, matrix)
 
 
 def rotate_back(matrix: Array, bases: Bases) -> Array:
@@ -138,7 +137,7 @@ def transfer(second_moment: Array, overlaps: Bases) -> Array:
 
 def in_basis(factor: Array, basis: Array) -> Array:
     """M = Qᵀ A Q `[..., n, n]`, positive definite, without its rounding noise."""
-    m = _product(basis.mT, _product(factor, basis))
+    m = product(basis.mT, product(factor, basis))
     on_diagonal = jnp.eye(m.shape[-1], dtype=bool)
     diagonal = jnp.where(on_diagonal, m, 0)
     scale = diagonal.max((-2, -1), keepdims=True)
@@ -162,7 +161,7 @@ def power_iteration(m: Array) -> Array:
 def _refreshed(rotation: Callable[[Array], Array], factors: Array, bases: Array) -> tuple[Array, Array, Array]:
     """New bases, squared overlaps with the old, and whether each is good `[k]`, of stacks `[k, n, n]`."""
     turns = rotation(in_basis(factors, bases))
-    new, are_orthogonal = _orthogonalise(_product(bases, turns))
+    new, are_orthogonal = _orthogonalise(product(bases, turns))
     are_good = are_orthogonal & jnp.isfinite(factors).all((1, 2))
     overlaps = jnp.where(per_layer(are_good), jnp.square(turns), jnp.eye(turns.shape[-1], dtype=turns.dtype))
     return jnp.where(per_layer(are_good), new, bases), overlaps, are_good
@@ -170,11 +169,7 @@ def _refreshed(rotation: Callable[[Array], Array], factors: Array, bases: Array)
 
 def _orthogonalise(basis: Array) -> tuple[Array, Array]:
     """One Newton-Schulz step, so that no error builds up over refreshes; whether the result is orthogonal `[...]`."""
-    gram = _product(basis.mT, basis)
+    gram = product(basis.mT, basis)
     # Sums, not the largest entry: compiled for a CPU, the maximum of NaNs is no NaN.
     errors = jnp.square(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)).sum(-1)
-    return 1.5 * basis - 0.5 * _product(basis, gram), (errors < _NEARLY_ORTHOGONAL).all(-1)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)
+    return 1.5 * basis - 0.5 * product(basis, gram), (errors < _NEARLY_ORTHOGONAL).all(-1)

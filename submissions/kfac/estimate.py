@@ -11,7 +11,7 @@ from jax import Array
 from .arguments import check_geometry, check_layers, check_member, checked_forward, checked_loss
 from .capture import Captured, Family, Forward, Traced, capture, families, trace
 from .coverage import Reasons, left_out, report, report_positions
-from .devices import AxisNames, own_key, sum_over, vary
+from .devices import AxisNames, check_axes, own_key, sum_over, vary
 from .family import InputSums, Method, OutputSums, combined, input_products, output_products
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .heads import Head, heads_of
@@ -137,7 +137,7 @@ def estimate_sums(
     Raises:
         ValueError: an argument is missing or of the wrong form, or in strict mode a layer has no factors.
     """
-    params, key = vary(params), own_key(key, axis_name)
+    params, key = vary(params, axis_name), own_key(key, axis_name)
     loss = checked_loss(loss)
     if layers is None and layout is not None:
         raise ValueError("a layout, but no layers: give layers, or `layers=()` on a step without new factors")
@@ -156,7 +156,8 @@ def estimate_sums(
     )
     traced = trace(forward, params)
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
-    captured = capture(traced, params, found, output_factors)
+    captured = capture(traced, params, found, output_factors, axis_name)
+    check_axes(captured.outputs, axis_name)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients: PyTree = None
     at_outputs: dict[Path, list[Array]] = {}
@@ -168,7 +169,7 @@ def estimate_sums(
     if output_factors and found:
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
         squares = functools.partial(output_products, found, method=method)
-        outputs = _output_sums(captured, heads, fisher, key, at_outputs, squares)
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, squares, axis_name)
     inputs = input_products(found, captured.inputs, method)
     sums = Sums(summed, n_terms, gradients if with_gradients else None, inputs, outputs)
     return sum_over(sums, axis_name), captured.aux, uncaptured
@@ -234,6 +235,7 @@ def _output_sums(
     key: Array | None,
     at_outputs: Mapping[Path, list[Array]],
     squares: Squares,
+    axis_name: AxisNames | None,
 ) -> ByLayer:
     """The sums over the output gradients that the Fisher is made of.
 
@@ -248,14 +250,19 @@ def _output_sums(
             head.to_outputs(sample_cotangent(head.geometry, head.logits, head.weights, own))
             for head, own in zip(heads, keys, strict=True)
         ]
-        total = drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *each: sum(each), *drawn)
+        total = drawn[0] if len(drawn) == 1 else jax.tree.map(_added, *drawn)
         return squares(captured.pullback(total)[1])
-    sums = [_summed_over_columns(captured, head, squares) for head in heads]
+    sums = [_summed_over_columns(captured, head, squares, axis_name) for head in heads]
     total_sums: ByLayer = sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
     return total_sums
 
 
-def _summed_over_columns(captured: Captured, head: Head, squares: Squares) -> ByLayer:
+def _added(*cotangents: Array) -> Array:
+    """Their sum; those of an integer output are of dtype float0, which knows no sum."""
+    return cotangents[0] if cotangents[0].dtype == jax.dtypes.float0 else sum(cotangents[1:], cotangents[0])
+
+
+def _summed_over_columns(captured: Captured, head: Head, squares: Squares, axis_name: AxisNames | None) -> ByLayer:
     def one(index: Array) -> ByLayer:
         cotangent = root_column(head.geometry, head.logits, head.weights, index)
         return squares(captured.pullback(head.to_outputs(cotangent))[1])
@@ -263,5 +270,7 @@ def _summed_over_columns(captured: Captured, head: Head, squares: Squares) -> By
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(head.logits))
     total: ByLayer
-    total, _ = jax.lax.scan(lambda sums, k: (jax.tree.map(jnp.add, sums, one(k)), None), vary(zeros), indices)
+    total, _ = jax.lax.scan(
+        lambda sums, k: (jax.tree.map(jnp.add, sums, one(k)), None), vary(zeros, axis_name), indices
+    )
     return total

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from .convolution import Convolution, patch_sums, patches
+from .devices import on_all_devices
 from .layers import at_least_float32
 from .sharing import Rows, Sharing, combine_entries, example_sums, expand
 
@@ -121,7 +122,7 @@ def second_moment(rows: Array, diagonal: bool = False) -> Array:
     """Σ x xᵀ over the rows x of `[rows, d]`, or its diagonal, without TF32."""
     if diagonal:
         return jnp.square(rows).sum(0)[:, None]
-    return jnp.einsum("ri,rj->ij", rows, rows, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("ri,rj->ij", rows, rows, precision=jax.lax.Precision.HIGHEST, **on_all_devices(rows))
 
 
 def gradient_covariances(gradient: Array, diagonal: tuple[bool, bool] = (False, False)) -> tuple[Array, Array]:

@@ -42,6 +42,7 @@ def with_described_rows(
     reasons: dict[str, str] = {}
     for kernel, family in families.items():
         reason = next(filter(None, (_reason(use, layout, fisher) for use in family.uses)), None)
+        reason = reason or _mixed(family, layout)
         if reason:
             reasons |= {layer.name: reason for layer in family.layers}
         else:
@@ -74,6 +75,12 @@ def _reason(use: KernelUse, layout: Layout, fisher: Fisher) -> str | None:
     except LayoutError as error:
         return str(error)
     return _SHARED if rows.is_shared and fisher is not Fisher.SAMPLED else None
+
+
+def _mixed(family: Family, layout: Layout) -> str | None:
+    """Why the uses of one kernel cannot be combined; None where they can."""
+    kinds = {(rows.n_examples, rows.is_shared) for rows, _ in (layout.rows(_positions(u, layout)) for u in family.uses)}
+    return "some of its rows are common to all examples, and some are of one each" if len(kinds) > 1 else None
 
 
 def _positions(use: KernelUse, layout: Layout) -> tuple[int, ...]:

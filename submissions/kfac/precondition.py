@@ -16,9 +16,7 @@ from jax.sharding import Mesh
 from . import trust_region
 from .groups import Parts, per_layer
 from .layers import is_diagonal
-from .stacks import map_by_size, one_by_one
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from .stacks import map_by_size, one_by_one, product
 
 # π, the root of the ratio of the factors' mean eigenvalues, divides the damping between A and B. If B is nearly zero,
 # as before a head that is initialised to zero, π would be huge and B would have no damping; so π is clipped. A choice.
@@ -37,15 +35,15 @@ class Inverses(NamedTuple):
     outputs: Array
 
 
-def damping_ratio(inputs: Array, outputs: Array, max_pi: float = MAX_PI) -> Array:
-    """π `[...]` = sqrt(mean eigenvalue of A / mean eigenvalue of B), within [1 / max_pi, max_pi].
+def damping_ratio(inputs: Array, outputs: Array) -> Array:
+    """π `[...]` = sqrt(mean eigenvalue of A / mean eigenvalue of B), within [1 / MAX_PI, MAX_PI].
 
     Source: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, §6.3.
     """
     tiny = jnp.finfo(inputs.dtype).tiny
     mean_a, mean_b = (_trace(f) / f.shape[-2] for f in (inputs, outputs))
     pi = jnp.sqrt(jnp.maximum(mean_a, tiny)) / jnp.sqrt(jnp.maximum(mean_b, tiny))
-    return jnp.clip(pi, 1 / max_pi, max_pi)
+    return jnp.clip(pi, 1 / MAX_PI, MAX_PI)
 
 
 def damped_inverses(
@@ -100,8 +98,8 @@ def scale_to_unit_mean_eigenvalue(factors: Mapping[str, tuple[Array, Array]]) ->
 def precondition(gradient: Array, inverses: Inverses) -> Array:
     """A⁻¹ G B⁻¹ for gradients `[..., n_rows, d_out]`."""
     a, b = inverses
-    right = gradient * b.mT if is_diagonal(b.shape) else jnp.matmul(gradient, b, precision=_HIGHEST)
-    return a * right if is_diagonal(a.shape) else jnp.matmul(a, right, precision=_HIGHEST)
+    right = gradient * b.mT if is_diagonal(b.shape) else product(gradient, b)
+    return a * right if is_diagonal(a.shape) else product(a, right)
 
 
 def bounded_or_fallback(

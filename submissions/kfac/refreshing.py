@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from .routing import states_of
+
 PyTree = Any
 
 
@@ -26,7 +28,15 @@ def refresh_curvature(
     Args:
         optimizer: one of this library's, which other transformations may wrap.
         factors: layer name -> (A, B), from `estimate`; None to refresh from the averages as they are.
+
+    Raises:
+        ValueError: the optimiser is inside `optax.MultiSteps`, which would drop the new state.
     """
+    if states_of(state, optax.MultiStepsState):
+        raise ValueError(
+            "optax.MultiSteps drops what changes between its steps: give `factors` and `refresh` to its `update`, at "
+            "the last of the calls whose gradients it averages"
+        )
     nothing = jax.tree.map(jnp.zeros_like, params)
     _, new = optimizer.update(nothing, state, params, factors=factors, refresh=True, is_step=False)
     return jax.tree.map(lambda old, new: new if _has_curvature(old) else old, state, new, is_leaf=_has_curvature)

@@ -16,9 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .layers import is_diagonal
-from .stacks import map_by_size
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from .stacks import map_by_size, product
 
 # (a, b, c) of the best polynomials one after another, for singular values in [1e-3, 1].
 # Source: Amsel et al., "The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon Algorithm",
@@ -34,8 +32,7 @@ _POLAR_EXPRESS = (
     (1.875, -1.25, 0.375),
 )
 
-# How many of them bring 1e-3 to about 1e-3^½. The values of A^½ are about that large at least, so the others are enough
-# for its root.
+# The first ones only lift values near 1e-3. Those of A^½ are about 1e-3^½ at least, so its root needs the others alone.
 _N_FOR_SMALLEST = 2
 
 # Polynomials of a polar factor. Five leave singular values in [0.85, 1.13], as near to one as a direction needs.
@@ -133,7 +130,7 @@ def root_by_eigenvectors(matrix: Array, power: float) -> Array:
     """A^-power of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]
-    return _product(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
+    return product(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
 
 
 def root_by_products(matrices: Array, power: float) -> Array:
@@ -158,19 +155,15 @@ def _square_roots(matrices: Array, polynomials: Sequence[tuple[float, float, flo
     def polynomial(coefficients: Array | tuple[float, float, float], t: Array) -> Array:
         a, b, c = coefficients
         t = (t + t.mT) / 2
-        return a * eye + b * t + c * _product(t, t)
+        return a * eye + b * t + c * product(t, t)
 
     def both(pair: tuple[Array, Array], coefficients: Array) -> tuple[tuple[Array, Array], None]:
         y, z = pair
-        step = polynomial(coefficients, _product(z, y))
-        return (_product(y, step), _product(step, z)), None
+        step = polynomial(coefficients, product(z, y))
+        return (product(y, step), product(step, z)), None
 
     y = matrices / size
     step = polynomial(polynomials[0], y)  # the first one: Z = I
     rest = jnp.asarray(polynomials[1:], matrices.dtype)
-    (y, z), _ = jax.lax.scan(both, (_product(y, step), step), rest)  # a loop compiles them once
+    (y, z), _ = jax.lax.scan(both, (product(y, step), step), rest)  # a loop compiles them once
     return y * jnp.sqrt(size), z / jnp.sqrt(size)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)

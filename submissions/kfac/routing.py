@@ -1,12 +1,12 @@
-"""Optimisers of layers inside other optimisers, which give them a part of the parameter tree, or wrap their state.
+"""Lets the optimisers work inside `optax.masked` and `optax.multi_transform`, which hide parameters from them.
 
-`optax.masked` and `optax.multi_transform` take leaves out of the parameters and gradients that an optimiser sees. A
+These take leaves out of the parameters and gradients that an optimiser sees. A
 layer whose kernel is taken out is none of this optimiser's; one whose bias is taken out is a layer without a bias.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,17 +67,31 @@ def layers_in(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
     """The layers whose kernel is in a parameter-like tree, without a bias that is not.
 
     Raises:
-        ValueError: a kernel or bias is missing from a tree that nothing was taken out of.
+        ValueError: a kernel or bias is missing from a tree that nothing was taken out of, or the layers are some, but
+            not all, of those that a scan stacks in one kernel.
     """
-    known = set(named_leaves(tree))
+    known = named_leaves(tree)
     missing = [".".join(path) for layer in layers for path in layer.leaf_paths if path not in known]
     if missing and not states_of(tree, optax.MaskedNode):
         raise ValueError(f"the parameters have no {', '.join(missing)}: find the layers of these parameters")
-    own = (layer for layer in layers if layer.kernel_path in known)
+    own = [layer for layer in layers if layer.kernel_path in known]
+    for path, indices in _stacked(own).items():
+        if len(indices) < known[path].shape[0]:
+            given = f"{len(indices)} of the {known[path].shape[0]} layers that are stacked in {'.'.join(path)}"
+            raise ValueError(f"the optimizer has {given}: give it all of them, or none")
     return tuple(layer if _has_its_bias(layer, known) else dataclasses.replace(layer, has_bias=False) for layer in own)
 
 
-def _has_its_bias(layer: Layer, known: set[Path]) -> bool:
+def _stacked(layers: Sequence[Layer]) -> dict[Path, set[int]]:
+    """Kernel -> indices of the layers, of those that a scan stacks."""
+    found: dict[Path, set[int]] = {}
+    for layer in layers:
+        if layer.index is not None:
+            found.setdefault(layer.kernel_path, set()).add(layer.index)
+    return found
+
+
+def _has_its_bias(layer: Layer, known: Container[Path]) -> bool:
     return not layer.has_bias or layer.bias_path in known
 
 

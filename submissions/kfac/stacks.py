@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .devices import is_explicit
 
 PyTree = Any
 Key = TypeVar("Key", bound=Hashable)
@@ -51,6 +53,11 @@ def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return mapped
 
 
+def product(a: Array, b: Array) -> Array:
+    """a @ b in full float32, without TF32."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh | None) -> PyTree:
     """`function` of stacks with one leading axis, each device with its part of it."""
     if mesh is None or mesh.size == 1:
@@ -58,4 +65,8 @@ def map_stack(function: Callable[..., PyTree], stacks: list[Array], mesh: Mesh |
     n_missing = -len(stacks[0]) % mesh.size
     filled = [jnp.concatenate([stack, *[stack[:1]] * n_missing]) for stack in stacks]
     split = PartitionSpec(*mesh.axis_names)
-    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split)(*filled)
+    on_devices = jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split)
+    if not is_explicit(mesh):
+        return on_devices(*filled)
+    results = on_devices(*(jax.sharding.reshard(stack, NamedSharding(mesh, split)) for stack in filled))
+    return jax.sharding.reshard(results, NamedSharding(mesh, PartitionSpec()))

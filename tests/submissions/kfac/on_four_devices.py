@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from submissions.kfac import (
     Fisher,
@@ -143,6 +143,46 @@ def test_jit_of_a_batch_that_lies_on_several_devices(n_devices):
     batch = jax.device_put(BATCH, NamedSharding(mesh(n_devices), PartitionSpec("devices")))
     got = jax.jit(lambda params, batch: arrays(estimated(params, batch)))(PARAMS, batch)
     assert_equal(got, whole(Sharing.EXPAND, Fisher.EXACT))
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+def test_jit_on_a_mesh_whose_arrays_know_their_sharding(sharing):
+    """As `jax.make_mesh` makes it."""
+    explicit = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Explicit,))
+    params = jax.device_put(PARAMS, NamedSharding(explicit, PartitionSpec()))
+    batch = jax.device_put(BATCH, NamedSharding(explicit, PartitionSpec("devices")))
+    got = jax.jit(lambda params, batch: arrays(estimated(params, batch, sharing=sharing, fisher=Fisher.EMPIRICAL)))
+    assert_equal(got(params, batch), whole(sharing, Fisher.EMPIRICAL))
+
+
+@pytest.mark.parametrize("make", [kfac, eigenbasis_adam, kfac_muon])
+def test_refreshes_spread_over_a_mesh_whose_arrays_know_their_sharding(make):
+    found, updates = estimated(PARAMS, BATCH), {}
+    options = {"learning_rate": 0.1} | ({"damping": 1e-2} if make is kfac else {})
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        own = jax.make_mesh((4,), ("devices",), axis_types=(axis_type,))
+        optimizer = make(LAYERS, mesh=own, **options)
+        given = jax.device_put((PARAMS, found.gradients, found.factors), NamedSharding(own, PartitionSpec()))
+
+        def update(params, gradients, factors, optimizer=optimizer):
+            return optimizer.update(gradients, optimizer.init(params), params, factors=factors, refresh=True)[0]
+
+        updates[axis_type] = jax.device_get(jax.jit(update)(*given))
+    assert_equal(updates[AxisType.Explicit], updates[AxisType.Auto], **STEPS)
+
+
+def test_a_mesh_of_two_axes_of_which_one_splits_the_batch():
+    both = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("devices", "model"))
+
+    def mapped(specs):
+        def run(params, batch):
+            return arrays(estimated(params, batch, axis_name="devices"))
+
+        return jax.jit(jax.shard_map(run, mesh=both, in_specs=(PartitionSpec(), specs), out_specs=PartitionSpec()))
+
+    assert_equal(mapped(PartitionSpec("devices"))(PARAMS, BATCH), whole(Sharing.EXPAND, Fisher.EXACT))
+    with pytest.raises(ValueError, match="the outputs vary along the axis 'model', too: name all axes"):
+        mapped(PartitionSpec(("devices", "model")))(PARAMS, BATCH)
 
 
 def test_devices_draw_their_own_pseudo_targets():

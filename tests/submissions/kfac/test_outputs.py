@@ -29,7 +29,8 @@ class ActorCritic(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.tanh(nn.Dense(4, name="body")(x).mean(1))
-        return {"policy": nn.Dense(3, name="policy")(x), "value": nn.Dense(1, name="value")(x), "features": x}
+        heads = {"policy": nn.Dense(3, name="policy")(x), "value": nn.Dense(1, name="value")(x)}
+        return heads | {"features": x, "n_steps": jnp.int32(len(x))}
 
 
 def forward(p):

@@ -210,6 +210,30 @@ def test_a_row_common_to_all_examples(randomized):
         run(forward, params, row_layout(4, shared=[1]), Sharing.EXPAND)
 
 
+class OneLayerForBoth(nn.Module):
+    """A layer that is used on every example and on a table that all examples share."""
+
+    @nn.compact
+    def __call__(self, x, table):
+        both = nn.Dense(2, name="both")
+        return both(x.mean(1)) + both(table).mean(0)
+
+
+def test_one_layer_on_examples_and_on_rows_common_to_all_is_refused(randomized):
+    table = jnp.ones((3, X.shape[-1]))
+    params = randomized(OneLayerForBoth(), X, table)
+    with pytest.raises(ValueError, match="both: some of its rows are common to all examples, and some are of one each"):
+        run(
+            lambda p: OneLayerForBoth().apply({"params": p}, X, table),
+            params,
+            row_layout(4, shared=[3]),
+            Sharing.REDUCE,
+            fisher=Fisher.SAMPLED,
+            geometry=Geometry(LossKind.SQUARE),
+            key=jax.random.key(0),
+        )
+
+
 class Unrolled(nn.Module):
     """A simple recurrent cell, in a scan over time or as a loop that calls its layers at every step."""
 

@@ -66,3 +66,11 @@ def test_a_refresh_changes_the_next_step(make):
     steps = [optimizer.update(GRADIENTS[0], each, PARAMS, factors=None)[0] for each in (state, refreshed)]
     assert np.abs(steps[0]["dense"]["kernel"] - steps[1]["dense"]["kernel"]).max() > 1e-3
     np.testing.assert_array_equal(steps[0]["scale"], steps[1]["scale"])
+
+
+def test_a_refresh_that_a_wrapper_would_drop_is_refused():
+    optimizer = optax.MultiSteps(kfac_muon(LAYERS, learning_rate=0.3), 4).gradient_transformation()
+    with pytest.raises(
+        ValueError, match="MultiSteps drops what changes between its steps: give `factors` and `refresh`"
+    ):
+        refresh_curvature(optimizer, optimizer.init(PARAMS), PARAMS, FACTORS[0])

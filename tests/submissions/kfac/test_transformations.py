@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from submissions.kfac import Sharing, find_layers, trace_layers
+from submissions.kfac import Sharing, find_layers, kfac_muon, trace_layers
 from tests.submissions.kfac.small import (
     Nested,
     X,
@@ -121,3 +121,7 @@ def test_some_of_the_layers_that_a_scan_stacks(randomized):
     some = [layer for layer in layers if layer.index != 0]
     got, expected = (run(Deep(True), params, layers=own).factors for own in (some, layers))
     assert_same_factors(got, {layer.name: expected[layer.name] for layer in some})
+    with pytest.raises(
+        ValueError, match="the optimizer has 1 of the 2 layers that are stacked in stack.Dense_0.kernel"
+    ):
+        kfac_muon([*some, *some], learning_rate=0.1).init(params)
