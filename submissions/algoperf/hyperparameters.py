@@ -54,12 +54,12 @@ class Hyperparameters:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearDecay(Hyperparameters):
-    """Of `schedule.polynomial`.
+    """Hyperparameters of linear warm-up and linear decay, see `schedule.polynomial`.
 
     Attributes:
         decay_steps_factor: part of the schedule after the warm-up in which the learning rate decays.
         end_factor: the rate after that, as a fraction of the peak. Training goes on well at a tenth, so that a schedule
-            may be shorter than the time to a target. Source: docs/kfac_muon.md, what was tried; also Hoffmann et al.,
+            may be shorter than the time to a target. Source: docs/ablations.md; also Hoffmann et al.,
             "Training Compute-Optimal Large Language Models", 2022.
     """
 

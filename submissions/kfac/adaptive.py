@@ -76,7 +76,9 @@ def eigenbasis_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """NAdamW in the eigenbases of the layers' Kronecker factors. Every number may be a traced array, or a schedule.
 
-    Defaults without a source are choices of this project.
+    Sources: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018, for
+    K-FAC's eigenbasis; Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly
+    changing basis. Defaults without a source are choices of this project.
 
     Args:
         layers: the layers with factors, from `find_layers`; every other parameter has NAdamW in its own axes.
@@ -93,62 +95,40 @@ def eigenbasis_adam(
     """
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
+        groups = group_by_shape(layers)
+
+        def init(params: PyTree) -> EigenbasisState:
+            zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
+            return EigenbasisState(
+                count=jnp.zeros([], jnp.int32),
+                fallbacks=init_fallbacks(),
+                factors=init_factors(groups),
+                bases={group.name: identity(*group.factor_shapes) for group in groups},
+                first_moment=zeros,
+                second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
+            )
+
+        def direction(parts: Parts, state: EigenbasisState, params: PyTree | None) -> tuple[Parts, EigenbasisState]:
+            del params
+            state, ahead, squares = _moments(state, parts, beta1, beta2)
+            updates = _adam(ahead, squares, epsilon, relative_epsilon)
+            back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
+            return updates._replace(matrices=back), state
+
+        update = update_with_curvature(
+            groups,
+            grad_clip=grad_clip,
+            factor_decay=factor_decay,
+            refresh_state=lambda state: _refresh(state, full_refreshes, mesh),
+            direction=direction,
+        )
         return optax.chain(
-            _scale_by_eigenbasis(
-                layers, grad_clip, beta1, beta2, epsilon, relative_epsilon, factor_decay, full_refreshes, mesh
-            ),
+            optax.GradientTransformationExtraArgs(init, update),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
 
     return routed(layers, build)
-
-
-def _scale_by_eigenbasis(
-    layers: Sequence[Layer],
-    grad_clip: Scalar | None,
-    beta1: Scalar,
-    beta2: Scalar,
-    epsilon: Scalar,
-    relative_epsilon: Scalar,
-    factor_decay: Scalar,
-    full_refreshes: int | None,
-    mesh: Mesh | None,
-) -> optax.GradientTransformationExtraArgs:
-    """The direction of `eigenbasis_adam`.
-
-    Sources: George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018, for
-    K-FAC's eigenbasis; Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, for Adam in a slowly
-    changing basis.
-    """
-    groups = group_by_shape(layers)
-
-    def init(params: PyTree) -> EigenbasisState:
-        zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
-        return EigenbasisState(
-            count=jnp.zeros([], jnp.int32),
-            fallbacks=init_fallbacks(),
-            factors=init_factors(groups),
-            bases={group.name: identity(*group.factor_shapes) for group in groups},
-            first_moment=zeros,
-            second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
-        )
-
-    def direction(parts: Parts, state: EigenbasisState, params: PyTree | None) -> tuple[Parts, EigenbasisState]:
-        del params
-        state, ahead, squares = _moments(state, parts, beta1, beta2)
-        updates = _adam(ahead, squares, epsilon, relative_epsilon)
-        back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
-        return updates._replace(matrices=back), state
-
-    update = update_with_curvature(
-        groups,
-        grad_clip=grad_clip,
-        factor_decay=factor_decay,
-        refresh_state=lambda state: _refresh(state, full_refreshes, mesh),
-        direction=direction,
-    )
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _refresh(state: EigenbasisState, full_refreshes: int | None, mesh: Mesh | None) -> EigenbasisState:

@@ -1,4 +1,4 @@
-"""Arguments of an estimate that have the wrong form, and what is due instead."""
+"""Checks of the arguments of `estimate`. Each error says what to give instead."""
 
 import dataclasses
 import enum
@@ -139,20 +139,20 @@ class _Value:
 
     Attributes:
         consts: the program's constants.
-        given: what the jaxpr's inputs are in the one around, where it is a jitted function's.
+        outer: for a jitted function's jaxpr, the caller's value for each of its inputs.
     """
 
     variable: Var | Literal
     jaxpr: Jaxpr
     consts: Mapping[Var, Any]
-    given: Mapping[Var, "_Value"]
+    outer: Mapping[Var, "_Value"]
 
     def origin(self) -> "_Value":
         """The same value where it was computed, inside or outside of a jitted function."""
         if isinstance(self.variable, Literal):
             return self
-        if self.variable in self.given:
-            return self.given[self.variable].origin()
+        if self.variable in self.outer:
+            return self.outer[self.variable].origin()
         eqn = self.equation()
         if eqn is None or eqn.primitive.name not in CALLS:
             return self

@@ -19,7 +19,7 @@ class Convolution(NamedTuple):
     Attributes:
         window, strides, dilation: kernel size, window strides and kernel dilation.
         padding: (low, high) zeros added to each axis; where negative, entries taken away.
-        input_dilation: the inputs are spread so far apart, with zeros between them, as by a transposed convolution.
+        input_dilation: k puts k - 1 zeros between neighbouring inputs, as a transposed convolution does.
     """
 
     window: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The linear layers that a forward pass shows, whatever the parameters' names and shapes."""
+"""The linear layers found in a traced forward pass, whatever the parameters' names and shapes."""
 
 import dataclasses
 from collections.abc import Callable

@@ -152,7 +152,7 @@ def is_diagonal(shape: Sequence[int]) -> bool:
 
 
 def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Layer, ...]:
-    """The linear layers that the names and shapes of a Flax parameter tree tell, in tree order.
+    """The linear layers, recognised by the names and shapes of a Flax parameter tree, in tree order.
 
     `trace_layers` finds them by the forward pass, whatever their names and shapes.
 

@@ -94,7 +94,9 @@ def kfac_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon in the metric of the layers' input factors. Every number but `power` may be a traced array, or a schedule.
 
-    Defaults without a source are choices of this project; docs/kfac_muon.md tells what was tried.
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; "Newton-Muon",
+    arXiv 2604.01472, 2026, for Muon preconditioned by the inputs' covariance. Defaults without a source are choices of
+    this project; docs/ablations.md tells what was tried.
 
     Args:
         layers: from `find_layers`. Those of `layers_with_metric` have factors; every other parameter has NAdamW.
@@ -116,62 +118,43 @@ def kfac_muon(
         raise ValueError(f"power is {power}; it must be 0.5 or 0.25")
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
+        groups = group_by_shape(layers_with_metric(layers))
+
+        def init(params: PyTree) -> MuonState:
+            zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
+            return MuonState(
+                count=jnp.zeros([], jnp.int32),
+                fallbacks=init_fallbacks(),
+                factors={group.name: init_average(*group.factor_shapes[0]) for group in groups},
+                roots={group.name: _identity(group.factor_shapes[0]) for group in groups},
+                first_moment=zeros,
+                second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
+            )
+
+        def direction(parts: Parts, state: MuonState, params: PyTree | None) -> tuple[Parts, MuonState]:
+            del params
+            first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
+            second, others = adam(state.second_moment, parts.others, ahead.others, beta2, epsilon, state.count)
+            steps = {
+                name: map_stack(_steepest, [stack, state.roots[name]], mesh) for name, stack in ahead.matrices.items()
+            }
+            return Parts(steps, others), state._replace(first_moment=first, second_moment=second)
+
+        update = update_with_curvature(
+            groups,
+            grad_clip=grad_clip,
+            factor_decay=factor_decay,
+            refresh_state=lambda state: _refresh(state, jnp.asarray(damping), power, mesh),
+            direction=direction,
+            select=lambda factors: {name: pair[0] for name, pair in factors.items()},
+        )
         return optax.chain(
-            _scale_by_muon(
-                layers_with_metric(layers), grad_clip, damping, power, beta1, beta2, epsilon, factor_decay, mesh
-            ),
+            optax.GradientTransformationExtraArgs(init, update),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
 
     return routed(layers, build)
-
-
-def _scale_by_muon(
-    layers: Sequence[Layer],
-    grad_clip: Scalar | None,
-    damping: Scalar,
-    power: float,
-    beta1: Scalar,
-    beta2: Scalar,
-    epsilon: Scalar,
-    factor_decay: Scalar,
-    mesh: Mesh | None,
-) -> optax.GradientTransformationExtraArgs:
-    """The direction of `kfac_muon`.
-
-    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; "Newton-Muon",
-    arXiv 2604.01472, 2026, for Muon preconditioned by the inputs' covariance.
-    """
-    groups = group_by_shape(layers)
-
-    def init(params: PyTree) -> MuonState:
-        zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
-        return MuonState(
-            count=jnp.zeros([], jnp.int32),
-            fallbacks=init_fallbacks(),
-            factors={group.name: init_average(*group.factor_shapes[0]) for group in groups},
-            roots={group.name: _identity(group.factor_shapes[0]) for group in groups},
-            first_moment=zeros,
-            second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
-        )
-
-    def direction(parts: Parts, state: MuonState, params: PyTree | None) -> tuple[Parts, MuonState]:
-        del params
-        first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
-        second, others = adam(state.second_moment, parts.others, ahead.others, beta2, epsilon, state.count)
-        steps = {name: map_stack(_steepest, [stack, state.roots[name]], mesh) for name, stack in ahead.matrices.items()}
-        return Parts(steps, others), state._replace(first_moment=first, second_moment=second)
-
-    update = update_with_curvature(
-        groups,
-        grad_clip=grad_clip,
-        factor_decay=factor_decay,
-        refresh_state=lambda state: _refresh(state, jnp.asarray(damping), power, mesh),
-        direction=direction,
-        select=lambda factors: {name: pair[0] for name, pair in factors.items()},
-    )
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _identity(shape: tuple[int, int, int]) -> Array:

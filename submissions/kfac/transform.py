@@ -129,7 +129,8 @@ def kfac(
         kl_clip: for `Length.KL_CLIP`, the bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum.
             It bounds the Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up
             directions, to at most 1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
-        fallback_rate: see `_scale_by_kfac`.
+        fallback_rate: multiplies the update of parameters outside `layers`, and of layers without inverses yet: the
+            gradient divided by the root of its running mean square (RMSProp with bias correction).
         mesh: one-dimensional, of the devices that share the inversions.
     """
     is_layerwise, is_coupled = length is Length.LAYERWISE, weight_decay_kind is WeightDecay.COUPLED

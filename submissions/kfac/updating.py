@@ -23,7 +23,7 @@ def update_with_curvature(
     direction: Direction,
     select: Callable[[Factors], Mapping[str, PyTree]] = dict,
 ) -> Callable[..., tuple[PyTree, Any]]:
-    """An optax `update`: average `factors`, refresh the curvature, drop lost gradients, clip, and make a direction.
+    """An optax `update`: average `factors`, refresh the curvature, clean and clip the gradients, make a direction.
 
     The `update` takes, beside optax's arguments,
 

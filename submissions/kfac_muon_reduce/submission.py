@@ -4,7 +4,7 @@ from ..algoperf.contract import Submission
 from ..kfac.algoperf import KFACMuon
 from ..kfac.sharing import Sharing
 
-# The one setting of the self-tuning ruleset. Source: docs/kfac_muon.md, what was tried.
+# The one setting of the self-tuning ruleset. Source: docs/ablations.md.
 SELF_TUNING = {"learning_rate": 0.02, "damping": 1e-2}
 
 _submission = Submission(KFACMuon(Sharing.REDUCE), SELF_TUNING)

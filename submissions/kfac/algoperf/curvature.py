@@ -214,10 +214,7 @@ def estimate_factors(
             "key": key if index is None else jax.random.fold_in(key, index),
         }
 
-    batch = _accumulated(problem, params, h.micro_batches, options)
-    for name, reason in batch.uncaptured.items():
-        _warn_once(f"layer {name} has no factors: {reason}")
-    return batch.factors
+    return _accumulated(problem, params, h.micro_batches, options).factors
 
 
 def _fisher(problem: Problem, outputs: PyTree, wanted: Fisher) -> tuple[Fisher, Geometry | None]:
