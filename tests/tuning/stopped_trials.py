@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 from tuning import sweep, trials_request, worker
 from tuning.claim import ClaimLost, FolderClaimed
 from tuning.trial import Checkpointing
+from tuning.trial_rows import TrialRows
 
 BEAT_S, LEASE_S = 0.05, 0.3
 WRITES = ("replace", "rename", "fsync", "unlink")
@@ -68,8 +70,19 @@ def before_each_write(do) -> None:
 
 
 def signal_before(n: int, name: str) -> None:
-    count = itertools.count(1)
-    before_each_write(lambda: os.kill(os.getpid(), getattr(signal, name)) if next(count) == n else None)
+    count, beat, beating = itertools.count(1), TrialRows.beat, threading.Lock()
+
+    def beat_alone(*arguments):
+        with beating:
+            return beat(*arguments)
+
+    def signal_at_n():
+        if next(count) == n:
+            with beating:  # stopped while a heartbeat locks the database, this process would make all others wait
+                os.kill(os.getpid(), getattr(signal, name))
+
+    TrialRows.beat = beat_alone
+    before_each_write(signal_at_n)
 
 
 def print_total(kind: str, folder: Path) -> None:
