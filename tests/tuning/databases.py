@@ -51,25 +51,31 @@ def postgresql_server():
             pytest.skip(f"the PostgreSQL server needs a user {_USER!r} where the tests run as root")
         shutil.chown(data, _USER)
         prefix = ["runuser", "-u", _USER, "--"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run = {"check": True, "capture_output": True, "cwd": "/"}
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
+    # The data need not survive a crash of the machine, and the disk is slow where others write.
+    options = f"-c fsync=off -c synchronous_commit=off -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
     control = [*prefix, str(server / "pg_ctl"), "-D", str(data / "db"), "-w"]
     try:
-        subprocess.run([*prefix, initdb, "-D", data / "db", "-U", _USER, "-A", "trust"], **run)
-        starting = [*control, "-l", str(data / "log"), "-o", options, "start"]
-        stopping = [*control, "-m", "fast", "stop"]
-        start, stop = (
-            partial(subprocess.run, command, check=True, cwd="/", stdout=subprocess.DEVNULL)
-            for command in (starting, stopping)
-        )
-        start()
+        making = [*prefix, initdb, "-N", "-D", data / "db", "-U", _USER, "-A", "trust"]
+        subprocess.run(making, check=True, capture_output=True, cwd="/")
+        run = partial(subprocess.run, cwd="/", stdout=subprocess.DEVNULL)
+        for _ in range(5):  # another program may take the free port before the server does
+            port = _free_port()
+            starting = [*control, "-l", str(data / "log"), "-o", f"-p {port} {options}", "start"]
+            if run(starting).returncode == 0:
+                break
+        else:
+            pytest.fail((data / "log").read_text())
+        start, stop = partial(run, starting, check=True), partial(run, [*control, "-m", "fast", "stop"], check=True)
         yield Server(f"postgresql://{_USER}@127.0.0.1:{port}/postgres", start, stop)
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd="/")
         shutil.rmtree(data)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _initdb() -> str | None:
