@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +46,7 @@ PartitionName=spare Nodes={host} MaxTime=60 State=UP
 
 @contextmanager
 def slurm(folder: Path):
-    """The environment in which Slurm's commands reach the cluster; skips where it cannot be installed or started."""
+    """The environment in which Slurm's commands reach the cluster; skips where it cannot be installed."""
     _refuse_or_install()
     folder.mkdir(parents=True)
     folder.chmod(0o755)
@@ -65,8 +66,8 @@ def slurm(folder: Path):
         for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
             with open(folder / f"{command[0]}.out", "wb") as log:
                 daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            time.sleep(1)
-        _wait_until_idle(environment, folder)
+            _wait_for((folder / "munge.socket").exists, folder)
+        _wait_for(lambda: _node_states(environment) == {"idle"}, folder)
         yield environment
     finally:
         subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, capture_output=True)
@@ -99,11 +100,16 @@ def _free_ports(n: int) -> list[int]:
     return ports
 
 
-def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
-    for _ in range(60):
-        told = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True)
-        if told.stdout.split() and set(told.stdout.split()) == {"idle"}:
-            return
-        time.sleep(1)
-    logs = "\n".join(file.read_text(errors="replace")[-1000:] for file in sorted(folder.glob("*.log")))
-    pytest.skip(f"Slurm does not start here: {told.stdout} {told.stderr}\n{logs}")
+def _node_states(environment: dict[str, str]) -> set[str]:
+    told = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True)
+    return set(told.stdout.split())
+
+
+def _wait_for(condition: Callable[[], bool], folder: Path) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > limit:
+            files = sorted([*folder.glob("*.log"), *folder.glob("*.out")])
+            logs = "\n".join(file.read_text(errors="replace")[-1000:] for file in files)
+            pytest.fail(f"Slurm does not start:\n{logs}")
+        time.sleep(0.1)
