@@ -16,6 +16,7 @@ from tests.tuning.databases import postgresql_server
 from tests.tuning.programs import needed
 from tests.tuning.sweeps import ROOT, finished, shown, start
 from tuning.point_queue import PointQueue
+from tuning.point_status import stored
 
 pytestmark = pytest.mark.slow
 for _library in ("optuna", "rdkit", "grain"):
@@ -26,10 +27,14 @@ def _logs(folder):
     return "".join(file.read_text() for file in (folder / "sweep" / "logs").iterdir())
 
 
-def _wait_for(condition, process, period_s=0.1):
+def _states(database):
+    return [point.state for _, point in stored(database, "sweep")]
+
+
+def _wait_for(condition, process):
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(period_s)
+        time.sleep(0.1)
 
 
 def test_without_a_device_no_point_is_taken(tmp_path):
@@ -81,7 +86,7 @@ for _ in range(int(sys.argv[3])):  # points
 
 
 @pytest.mark.parametrize("step", ["+100", "-3600"])
-def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_path, step):
+def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_path, folder, step):
     faketime = needed("faketime", "faketime")
     clock = tmp_path / "clock"
     clock.write_text("+0\n")
@@ -92,7 +97,7 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
     environment = os.environ | settings | {"LD_PRELOAD": library}
 
     def work(kind, n_points):
-        command = [sys.executable, "-c", _WORK, str(tmp_path / "s.db"), kind, str(n_points)]
+        command = [sys.executable, "-c", _WORK, str(folder / "s.db"), kind, str(n_points)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
@@ -106,7 +111,7 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
     told = subprocess.run(["date", "+%s"], env=environment, capture_output=True, text=True).stdout
     assert abs(int(told) - time.time() - int(step)) < 30  # the step is seen
     time.sleep(6)
-    _suspend(silent, tmp_path / "s.db")
+    _suspend(silent, folder / "s.db")
     taken = watcher.communicate(timeout=120)[0].split()
     silent.send_signal(signal.SIGCONT)
     assert taken == ["2", "ended"]
@@ -115,12 +120,20 @@ def test_a_step_of_the_clock_takes_no_living_trial_and_leaves_no_dead_one(tmp_pa
 
 def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
     flags = ["--num_tuning_trials=3", "--max_global_steps=2000", "--workers=2", "--max_retries=0", "--heartbeat_s=20"]
-    trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2)]
+    trials = [tmp_path / "sweep" / "b3db_jax" / f"trial_{index}" for index in (1, 2, 3)]
+
+    def last_begun(trial):
+        """When it last wrote its flags, as each start does."""
+        return max((file.stat().st_mtime_ns for file in trial.glob("flags_*.json")), default=0)
+
+    def two_train(before):
+        training = [t for t in trials if last_begun(t) > before[t] and (t / "eval_measurements.csv").exists()]
+        return len(training) == 2 and _states(tmp_path / "sweep" / "study.db").count("running") == 2
 
     def stopped_by(name, send=os.kill):
+        before = {trial: last_begun(trial) for trial in trials}
         sweep = start(tmp_path, "sweep", *flags, start_new_session=True)
-        _wait_for(lambda: all((trial / "eval_measurements.csv").exists() for trial in trials), sweep)
-        _wait_for(lambda: shown(tmp_path, "sweep")["summary"]["running"] == 2, sweep, 5.0)
+        _wait_for(lambda: two_train(before), sweep)
         workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
         send(sweep.pid, getattr(signal, name))
         output, _ = sweep.communicate()
