@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.molecules import data_dir
+
 ROOT = Path(__file__).resolve().parents[1]
 _CODE = ("submissions", "workloads", "tuning", "scripts")
 # ```python title="path" is a file; ```python title="path, after LINE" is an insertion behind that line.
@@ -39,8 +41,8 @@ def test_what_a_page_adds_runs(kind, tmp_path):
     (commands,) = _COMMANDS.findall(page)
     words = shlex.split(commands.replace("\\\n", " "))
     assert words[0] == "python"
-    data = f"--data_dir={tmp_path / 'data'}"
-    done = subprocess.run([sys.executable, *words[1:], data], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, *words[1:], f"--data_dir={data_dir()}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     (outcome,) = (tmp_path / "experiments").glob("*/*/trial_1/outcome.json")
     assert json.loads(outcome.read_text(encoding="utf-8"))["global_step"] == 2

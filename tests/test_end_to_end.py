@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.molecules import data_dir
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -16,14 +18,14 @@ TIMES = {"score", "total_duration"} | {f"accumulated_{part}_time" for part in ("
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
-    """Data and compilation cache that all processes of this file share."""
+    """Compilation cache that all processes of this file share."""
     return tmp_path_factory.mktemp("shared")
 
 
 def run(shared: Path, folder: Path, *flags: str, space: list | None = None) -> list[dict]:
     """Run scripts/run_trial.py and return the trials' outcomes."""
     command = [sys.executable, "scripts/run_trial.py", f"--experiment_dir={folder}", "--experiment_name=e", *flags]
-    command += [f"--data_dir={shared / 'data'}", f"--compilation_cache_dir={shared / 'cache'}"]
+    command += [f"--data_dir={data_dir()}", f"--compilation_cache_dir={shared}"]
     if space:
         file = folder / "space.json"
         file.write_text(json.dumps(space), encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import molecules
 from tests.workloads import archives
 from workloads import preparation, registry, tfds_data
 from workloads.graphs import molpcba
@@ -37,7 +38,7 @@ def data_dir(tmp_path_factory):
     archives.imagenet(manual, digits, wnids, N_TRAIN, N_VALIDATION)
     archives.imagenet_v2(manual, digits, N_TEST)
     archives.cifar10(manual, digits, N_CIFAR)
-    archives.molpcba(manual, registry.load("b3db")._load_graphs(str(folder)), N_GRAPHS)
+    archives.molpcba(manual, _molecules(), N_GRAPHS)
     done = _script("prepare_data.py", f"--dataset={','.join(preparation.data_sets())}", f"--data_dir={folder}", OTHER)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -46,13 +47,17 @@ def data_dir(tmp_path_factory):
 OTHER = "--allow_other_archives"
 
 
+def _molecules():
+    return registry.load("b3db")._load_graphs(str(molecules.data_dir()))
+
+
 def _script(name, *flags):
     command = [sys.executable, str(ROOT / "scripts" / name), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_molecules_come_through_the_builder_unchanged(data_dir, tmp_path):
-    source = registry.load("b3db")._load_graphs(str(data_dir))
+    source = _molecules()
     labels = archives.molpcba(tmp_path, source, N_GRAPHS)
     packed = molpcba.load_molpcba(str(data_dir))
     assert packed.n_graphs == N_GRAPHS and molpcba.store_path(str(data_dir)).is_file()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.molecules import data_dir
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "run_sweep.py"
 
@@ -12,7 +14,7 @@ SCRIPT = ROOT / "scripts" / "run_sweep.py"
 def arguments(folder, name, *flags):
     """Of run_sweep.py; a flag given twice counts as it is given last."""
     own = ["--workload=b3db", "--submission_path=submissions/nadamw", f"--experiment_dir={folder}"]
-    return [*own, f"--experiment_name={name}", f"--data_dir={folder}", "--heartbeat_s=5", *flags]
+    return [*own, f"--experiment_name={name}", f"--data_dir={data_dir()}", "--heartbeat_s=5", *flags]
 
 
 def start(folder, name, *flags, before=(), **options):
