@@ -81,16 +81,16 @@ def test_kfac_reaches_the_target_of_the_demo(shared, tmp_path):
     assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce", "kfac_muon_expand"])
-def test_any_number_of_devices_sees_the_numbers_of_one(submission, shared, tmp_path, monkeypatch):
-    """Simulated devices, which do not divide the packed rows, share batch and refresh; sums round differently.
+@pytest.mark.parametrize("submission", ["kfac_reduce", "kfac_muon_expand"])
+def test_three_devices_see_the_numbers_of_one(submission, shared, tmp_path, monkeypatch):
+    """Simulated ones, which divide neither the packed rows nor the batch of 64 graphs; sums round differently.
 
-    Three do not divide the batch of 64 graphs either.
+    For other numbers and submissions see `tests/tuning/test_several_devices.py`.
     """
     flags = ["--workload=b3db", f"--submission_path=submissions/{submission}", "--max_global_steps=10"]
     space = [{"learning_rate": 1e-3} | ({"damping": 1e-2} if submission == "kfac_reduce" else {})]
     seen = []
-    for n_devices in (1, 3, 4):
+    for n_devices in (1, 3):
         monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={n_devices}")
         folder = tmp_path / str(n_devices)
         folder.mkdir()
@@ -98,4 +98,4 @@ def test_any_number_of_devices_sees_the_numbers_of_one(submission, shared, tmp_p
         assert outcome["environment"]["n_devices"] == n_devices
         (row,) = metrics(folder)
         seen.append([float(row[f"{split}/loss"]) for split in ("train", "validation", "test")])
-    assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[2] == pytest.approx(seen[0], rel=1e-3)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-3)
