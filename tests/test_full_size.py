@@ -84,9 +84,14 @@ def test_images_come_through_the_builder_with_their_labels(data_dir):
         assert known[np.ascontiguousarray(image[..., 1]).tobytes()] == target.argmax()
 
 
-@pytest.mark.parametrize("submission", ["nadamw", "kfac_reduce"])
 @pytest.mark.parametrize(
-    ("workload", "batch_size"), [("ogbg", 64), ("imagenet_vit", 4), ("cifar10_wrn", 8)], ids=lambda value: str(value)
+    ("workload", "batch_size", "submission"),
+    [
+        ("ogbg", 64, "nadamw"),
+        ("ogbg", 64, "kfac_reduce"),
+        ("imagenet_vit", 4, "kfac_reduce"),
+        ("cifar10_wrn", 8, "kfac_reduce"),
+    ],
 )
 def test_three_steps_at_full_model_size(data_dir, tmp_path, workload, batch_size, submission):
     done = _script(
