@@ -1,6 +1,7 @@
 """How a target is set, on a fake workload whose metric is known: learning rate × step / 100, and a little by trial."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_trial import FakeWorkload, fake_submission
 
+from tests.molecules import data_dir
 from tuning import search_space, target, target_workers
 from tuning.claim import Claim
 from tuning.errors import UserError
@@ -173,19 +175,39 @@ def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
-def test_each_worker_keeps_to_one_core():
+def test_each_worker_keeps_to_a_core_of_its_own(tmp_path):
     with target_workers.pool(2) as submit:
-        cores = [future.result() for future in [submit(os.sched_getaffinity, 0) for _ in range(3)]]
-    assert all(len(core) == 1 for core in cores)
+        jobs = [submit(cores_beside, *order) for order in itertools.permutations([tmp_path / "one", tmp_path / "two"])]
+        cores = [job.result(timeout=120) for job in jobs]
+    assert [len(own) for own in cores] == [1, 1]
+    assert len(set.union(*cores)) == min(2, len(os.sched_getaffinity(0)))
+
+
+def cores_beside(own: Path, other: Path) -> set[int]:
+    """The cores of this process, once another job runs, too: until then its process would carry out both."""
+    own.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    return os.sched_getaffinity(0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Flags of folders that have the data and the compiled programs, so that two workers train at the same time."""
+    flags = [f"--data_dir={data_dir()}", f"--compilation_cache_dir={tmp_path_factory.mktemp('cache')}"]
+    command = [sys.executable, ROOT / "scripts" / "run_trial.py", "--workload=b3db", "--max_global_steps=1", *flags]
+    command += ["--submission_path=submissions/nadamw", f"--experiment_dir={tmp_path_factory.mktemp('trial')}"]
+    subprocess.run([*command, "--experiment_name=e"], cwd=ROOT, capture_output=True, check=True)
+    return flags
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_the_processes_of_the_search_with_checkpoints(tmp_path, number):
+def test_a_signal_ends_the_processes_of_the_search_with_checkpoints(made, tmp_path, number):
     """In their last moment they save a checkpoint, and none begins another trial."""
-    command = [sys.executable, ROOT / "scripts" / "set_target.py", "--workloads=b3db", "--workers=2"]
+    command = [sys.executable, ROOT / "scripts" / "set_target.py", "--workloads=b3db", "--workers=2", *made]
     command += ["--references=submissions/nadamw", "--num_tuning_trials=6", f"--experiment_dir={tmp_path}"]
-    command += [f"--out={tmp_path / 'out'}", f"--presets={tmp_path / 'presets'}", f"--data_dir={tmp_path / 'data'}"]
+    command += [f"--out={tmp_path / 'out'}", f"--presets={tmp_path / 'presets'}"]
     search = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         trials = tmp_path / "b3db" / "nadamw" / "search"
