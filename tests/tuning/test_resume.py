@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.molecules import data_dir
 from tuning import submission
 from tuning.claim import Claim
 from tuning.description import describe
@@ -104,7 +105,11 @@ def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
 def _start(folder, name):
     """The process of a trial on molecules, which goes on where an earlier one was killed."""
     command = [sys.executable, str(ROOT / "scripts" / "run_trial.py"), "--workload=b3db", "--max_global_steps=400"]
-    command += ["--submission_path=submissions/kfac_muon_reduce", f"--experiment_dir={folder}", f"--data_dir={folder}"]
+    command += [
+        "--submission_path=submissions/kfac_muon_reduce",
+        f"--experiment_dir={folder}",
+        f"--data_dir={data_dir()}",
+    ]
     command += [f"--experiment_name={name}", "--resume", "--checkpoint_period_s=1"]
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -120,18 +125,21 @@ def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     def end(name, process):
         assert process.wait() == 0, (tmp_path / f"{name}.log").read_text()
 
-    began, whole = time.monotonic(), _start(tmp_path, "whole")
-    while not list(trial("whole").glob("checkpoints/*.checkpoint")):
-        assert whole.poll() is None, (tmp_path / "whole.log").read_text()
+    end("whole", _start(tmp_path, "whole"))
+    began, process = time.monotonic(), _start(tmp_path, "cut_0")  # the whole trial has compiled its programs
+    while not list(trial("cut_0").glob("checkpoints/*.checkpoint")):
+        assert process.poll() is None, (tmp_path / "cut_0.log").read_text()
         time.sleep(0.05)
     first_checkpoint_s = time.monotonic() - began
-    end("whole", whole)
+    process.kill()
+    process.wait()
 
     rng, n_kills, n_ended = random.Random(0), 0, 0
     while n_kills < 30:
         process = _start(tmp_path, f"cut_{n_ended}")
-        time.sleep(rng.uniform(0, 1.2 * first_checkpoint_s))
-        if process.poll() is None:
+        try:
+            process.wait(timeout=rng.uniform(0, 1.2 * first_checkpoint_s))
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             n_kills += 1
