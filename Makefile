@@ -4,6 +4,8 @@ PYTEST := $(VENV)/bin/pytest
 # Processes of `make test` and `make test-slow`; each needs about 4 GB. A file's tests mostly stay in one, and share compiled programs.
 TEST_WORKERS ?= 2
 PARALLEL := -n $(TEST_WORKERS) --dist worksteal
+# A file's slow tests all stay in one, as what they share takes minutes. The order of the files is in tests/conftest.py.
+PARALLEL_SLOW := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 CAN_PREPARE := $(VENV)/.can_prepare
 CAN_DOCUMENT := $(VENV)/.can_document
@@ -71,8 +73,8 @@ coverage: setup ## run the tests, without the slow ones, and list the lines that
 	$(VENV)/bin/coverage report
 
 test-slow: setup-prepare setup-docs setup-harness ## run the slow tests, for which TensorFlow and MkDocs are added
-	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL) -m slow tests/x64 || [ $$? -eq 5 ])
-	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL) -m slow || [ $$? -eq 5 ]
+	$(if $(X64_TESTS),JAX_ENABLE_X64=1 $(PYTEST) -q $(PARALLEL_SLOW) -m slow tests/x64 || [ $$? -eq 5 ])
+	JAX_ENABLE_X64=0 $(PYTEST) -q $(PARALLEL_SLOW) -m slow || [ $$? -eq 5 ]
 
 test-harness: setup setup-harness ## run the submissions on the official runner's contract, today's libraries and its own
 	JAX_ENABLE_X64=0 $(PYTEST) -q -m "slow or not slow" tests/harness
