@@ -101,11 +101,12 @@ def _picklable_run() -> Callable[[Sequence[str]], None]:
     def run(command: Sequence[str]) -> None:
         # submitit has Slurm send this signal to all processes of the job, some time before its end. The worker saves
         # its state, and only then the job is queued again, which ends its processes. submitit's own handler would
-        # count preemptions as time limits if it does not know the limit.
-        signal.signal(signal.SIGUSR2, lambda *_: None)
+        # count preemptions as time limits if it does not know the limit. A job that is cancelled gets SIGTERM alone.
+        warnings: list[int] = []
+        signal.signal(signal.SIGUSR2, lambda number, _: warnings.append(number))
         code = subprocess.run(command).returncode
-        if code == 75:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+        if code == 75 and warnings:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         elif code:
             raise subprocess.CalledProcessError(code, command)
 
