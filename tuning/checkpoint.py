@@ -33,6 +33,10 @@ class Damaged(ValueError):
     """A checkpoint's content is not what was written."""
 
 
+class AllDamaged(UserError):
+    """No checkpoint of a trial is what was written."""
+
+
 @dataclass(frozen=True)
 class Restored:
     """A checkpoint that was read."""
@@ -97,7 +101,7 @@ class Checkpoints:
 
         Raises:
             UserError: a checkpoint belongs to another trial, another version of the submission with other arrays, or
-                another version of this project; or all are damaged.
+                another version of this project; or, as `AllDamaged`, all are damaged.
             MachineFault: a checkpoint cannot be read now, but may be intact.
         """
         self._refuse_other_formats()
@@ -118,7 +122,7 @@ class Checkpoints:
             return Restored(jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["record"], changes)
         if damaged:
             cure = "to train the trial from its beginning, remove its folder, or give another --experiment_name"
-            raise UserError(f"every checkpoint in {str(self._folder)!r} is damaged: {cure}")
+            raise AllDamaged(f"every checkpoint in {str(self._folder)!r} is damaged: {cure}")
         return None
 
     def _steps(self) -> list[int]:

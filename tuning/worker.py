@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tuning import disk, faults, pruning, records
+from tuning.checkpoint import AllDamaged
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.description import TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
@@ -170,6 +171,8 @@ class Worker:
                 interruption=self._interruption,
             )
             return outcome.to_json()
+        except AllDamaged as error:
+            return _crashed(description, claim, one_line(error))
         except UserError:
             raise
         except Exception as error:
@@ -210,6 +213,12 @@ def _given_up(lease: Lease, description: TrialDescription, claim: Claim) -> dict
             f"machines failed {len(lease.faults)} times, at last {last['machine']} ({last['error']}); "
             f"{last['log'] or 'the logs folder'} says more"
         )
-    crash = {"reason": str(Miss.CRASHED), "error": "; ".join(reasons)}
-    records.write_json(claim.folder / "outcome.json", description.to_json() | crash, claim.write)
+    crash = _crashed(description, claim, "; ".join(reasons))
     return crash | ({"is_machine_fault": True} if lease.faults else {})
+
+
+def _crashed(description: TrialDescription, claim: Claim, error: str) -> dict[str, Any]:
+    """The outcome of a trial that cannot be carried out, which is written into its folder."""
+    crash = {"reason": str(Miss.CRASHED), "error": error}
+    records.write_json(claim.folder / "outcome.json", description.to_json() | crash, claim.write)
+    return crash
