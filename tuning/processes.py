@@ -29,18 +29,19 @@ _ANSWER_S = 24 * 3600.0  # timeout of waiting for a message, before which there 
 _LISTEN_S = 1.0  # between two looks for signals that other processes received
 _SHUTDOWN_S = 30  # timeout of waiting for the other processes to end
 _COMPILE_S = 1800
-# Set for every process by Slurm's srun, by Open MPI's mpirun, and by that of MPICH and Intel MPI: the number of
-# processes and this one's number, and whose presence says that JAX finds the first process's address by itself.
+# Set for every process by Open MPI's mpirun, by that of MPICH and Intel MPI, and by Slurm's srun: the number of
+# processes and this one's number, and whose presence says that JAX finds the first process's address by itself. Under
+# Slurm an mpirun starts its own helpers by srun, whose variables its processes inherit; so srun's come last.
 _LAUNCHED = (
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_PROCID"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),  # the last one by Open MPI 4 alone
     ("PMI_SIZE", "PMI_RANK", ""),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_PROCID"),
 )
 # This process's number on its host, and how many processes each host has (Slurm: "4(x2)" for four on each of two).
 _ON_HOST = (
-    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
@@ -188,6 +189,14 @@ def own_cuda_devices() -> list[int] | None:
     return list(range(first, min(first + n_own, n_visible)))
 
 
+def _launcher() -> tuple[str, str, str] | None:
+    """The variables of what started this process as one of several; None if nothing did."""
+    found = [names for names in _LAUNCHED if int(os.environ.get(names[0], 1)) > 1]
+    if len(found) > 1 and len({os.environ[names[0]] for names in found}) == 1:
+        return found[-1]  # srun sets the variables of MPICH, too
+    return found[0] if found else None
+
+
 def join(coordinator_address: str | None = None, n_processes: int | None = None, index: int | None = None) -> Processes:
     """Connects to the other processes, if flags or the launcher name any. No device may have been used before.
 
@@ -198,7 +207,7 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     Raises:
         UserError: some of the arguments are missing, or the processes do not connect.
     """
-    launcher = next((names for names in _LAUNCHED if int(os.environ.get(names[0], 1)) > 1), None)
+    launcher = _launcher()
     if coordinator_address is n_processes is index is None:
         if launcher is None:
             return Processes()

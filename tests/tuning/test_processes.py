@@ -135,6 +135,9 @@ def test_half_of_the_flags_is_refused(monkeypatch):
         monkeypatch.setenv(name, "1")
     assert join().count == 1
     monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert module._launcher()[0] == "SLURM_STEP_NUM_TASKS"  # srun's, which may set both
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")  # of an mpirun's own helpers
     with pytest.raises(UserError, match="launcher of 2 processes has no address .* --coordinator_address=HOST"):
         join()
 
@@ -157,7 +160,7 @@ def test_a_launched_process_uses_its_share_of_the_devices(
 ):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
-    names = {"SLURM": module._ON_HOST[0], "OMPI": module._ON_HOST[1], None: ()}[launcher]
+    names = {"SLURM": module._ON_HOST[2], "OMPI": module._ON_HOST[0], None: ()}[launcher]
     for name, value in zip(names, (index, on_host), strict=False):
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
