@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning import disk, records, study_storage
+from tuning import disk, study_storage
 from tuning.errors import UserError, short_json
 from tuning.point_status import points_only
 from tuning.trial_rows import TrialRows
@@ -73,20 +73,28 @@ class SharedStudy:
         self.rows.add_trials(self.id, trials)
 
     def _join(self, name: str, identity: Mapping[str, Any]) -> None:
+        is_new_folder = self._id_file is not None and not self._id_file.exists()
+        folder = {} if self._id_file is None else {"folder": _folder_id(self._id_file)}
         try:  # even if the study exists: a user who may not write is refused here, not in the first trial
             self.study = optuna.create_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
-            folder = {} if self._id_file is None else {"folder": _read(self._id_file) or uuid.uuid4().hex}
             self.storage.set_study_user_attr(self.id, "identity", {**identity, **folder})
         except optuna.exceptions.DuplicatedStudyError:
             self.study = optuna.load_study(storage=self.storage, study_name=name)
             self.id = self.storage.get_study_id_from_name(name)
             self._wait_for_creator(lambda: "identity" in self.storage.get_study_user_attrs(self.id))
             if "identity" not in self.storage.get_study_user_attrs(self.id):
-                self.storage.set_study_user_attr(self.id, "identity", identity)  # its creator died at once
+                self.storage.set_study_user_attr(
+                    self.id, "identity", {**identity, **folder}
+                )  # its creator died at once
             self._refuse_other_identity(name, identity)
             self._wait_for_creator(lambda: not self._missing())
-        self._refuse_other_folder(name)
+        try:
+            self._refuse_other_folder(name, folder)
+        except UserError:
+            if is_new_folder and self._id_file is not None:
+                self._id_file.unlink()
+            raise
         if missing := self._missing():
             self.enqueue(missing)
 
@@ -111,22 +119,30 @@ class SharedStudy:
                 cure = "give another --experiment_name, or run what it was made with"
                 raise UserError(f"study {name!r} in the storage has {difference}; {cure}")
 
-    def _refuse_other_folder(self, name: str) -> None:
-        """Studies of earlier versions have no folder's id. The id is written before the first trial is enqueued."""
-        id_of_study = self.storage.get_study_user_attrs(self.id).get("identity", {}).get("folder")
-        if self._id_file is None or id_of_study is None or (own := _read(self._id_file)) == id_of_study:
+    def _refuse_other_folder(self, name: str, folder: Mapping[str, str]) -> None:
+        """Studies of earlier versions have no folder's id."""
+        stored = self.storage.get_study_user_attrs(self.id).get("identity", {})
+        if self._id_file is None or "folder" not in stored or stored["folder"] == folder["folder"]:
             return
-        if own is not None or self.trials():
-            folder = str(self._id_file.parent)
-            cure = "give the --experiment_dir that it was made with, or another --experiment_name"
-            raise UserError(f"study {name!r} in the storage has its trials in another folder than {folder!r}; {cure}")
-        with disk.errors_explained(self._id_file.parent):
-            records.write_text(self._id_file, id_of_study)
+        cure = "give the --experiment_dir that it was made with, or another --experiment_name"
+        raise UserError(
+            f"study {name!r} in the storage has its trials in another folder than {str(self._id_file.parent)!r}; {cure}"
+        )
 
 
-def _read(id_file: Path) -> str | None:
+def _folder_id(id_file: Path) -> str:
+    """The folder's random id, which the first caller makes."""
     with disk.errors_explained(id_file.parent):
-        return id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else None
+        try:
+            with id_file.open("x", encoding="utf-8") as file:
+                file.write(uuid.uuid4().hex)
+        except FileExistsError:
+            pass
+        for _ in range(20):
+            if text := id_file.read_text(encoding="utf-8", errors="replace").strip():
+                return text
+            time.sleep(0.1)  # another process has made the file, and not yet written it
+    raise UserError(f"{str(id_file)!r} is empty: remove it, and run the command again")
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
