@@ -43,9 +43,11 @@ def _members(folders: Sequence[Path]) -> dict[PurePath, TrialFolder]:
     found, problems = files.find(folders)
     if not found:
         raise UserError(f"no trial folder under {', '.join(map(str, folders))}; name the experiment's folder")
-    trials = copies.left_out(found, problems)
     if problems:
         raise UserError(f"{problems[0].file} {problems[0].what}; correct its name, or leave it out")
+    trials = copies.left_out(found, problems)
+    if problems:
+        raise UserError(f"{problems[0].file} holds trials of another folder, too: leave one of the two out")
     members: dict[PurePath, TrialFolder] = {}
     for folder in sorted(trials, key=lambda folder: str(folder.path)):
         path = folder.path.relative_to(folder.root.parent)

@@ -20,14 +20,14 @@ def left_out(folders: Sequence[TrialFolder], problems: list[FileProblem]) -> lis
     for folder in folders:
         if roots.setdefault(_records(folder), folder.root) != folder.root:
             copied[folder.root].append(folder)
-    left_out: set[PurePath] = set()
-    for root, copies in copied.items():
+    dropped: set[PurePath] = set()
+    for root, own in copied.items():
         # Trials of two runs may have equal records until they are evaluated: times differ.
-        if any(shortened.EVALUATIONS in folder.names for folder in copies):
-            left_out |= {folder.path for folder in copies}
-            what = f"holds copies of trials that are read already ({len(copies)}); counted once"
+        if any(shortened.EVALUATIONS in folder.names for folder in own):
+            dropped |= {folder.path for folder in own}
+            what = f"holds copies of trials that are read already ({len(own)}); counted once"
             problems.append(FileProblem(str(root), what))
-    return [folder for folder in folders if folder.path not in left_out]
+    return [folder for folder in folders if folder.path not in dropped]
 
 
 def _records(folder: TrialFolder) -> Hashable:

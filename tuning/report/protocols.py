@@ -100,7 +100,10 @@ def _on_several_seeds(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 def _one_per_seed(trials: Sequence[Trial]) -> list[Trial]:
     """The first trial of each seed."""
-    return list({trial.rng_seed: trial for trial in reversed(trials)}.values())[::-1]
+    firsts: dict[int | None, Trial] = {}
+    for trial in trials:
+        firsts.setdefault(trial.rng_seed, trial)
+    return list(firsts.values())
 
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
