@@ -143,10 +143,9 @@ def references(protocol: Protocol) -> list[Candidate]:
 
 
 def _target_points(result: Mapping[str, Any], direction: Direction) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    sign = 1 if direction is Direction.HIGHER_IS_BETTER else -1
     for name, trials in result["searches"].items():
         known = [trial for trial in trials if trial["best_validation_metric"] is not None]
-        best = max(known, key=lambda trial: sign * trial["best_validation_metric"], default=None)
+        best = max(known, key=lambda trial: direction.sign * trial["best_validation_metric"], default=None)
         if name == result["reference"]:
             yield name, result["hyperparameters"]
         elif best is not None:

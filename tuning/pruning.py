@@ -9,7 +9,6 @@ import optuna
 
 from tuning.outcome import Progress
 from tuning.point_queue import Lease, PointQueue
-from workloads.spec import Direction
 
 
 class Pruning(enum.StrEnum):
@@ -44,7 +43,7 @@ def _is_behind(queue: PointQueue, lease: Lease, pruner: Any, workload: Any, prog
     # Evaluations at fixed times fall on different steps in each trial. Then evaluations of one number are compared.
     step = progress.global_step if workload.eval_period_steps else progress.n_evaluations
     # A pruner uses the study's direction. The study minimises, since its value is the steps to target.
-    sign = -1 if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else 1
+    sign = -workload.validation_target.direction.sign
     if progress.metric is None:  # not evaluated yet
         return False
     return queue.report(lease, step, sign * progress.metric) and queue.should_prune(lease, pruner)

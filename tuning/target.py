@@ -227,7 +227,7 @@ def _signed(metric: float | None, workload: Workload) -> float:
     """The metric with the sign that makes higher better."""
     if metric is None or not math.isfinite(metric):
         return -math.inf
-    return metric if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else -metric
+    return workload.validation_target.direction.sign * metric
 
 
 def _curve(folder: Path, workload: Workload) -> dict[int, tuple[float, float]]:
@@ -245,7 +245,7 @@ def _at_best(job: Job, outcome: Outcome, workload: Workload) -> tuple[float, flo
     """The metrics at the best evaluation; the worst there can be if the trial diverged before a finite one."""
     step, curve = outcome.best_validation_step, _curve(job.folder, workload)
     if step is None:
-        worst = -math.inf if workload.validation_target.direction is Direction.HIGHER_IS_BETTER else math.inf
+        worst = -workload.validation_target.direction.sign * math.inf
         return worst, worst
     if step not in curve:
         problem = f"{str(job.folder / 'eval_measurements.csv')!r} lacks the evaluation of step {step}"

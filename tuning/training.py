@@ -28,7 +28,6 @@ from tuning.processes import Processes
 from tuning.submission import Submission
 from tuning.submission_run import SubmissionRun
 from tuning.training_record import Best, Counters, Reached
-from workloads.spec import Direction
 
 
 class Training:
@@ -271,7 +270,7 @@ class Training:
         if self.workload.num_test_examples is not None and self.workload.has_reached_test_target(result):
             counters.test_goal_reached = True
         metric = result[self.metric_key]
-        sign = 1 if self.workload.validation_target.direction is Direction.HIGHER_IS_BETTER else -1
+        sign = self.workload.validation_target.direction.sign
         if math.isfinite(metric) and (counters.best is None or sign * metric > sign * counters.best.metric):
             counters.best = Best(counters.global_step, metric)
 

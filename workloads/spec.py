@@ -59,6 +59,11 @@ class Direction(enum.Enum):
     HIGHER_IS_BETTER = "higher"
     LOWER_IS_BETTER = "lower"
 
+    @property
+    def sign(self) -> int:
+        """1 or -1: a metric times it is higher where it is better."""
+        return 1 if self is Direction.HIGHER_IS_BETTER else -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -70,11 +75,8 @@ class Target:
 
     def is_reached(self, value: float) -> bool:
         """Whether `value` equals or betters the target; a non-finite value never does."""
-        if not (math.isfinite(value) and math.isfinite(self.value)):
-            return False
-        if self.direction is Direction.HIGHER_IS_BETTER:
-            return value >= self.value
-        return value <= self.value
+        are_finite = math.isfinite(value) and math.isfinite(self.value)
+        return are_finite and self.direction.sign * value >= self.direction.sign * self.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +251,7 @@ class Workload(abc.ABC):
         """Batches of `split`: a `TrainingQueue` for "train", otherwise every example once, in a fixed order.
 
         `cache` and `repeat_final_dataset` are upstream's and change nothing; `num_batches` stops a
-        non-training split early. A ValueError about the batch size is raised at the call, not at the first batch.
+        non-training split early. For training a ValueError about the batch size is raised at the call, not at the first batch.
         """
 
     @abc.abstractmethod
