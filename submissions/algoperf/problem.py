@@ -94,49 +94,55 @@ class Problem:
     def position_loss(self, logits_shape: tuple[int, ...]) -> Callable[[Array], Array]:
         """The loss as a function of the logits `[n_outputs]` of one position, for a valid target, without smoothing.
 
-        The batch is one example of one position, where the workload's loss allows that and adds up over positions: the
+        The batch is one example of one position, where the workload's loss allows that and is a sum over positions: the
         compiler would fold the softmax of all positions of a large vocabulary into constants, for minutes.
 
         Args:
             logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
+
+        Raises:
+            ValueError: targets or weights are tuples, so that nothing is known of their axes.
         """
         targets, weights, positions = self.batch["targets"], self.weights, logits_shape[1:-1]
+        if isinstance(targets, tuple) or isinstance(weights, tuple):
+            raise ValueError("the targets or weights are a tuple, of which no position is known")
 
-        def one_example(shape: tuple[int, ...], dropped: tuple[int, ...]) -> tuple[int, ...]:
-            kept = zip(shape[1:], dropped, strict=False)
-            return (1, *(1 if size == n else size for size, n in kept), *shape[1 + len(dropped) :])
+        def one_example(shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
+            """A shape with one example, and axes of positions cut to `length`; None leaves them."""
+            kept = zip(shape[1:], positions, strict=False)
+            cut = [min(size, length) if length is not None and size == n else size for size, n in kept]
+            return (1, *cut, *shape[1 + len(positions) :])
 
-        def summed(logits: Array, dropped: tuple[int, ...]) -> Array:
+        def summed(logits: Array, length: int | None) -> Array:
             # Everything is made inside, so that it holds none of the values of a step that is being traced.
-            target = jnp.zeros(one_example(targets.shape, dropped), targets.dtype)
+            target = jnp.zeros(one_example(targets.shape, length), targets.dtype)
             if targets.ndim == len(logits_shape):
                 target = target.at[..., 0].set(1)
-            mask = None if weights is None else jnp.ones(one_example(weights.shape, dropped), weights.dtype)
+            mask = None if weights is None else jnp.ones(one_example(weights.shape, length), weights.dtype)
             total: Array = self.workload.loss_fn(
                 label_batch=target, logits_batch=logits, mask_batch=mask, label_smoothing=0.0
             )["summed"]
             return total
 
-        def loss_without(dropped: tuple[int, ...]) -> Callable[[Array], Array]:
-            def loss(position: Array) -> Array:
-                logits = jnp.zeros(one_example(logits_shape, dropped), position.dtype)
-                return summed(logits.at[(0,) * (len(logits_shape) - 1)].set(position), dropped)
-
-            return loss
-
-        def at_constant_logits(dropped: tuple[int, ...]) -> float:
-            logits = np.full(one_example(logits_shape, dropped), 2, np.float32)  # an argument: nothing is folded
+        def adds_up() -> bool:
+            """Whether the loss of two positions along each axis is the sum of their own."""
+            logits = np.random.default_rng(0).normal(size=one_example(logits_shape, 2)).astype(np.float32)
+            each = logits.reshape(-1, *one_example(logits_shape, 1))
             with jax.ensure_compile_time_eval():
-                return float(jax.jit(lambda values: summed(values, dropped))(logits))
+                alone = jax.jit(lambda values: summed(values, 1))
+                total = jax.jit(lambda values: summed(values, 2))(logits)
+                return math.isclose(total, sum(float(alone(values)) for values in each), rel_tol=1e-3)
 
-        if not positions:
-            return loss_without(())
         try:
-            alone = at_constant_logits(positions)
+            length = 1 if adds_up() else None
         except (TypeError, ValueError):  # the loss needs the whole number of positions
-            return loss_without(())
-        adds_up = math.isclose(at_constant_logits(()), alone * math.prod(positions), rel_tol=1e-3)
-        return loss_without(positions if adds_up else ())
+            length = None
+
+        def loss(position: Array) -> Array:
+            logits = jnp.zeros(one_example(logits_shape, length), position.dtype)
+            return summed(logits.at[(0,) * (len(logits_shape) - 1)].set(position), length)
+
+        return loss
 
 
 def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:

@@ -142,7 +142,7 @@ def estimate_sums(
     if layers is None and layout is not None:
         raise ValueError("a layout, but no layers: give layers, or `layers=()` on a step without new factors")
     if not layers:
-        sums, aux = _plain_sums(forward, loss, params)
+        sums, aux = _plain_sums(forward, loss, params, axis_name)
         return sum_over(sums, axis_name), aux, {}
     layout = _checked(
         layers=layers,
@@ -175,9 +175,10 @@ def estimate_sums(
     return sum_over(sums, axis_name), captured.aux, uncaptured
 
 
-def _plain_sums(forward: Forward, loss: Loss, params: PyTree) -> tuple[Sums, PyTree]:
+def _plain_sums(forward: Forward, loss: Loss, params: PyTree, axis_name: AxisNames | None) -> tuple[Sums, PyTree]:
     """Loss and gradients alone; and the forward pass's auxiliary values."""
     outputs, pullback, aux = jax.vjp(checked_forward(forward), params, has_aux=True)
+    check_axes(outputs, axis_name)
     summed, loss_pullback, n_terms = jax.vjp(loss, outputs, has_aux=True)
     (gradients,) = pullback(loss_pullback(jnp.ones_like(summed))[0])
     return Sums(summed, n_terms, gradients, {}, {}), aux

@@ -80,7 +80,7 @@ def _reason(use: KernelUse, layout: Layout, fisher: Fisher) -> str | None:
 def _mixed(family: Family, layout: Layout) -> str | None:
     """Why the uses of one kernel cannot be combined; None where they can."""
     kinds = {(rows.n_examples, rows.is_shared) for rows, _ in (layout.rows(_positions(u, layout)) for u in family.uses)}
-    return "some of its rows are common to all examples, and some are of one each" if len(kinds) > 1 else None
+    return "its uses have rows of different kinds, or of different numbers of examples" if len(kinds) > 1 else None
 
 
 def _positions(use: KernelUse, layout: Layout) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Lets the optimisers work inside `optax.masked` and `optax.multi_transform`, which hide parameters from them.
 
-These take leaves out of the parameters and gradients that an optimiser sees. A
-layer whose kernel is taken out is none of this optimiser's; one whose bias is taken out is a layer without a bias.
+These take leaves out of the parameters and gradients that an optimiser sees. A layer whose kernel is taken out is none
+of this optimiser's; one whose bias is taken out is a layer without a bias.
 """
 
 import dataclasses

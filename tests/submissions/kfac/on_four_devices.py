@@ -174,15 +174,16 @@ def test_refreshes_spread_over_a_mesh_whose_arrays_know_their_sharding(make):
 def test_a_mesh_of_two_axes_of_which_one_splits_the_batch():
     both = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("devices", "model"))
 
-    def mapped(specs):
+    def mapped(specs, layers=LAYERS):
         def run(params, batch):
-            return arrays(estimated(params, batch, axis_name="devices"))
+            return arrays(estimated(params, batch, layers=layers, axis_name="devices"))
 
         return jax.jit(jax.shard_map(run, mesh=both, in_specs=(PartitionSpec(), specs), out_specs=PartitionSpec()))
 
     assert_equal(mapped(PartitionSpec("devices"))(PARAMS, BATCH), whole(Sharing.EXPAND, Fisher.EXACT))
-    with pytest.raises(ValueError, match="the outputs vary along the axis 'model', too: name all axes"):
-        mapped(PartitionSpec(("devices", "model")))(PARAMS, BATCH)
+    for layers in (LAYERS, ()):
+        with pytest.raises(ValueError, match="the outputs vary along the axis 'model', too: name all axes"):
+            mapped(PartitionSpec(("devices", "model")), layers)(PARAMS, BATCH)
 
 
 def test_devices_draw_their_own_pseudo_targets():

@@ -222,7 +222,9 @@ class OneLayerForBoth(nn.Module):
 def test_one_layer_on_examples_and_on_rows_common_to_all_is_refused(randomized):
     table = jnp.ones((3, X.shape[-1]))
     params = randomized(OneLayerForBoth(), X, table)
-    with pytest.raises(ValueError, match="both: some of its rows are common to all examples, and some are of one each"):
+    with pytest.raises(
+        ValueError, match="both: its uses have rows of different kinds, or of different numbers of examples"
+    ):
         run(
             lambda p: OneLayerForBoth().apply({"params": p}, X, table),
             params,
