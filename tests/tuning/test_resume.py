@@ -138,7 +138,7 @@ def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     while n_kills < 30:
         process = _start(tmp_path, f"cut_{n_ended}")
         try:
-            process.wait(timeout=rng.uniform(0, 1.2 * first_checkpoint_s))
+            process.wait(timeout=rng.uniform(0, 1.5 * first_checkpoint_s))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
