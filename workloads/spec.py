@@ -250,8 +250,8 @@ class Workload(abc.ABC):
     ) -> Iterator[dict[str, Any]]:
         """Batches of `split`: a `TrainingQueue` for "train", otherwise every example once, in a fixed order.
 
-        `cache` and `repeat_final_dataset` are upstream's and change nothing; `num_batches` stops a
-        non-training split early. For training a ValueError about the batch size is raised at the call, not at the first batch.
+        `cache` and `repeat_final_dataset` are upstream's and change nothing; `num_batches` stops a non-training split
+        early. For training a ValueError about the batch size is raised at the call, not at the first batch.
         """
 
     @abc.abstractmethod
