@@ -134,7 +134,7 @@ class Problem:
                 return math.isclose(total, sum(float(alone(values)) for values in each), rel_tol=1e-3)
 
         try:
-            length = 1 if adds_up() else None
+            length = 1 if not positions or adds_up() else None
         except (TypeError, ValueError):  # the loss needs the whole number of positions
             length = None
 
