@@ -1,1 +1,4 @@
-"""What curvature costs: step times, memory, counted operations, and how they grow. Sees both halves of the suite."""
+"""What curvature costs: step times, memory, counted operations, and how they grow.
+
+May import submissions and workloads.
+"""

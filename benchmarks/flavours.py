@@ -25,7 +25,7 @@ _COLUMNS = ["batch", "flavour", *_TIMES, "expand / reduce, update", "memory, new
 
 
 def step_table(workload_name: str, batch_sizes: Sequence[int], *, n_rounds: int, seed: int, deadline: Deadline) -> str:
-    """A row for each batch size and flavour; the ratio is that of an update, a step and its new factors.
+    """A row for each batch size and flavour. The ratio is expand's time over this row's, of a step and its new factors.
 
     Of the batch sizes, the first one is always measured, and no other one is begun after the deadline.
     """

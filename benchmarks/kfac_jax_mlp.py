@@ -126,7 +126,7 @@ class _EveryPeriod(KFAC):
 
 
 def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
-    """`PERIOD` steps of kfac_expand through the contract; a Dense layer without shared positions has one flavour."""
+    """`PERIOD` steps of kfac_expand through the contract. Without shared positions expand and reduce are the same."""
     workload, key, submission = MLPWorkload(width), jax.random.PRNGKey(seed), Submission(_EveryPeriod(Sharing.EXPAND))
     batch, params = _start(workload, batch_size, seed)
     point = {

@@ -16,7 +16,7 @@ from tuning.search_space import as_hyperparameters
 
 PyTree = Any
 
-# SGD's step, the algorithm's step, the estimate and averaging of new factors alone, and with the refresh from them.
+# A step of SGD; a step of the algorithm; estimate and average the factors; the same, and recompute the preconditioner.
 PROGRAMS = ("SGD", "step", "new factors", "refresh")
 _POINT = {"learning_rate": 1e-4}
 _EVERY_ROW = {"rows_per_width": 0}  # as in the paper: factors over all rows

@@ -1,7 +1,7 @@
 """Weak scaling from compiled programs: the bytes that devices send in a step, and each device's share of a refresh.
 
-Nothing is run, so that simulated devices suffice. A process has a fixed number of devices. Therefore every number has a
-process of its own, with the arguments "WORKLOAD BATCH_SIZE SEED SUBMISSION...", which prints JSON.
+Nothing is run, so that simulated devices suffice. As a process has a fixed number of devices, each number of devices is
+compiled in a process of its own, with the arguments "WORKLOAD BATCH_SIZE SEED SUBMISSION...", which prints JSON.
 """
 
 import json

@@ -139,6 +139,7 @@ class Claim:
 
     @contextmanager
     def _fence(self) -> Iterator[None]:
+        """Turns a FileNotFoundError into ClaimLost if another process has taken the folder."""
         try:
             yield
         except FileNotFoundError as error:

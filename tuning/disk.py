@@ -65,10 +65,9 @@ def errors_explained(folder: Path) -> Iterator[None]:
 
 
 def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
-    """Decides whether `error`, of a trial that wrote into `folder`, is a fault of the machine.
-
+    """
     Raises:
-        UserError: it is.
+        UserError: the disk or the system caused `error`, of a trial that wrote into `folder`.
     """
     for cause in causes(error):
         number = system_error(cause, OF_THE_MACHINE)

@@ -10,7 +10,7 @@ from tuning.claim import Claim, NoClaim
 from tuning.description import TrialDescription
 from tuning.errors import UserError
 from tuning.interruption import Interruption
-from tuning.monitoring import Monitoring, steps
+from tuning.monitoring import Monitoring, parse_steps
 from tuning.outcome import Outcome
 from tuning.processes import Processes
 from tuning.progress import ProgressLine
@@ -31,7 +31,7 @@ class Request(TrialsRequest):
     @property
     def monitoring(self) -> Monitoring:
         """May raise UserError."""
-        return Monitoring(steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
+        return Monitoring(parse_steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
 
     @property
     def folder(self) -> Path:

@@ -47,7 +47,7 @@ class Monitoring:
                 raise UserError(f"--{flag} needs {library}, which is not installed: run `pip install {library}`")
 
 
-def steps(text: str) -> tuple[int, int]:
+def parse_steps(text: str) -> tuple[int, int]:
     """ "FIRST:LAST" -> (first, last).
 
     Raises:

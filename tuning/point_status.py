@@ -99,7 +99,7 @@ def histories(trials: Sequence[FrozenTrial]) -> dict[int, History]:
 
 
 def point_statuses(trials: Sequence[FrozenTrial]) -> list[PointStatus]:
-    """Where each point stands, by a study's trials."""
+    """The status of each point, computed from a study's trials."""
     statuses = []
     for index, history in histories(trials).items():
         result = history.result

@@ -140,7 +140,7 @@ def patiently(
 ) -> Result:
     """The result of `operation`, which is repeated while the storage is unavailable and must be safe to repeat.
 
-    It waits for the lock of an SQLite file without a bound, and for a server for ten minutes.
+    It waits for the lock of an SQLite file as long as it takes, and for a server at most ten minutes.
 
     Args:
         is_temporary: which errors to wait out; `is_unavailable` by default.

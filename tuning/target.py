@@ -179,7 +179,7 @@ def run(job: Job) -> Outcome:
                 workload,
                 reference,
                 claim,
-                cannot_win=halving(claim, workload, protocol.rungs) if prunes else lambda progress: False,
+                should_prune=halving(claim, workload, protocol.rungs) if prunes else lambda progress: False,
                 checkpointing=Checkpointing(),
                 resume=True,
                 interruption=interruption,

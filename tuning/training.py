@@ -97,9 +97,9 @@ class Training:
         return True
 
     def run(
-        self, report: Callable[[Progress], None], cannot_win: Callable[[Progress], bool] = lambda progress: False
+        self, report: Callable[[Progress], None], should_prune: Callable[[Progress], bool] = lambda progress: False
     ) -> Miss | None:
-        """Trains until the target, the budget or divergence, or until `cannot_win` is true after an evaluation.
+        """Trains until the target, the budget or divergence, or until `should_prune` is true after an evaluation.
 
         Returns None if the target was reached, otherwise the reason why not.
 
@@ -111,12 +111,12 @@ class Training:
         self._started_at, self._last_eval_at = now - self._earlier_s, now - self._since_evaluation_s
         self._last_saved_at = now
         with closing(self.trace):
-            miss = self._run_to_the_end(report, cannot_win)
+            miss = self._run_to_the_end(report, should_prune)
         self.logger.flush()
         self._wait_for_checkpoint()
         return None if self.counters.reached else miss
 
-    def _run_to_the_end(self, report: Callable[[Progress], None], cannot_win: Callable[[Progress], bool]) -> Miss:
+    def _run_to_the_end(self, report: Callable[[Progress], None], should_prune: Callable[[Progress], bool]) -> Miss:
         while not self._is_over():
             if not self.counters.is_evaluation_due:
                 self._train(report)
@@ -129,7 +129,7 @@ class Training:
                     return Miss.DIVERGED
                 report(self._progress())
                 # Called at the end, too, since it records the metric that other trials are compared with.
-                if self.processes.same(cannot_win(self._progress())) and not self._is_over():
+                if self.processes.same(should_prune(self._progress())) and not self._is_over():
                     return Miss.PRUNED
             self._save_checkpoint()
             if signal_name := self.processes.same(self._signal()):

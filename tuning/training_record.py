@@ -37,7 +37,9 @@ class Counters:
     preemption_count: int = 0
     eval_results: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     resumptions: list[dict[str, Any]] = field(default_factory=list)  # global_step and changes of each
-    blocks: list[tuple[int, float]] = field(default_factory=list)  # number of steps between two waits, seconds per step
+    blocks: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # steps between two waits for the device, seconds a step
     peak_device_memory_bytes: int | None = None
     profiled_steps: tuple[int, int] | None = None  # first and last step of the last trace
 

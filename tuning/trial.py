@@ -47,7 +47,7 @@ def run_trial(
     claim: Claim,
     *,
     report: Callable[[Progress], None] | None = None,
-    cannot_win: Callable[[Progress], bool] = lambda progress: False,
+    should_prune: Callable[[Progress], bool] = lambda progress: False,
     checkpointing: Checkpointing = Checkpointing(keep=0),
     resume: bool = False,
     interruption: Interruption | None = None,
@@ -60,7 +60,7 @@ def run_trial(
         workload, submission: those that the description was made of.
         claim: of the trial's folder. Every write requires that this process still holds it.
         report: called after every step and evaluation.
-        cannot_win: called after every evaluation; True ends the trial as pruned.
+        should_prune: called after every evaluation; True ends the trial as pruned.
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
         processes: those that carry out the trial together. The first one has the claim, the others have `NoClaim`.
@@ -96,7 +96,7 @@ def run_trial(
                 _remove_earlier_files(claim)
             if not checkpointing.keep:
                 training.checkpoints = None  # it was only to be read
-            miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), cannot_win)
+            miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), should_prune)
         outcome = _outcome(training, environment, miss, error=None)
         records.write_json(claim.folder / "outcome.json", outcome.to_json(), claim.write)
         return outcome
@@ -117,14 +117,14 @@ def _train(
     environment: Mapping[str, Any],
     monitoring: Monitoring,
     report: Callable[[Progress], None],
-    cannot_win: Callable[[Progress], bool],
+    should_prune: Callable[[Progress], bool],
 ) -> Miss | None:
     """Writes the files that describe the trial, and trains. Returns why the target was missed, None for a hit."""
     first_step, description = training.counters.global_step, training.description.to_json()
     with closing(Scalars(monitoring, claim.folder, first_step, description)) as scalars:
         training.logger.show = scalars
         _write_start(claim, training, environment)
-        return training.run(report, cannot_win)
+        return training.run(report, should_prune)
 
 
 def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes, how_to_go_on: str) -> None:

@@ -165,7 +165,7 @@ class Worker:
                 self._sweep.submission,
                 claim,
                 report=refuse_if_lost,
-                cannot_win=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
+                should_prune=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
                 checkpointing=self._request.checkpointing,
                 resume=True,
                 interruption=self._interruption,

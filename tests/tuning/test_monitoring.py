@@ -12,7 +12,7 @@ from tuning import trial
 from tuning.claim import ClaimLost
 from tuning.errors import UserError
 from tuning.metrics_logger import MetricsLogger
-from tuning.monitoring import Monitoring, steps
+from tuning.monitoring import Monitoring, parse_steps
 from tuning.trial import Checkpointing
 
 
@@ -142,10 +142,10 @@ def test_only_what_was_traced_is_recorded_and_a_resumed_trial_knows_of_it(tmp_pa
 
 
 def test_the_steps_of_a_profile():
-    assert steps("10:12") == (10, 12) and steps("0:0") == (0, 0)
+    assert parse_steps("10:12") == (10, 12) and parse_steps("0:0") == (0, 0)
     for text in ("10", "12:10", "a:b", ":", "1:2:3", "-1:4"):
         with pytest.raises(UserError, match="is not FIRST:LAST"):
-            steps(text)
+            parse_steps(text)
 
 
 def test_percentiles_are_over_steps_of_their_blocks_means_and_no_wait_is_added(tmp_path):

@@ -27,8 +27,8 @@ def _progress(step, metric, n_evaluations=1):
 def _carry_out(queue, workload, metrics, result=None, step=10, pruning=Pruning.MEDIAN):
     """What the rule said after each evaluation of a trial with these metrics, at steps 10, 20, …"""
     claim = queue.claim()
-    cannot_win = rule(pruning, queue, claim, workload)
-    said = [cannot_win(_progress(step * (i + 1), metric, i + 1)) for i, metric in enumerate(metrics)]
+    should_prune = rule(pruning, queue, claim, workload)
+    said = [should_prune(_progress(step * (i + 1), metric, i + 1)) for i, metric in enumerate(metrics)]
     queue.finish(claim, {"steps_to_target": None, "reason": "budget"} | (result or {}), 100.0)
     return said
 
@@ -104,7 +104,7 @@ def test_real_trials_are_pruned_marked_so_and_no_misses_of_the_budget(queue, tmp
             workload,
             fake_submission(),
             trial_index=claim.index,
-            cannot_win=rule(Pruning.MEDIAN, queue, claim, workload),
+            should_prune=rule(Pruning.MEDIAN, queue, claim, workload),
         )
         queue.finish(claim, {"reason": outcome.reason, "steps_to_target": outcome.steps_to_target}, 40.0)
         return outcome.reason, outcome.global_step

@@ -107,10 +107,10 @@ def test_training_on_after_the_target_keeps_the_first_score(run):
     assert (outcome.reason, outcome.best_validation_step) == (None, 40)
 
 
-def test_a_trial_that_cannot_win_ends_as_pruned_unless_it_has_won(run):
-    pruned = run(FakeWorkload(target=0.9), fake_submission(), cannot_win=lambda progress: progress.global_step >= 20)
+def test_a_trial_that_should_prune_ends_as_pruned_unless_it_has_won(run):
+    pruned = run(FakeWorkload(target=0.9), fake_submission(), should_prune=lambda progress: progress.global_step >= 20)
     assert (pruned.reason, pruned.global_step, pruned.steps_to_target) == ("pruned", 20, None)
-    won = run(FakeWorkload(target=0.2), fake_submission(), cannot_win=lambda progress: progress.global_step >= 20)
+    won = run(FakeWorkload(target=0.2), fake_submission(), should_prune=lambda progress: progress.global_step >= 20)
     assert (won.reason, won.steps_to_target) == (None, 20)
 
 

@@ -19,7 +19,7 @@ from tuning.scoring import SeedMedian
 # States that are neither a hit nor a miss of the budget. Every median leaves these trials out.
 NO_RESULT = (str(Miss.PRUNED), UNFINISHED)
 # States of trials that ended before the budget, so that their seconds are not the budget's.
-_BROKEN_OFF = (str(Miss.DIVERGED), str(Miss.CRASHED))
+_ENDED_EARLY = (str(Miss.DIVERGED), str(Miss.CRASHED))
 
 
 class Cost(StrEnum):
@@ -130,7 +130,7 @@ def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None
     compile_seconds = trial.compile_seconds if cost is Cost.TRAINING_SECONDS else 0.0
     if compile_seconds is None:
         return None
-    if at is None and (trial.state in _BROKEN_OFF or not trial.seconds.size):
+    if at is None and (trial.state in _ENDED_EARLY or not trial.seconds.size):
         return math.nan
     return max(0.0, float(trial.seconds[-1 if at is None else at]) - compile_seconds)
 
