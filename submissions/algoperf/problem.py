@@ -105,7 +105,7 @@ class Problem:
         """
         targets, weights, positions = self.batch["targets"], self.weights, logits_shape[1:-1]
         if isinstance(targets, tuple) or isinstance(weights, tuple):
-            raise ValueError("the targets or weights are a tuple, of which no position is known")
+            raise ValueError("the targets or weights are a tuple: which of their axes are positions is not known")
 
         def one_example(shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
             """A shape with one example, and axes of positions cut to `length`; None leaves them."""
