@@ -5,7 +5,7 @@ A fault of the machine may not occur elsewhere or later. Three kinds of error co
 - an OSError (a resource ran out, a permission was missing, a device or a connection failed), unless its number means
   that the program asked for something impossible (a missing file, a bad argument);
 - a MemoryError;
-- an error of JAX's runtime whose status blames the runtime or the device.
+- an error of JAX's runtime, which may be a ValueError, whose status blames the runtime or the device.
 """
 
 import errno
@@ -27,7 +27,7 @@ _OF_THE_PROGRAM = {
     errno.ERANGE, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP,
 }  # fmt: skip
 _STATUS_OF_THE_MACHINE = re.compile(
-    r"\s*(RESOURCE_EXHAUSTED|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|DATA_LOSS|CANCELLED|UNKNOWN)\b"
+    r"\s*(RESOURCE_EXHAUSTED|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|DATA_LOSS|CANCELLED|UNKNOWN):"
 )
 
 
@@ -40,7 +40,7 @@ def fault_in(error: BaseException) -> str | None:
             continue
         if isinstance(cause, OSError) and cause.errno is not None:
             is_fault = cause.errno not in _OF_THE_PROGRAM
-        elif isinstance(cause, jax.errors.JaxRuntimeError):
+        elif isinstance(cause, jax.errors.JaxRuntimeError) or type(cause) is ValueError:  # of some transfers
             is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
         else:
             is_fault = isinstance(cause, MemoryError)

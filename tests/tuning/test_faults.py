@@ -33,6 +33,8 @@ def _raised_from(cause, error):
             ValueError("INTERNAL: /data/x: No space left on device"),
             True,
         ),  # a library's own words for the system's error
+        (ValueError("UNKNOWN: Gloo AllGather failed: Read error: closed"), True),  # another process was killed
+        (ValueError("UNKNOWN parameter"), False),
         (_raised_from(OSError(errno.EIO, "Input/output error"), UserError("cannot write")), True),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
         (OSError("Unsupported image"), False),
