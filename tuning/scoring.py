@@ -56,14 +56,19 @@ class SeedMedian:
     """Median of one cost over seeds; a trial that missed the target counts as larger than any that reached it.
 
     Attributes:
+        values: the hits' costs and then those of the misses, each in ascending order.
         median: a miss in the middle gives the budget that it spent.
         is_bound: whether the median depends on a miss, and so is a lower bound.
     """
 
+    values: tuple[float, ...]
     median: float
-    n: int
     n_misses: int
     is_bound: bool
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
 
     @classmethod
     def of(cls, values: Sequence[float], missed: Sequence[bool]) -> "SeedMedian":
@@ -71,25 +76,38 @@ class SeedMedian:
         ordered = sorted(zip(missed, values, strict=True), key=lambda pair: (pair[0], math.isnan(pair[1]), pair[1]))
         middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
         median = statistics.mean(value for _, value in middle)
-        return cls(median, len(ordered), sum(missed), any(is_miss for is_miss, _ in middle))
+        values = tuple(value for _, value in ordered)
+        return cls(values, median, sum(missed), any(is_miss for is_miss, _ in middle))
 
 
-def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of median(values) / median(reference), both resampled from a fixed seed.
+def ratio_interval(own: SeedMedian, reference: SeedMedian) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the ratio of two medians, both resampled from a fixed seed.
 
-    None if either side has fewer than two values, or if the reference has a value that is not positive.
+    In each resample misses come after hits, as in `SeedMedian`, and count as the budget that they spent. None if either
+    side has fewer than two values, one of them NaN, or a median that depends on a miss, or if the reference has a value
+    that is not positive.
     """
-    if min(len(values), len(reference)) < 2 or min(reference) <= 0:
+    values = own.values + reference.values
+    if own.is_bound or reference.is_bound or any(map(math.isnan, values)):
+        return None
+    if min(own.n, reference.n) < 2 or min(reference.values) <= 0:
         return None
     result = stats.bootstrap(
-        (np.asarray(values, float), np.asarray(reference, float)),
-        lambda x, y, axis: np.median(x, axis) / np.median(y, axis),
+        (np.arange(own.n), np.arange(reference.n)),
+        lambda x, y, axis: _median_of_ranks(own, x, axis) / _median_of_ranks(reference, y, axis),
         n_resamples=_N_RESAMPLES,
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(0),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _median_of_ranks(of: SeedMedian, ranks: np.ndarray, axis: int) -> np.ndarray:
+    """The median of resamples of a median's values, which are given by their ranks."""
+    n = ranks.shape[axis]
+    middle = np.sort(ranks, axis).take([(n - 1) // 2, n // 2], axis)
+    return np.asarray(of.values)[middle].mean(axis)
 
 
 def performance_ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -81,10 +81,27 @@ def test_medians_count_misses_last(values, missed, median, is_bound):
     assert (found.median, found.is_bound, found.n_misses) == (median, is_bound, sum(missed))
 
 
+def _hits(*values):
+    return scoring.SeedMedian.of(values, [False] * len(values))
+
+
 def test_interval():
-    assert scoring.ratio_interval([1.0], [1.0, 2.0]) is None
-    assert scoring.ratio_interval([1.0, 2.0], [0.0, 2.0]) is None
-    assert scoring.ratio_interval([2.0, 2.0], [4.0, 4.0]) == (0.5, 0.5)
+    assert scoring.ratio_interval(_hits(1.0), _hits(1.0, 2.0)) is None
+    assert scoring.ratio_interval(_hits(1.0, 2.0), _hits(0.0, 2.0)) is None
+    assert scoring.ratio_interval(_hits(2.0, 2.0), _hits(4.0, 4.0)) == (0.5, 0.5)
+
+
+def test_an_interval_counts_misses_last():
+    """Of seven values, 95 % of the medians lie from the second to the sixth; the miss, though short, is the seventh."""
+    with_miss = scoring.SeedMedian.of([0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [True] + [False] * 6)
+    assert scoring.ratio_interval(_hits(6.0, 6.0), with_miss) == (6 / 6, 6 / 2)
+    assert scoring.ratio_interval(_hits(6.0, 6.0), _hits(*with_miss.values)) == (6 / 5, 6 / 1)
+
+
+def test_no_interval_of_a_bound():
+    all_missed = scoring.SeedMedian.of([9.0, 9.0, 9.0], [True] * 3)
+    assert scoring.ratio_interval(all_missed, _hits(2.0, 3.0, 4.0)) is None
+    assert scoring.ratio_interval(_hits(2.0, 3.0, 4.0), all_missed) is None
 
 
 def test_easier_targets_give_way_in_the_worse_direction():

@@ -160,11 +160,11 @@ def _seconds(c: Comparison) -> Any:
     figure = new_figure(9, 1.2 + 0.36 * len(results))
     axes = figure.subplots()
     means = {cost: [_mean_cost(result, cost) for result in results] for cost in Cost}
-    compilation = [0.0 if result.compile_seconds is None else result.compile_seconds for result in results]
     has_compile_seconds = [result.compile_seconds is not None for result in results]
+    compilation = np.subtract(means[Cost.SECONDS], means[Cost.TRAINING_SECONDS])
     parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
         "training": ("#0072B2", np.where(has_compile_seconds, means[Cost.TRAINING_SECONDS], 0)),
-        "compilation": ("#E69F00", compilation),
+        "compilation": ("#E69F00", np.where(has_compile_seconds, compilation, 0)),
         "both, not told apart on record": ("#56B4E9", np.where(has_compile_seconds, 0, means[Cost.SECONDS])),
         "evaluation (off the clock)": (GREY, [_overhead(result, "accumulated_eval_time") for result in results]),
         "logging (off the clock)": ("#CC79A7", [_overhead(result, "accumulated_logging_time") for result in results]),

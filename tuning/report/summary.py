@@ -22,7 +22,7 @@ class Ratio:
     """The ratio of a submission's median to the reference's.
 
     Attributes:
-        interval: by bootstrap over the seeds of both; None if there are too few seeds.
+        interval: by bootstrap over the seeds of both; None if there are too few seeds, and for a bound.
         bound: "≤" if the reference's median depends on a miss, "≥" if the submission's does, "≈" if both do.
     """
 
@@ -40,7 +40,7 @@ class SubmissionResult:
         searched: dimension -> its values in the search; the least and the greatest if all are numbers.
         best_trials: the trials of the best point, one per seed. `protocol` describes how they were chosen.
         costs: medians over `best_trials`, of the costs that are on record.
-        compile_seconds: mean over `best_trials`; None if it is not on record.
+        compile_seconds: median over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
         studies: study -> its trials that are scored; see `protocols.Scored`.
         algoperf: medians over `studies` of the best trial; None for a miss or no record.
@@ -240,7 +240,7 @@ def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, floa
         best_trials=tuple(best_trials),
         protocol=protocol,
         costs={cost: own for cost, own in costs.items() if own is not None},
-        compile_seconds=statistics.mean(compiles) if best_trials and len(compiles) == len(best_trials) else None,
+        compile_seconds=statistics.median(compiles) if best_trials and len(compiles) == len(best_trials) else None,
         levels={level: own for level, own in at_levels.items() if own is not None},
         studies=studies,
         algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
@@ -276,11 +276,8 @@ def _ratios(result: SubmissionResult, reference: SubmissionResult) -> dict[str, 
     ratios: dict[str, Ratio] = {}
     for cost in [cost for cost in result.costs if cost in reference.costs]:
         own, base = result.costs[cost], reference.costs[cost]
-        values, base_values = (protocols.known_costs(each.best_trials, cost) for each in (result, reference))
         if base.median > 0:
-            is_known = not any(map(math.isnan, values + base_values))
-            interval = scoring.ratio_interval(values, base_values) if is_known else None
-            ratios[cost] = Ratio(own.median / base.median, interval, _bound(own, base))
+            ratios[cost] = Ratio(own.median / base.median, scoring.ratio_interval(own, base), _bound(own, base))
     for level, own in result.levels.items():
         if level in reference.levels and (base := reference.levels[level]).median > 0:
             ratios[level] = Ratio(own.median / base.median, None, _bound(own, base))

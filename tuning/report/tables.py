@@ -82,7 +82,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def heading(comparison: Comparison) -> str:
-    target = "no target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
+    target = "no target" if comparison.target is None else f"{comparison.metric} {comparison.target:.6g}"
     return f"{comparison.workload}: to {target}"
 
 
@@ -142,7 +142,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
             for comparison in summary.comparisons
         ],
         "scores": _scores(summary, summary.score),
-        "official_scores": _scores(summary, summary.official_score),
+        "official_scores": _scores(summary, summary.official_score) if summary.n_official else {},
         "performance_ratios": summary.performance,
         "speed_ups": {name: {"workloads": ratios, "mean": mean} for name, (ratios, mean) in summary.speed_ups.items()},
         "n_official_workloads": summary.n_official,
