@@ -39,6 +39,10 @@ class FaultInTrial(MachineFault):
 
     exit_code = 74  # EX_IOERR
 
+    def __init__(self, index: int, fault: str):
+        super().__init__(f"trial {index} met a fault of the machine and was given back: {fault}")
+        self.fault = fault
+
 
 class Worker:
     """A worker of a sweep, for the main thread of a process. Signals end it.
@@ -100,6 +104,9 @@ class Worker:
             queue.release(lease)
             self._put_off(study, lease, error)
             return
+        except FaultInTrial as error:
+            queue.release(lease, error.fault)
+            raise
         except Exception as error:
             try:
                 fault = self._fault_behind(error)
@@ -109,7 +116,7 @@ class Worker:
             queue.release(lease, fault)
             if fault is None:
                 raise
-            raise FaultInTrial(f"trial {lease.index} met a fault of the machine and was given back: {fault}") from error
+            raise FaultInTrial(lease.index, fault) from error
         except BaseException:
             queue.release(lease)
             raise
@@ -150,7 +157,7 @@ class Worker:
 
         Raises:
             UserError: the disk is full, or the set-up failed, as it would for the next point (for example no data set).
-            Exception: the machine is at fault.
+            FaultInTrial: the machine is at fault.
         """
         queue = self._sweep.queues[study - 1]
 
@@ -166,7 +173,8 @@ class Worker:
                 claim,
                 report=refuse_if_lost,
                 should_prune=pruning.rule(pruning.Pruning(self._request.prune), queue, lease, self._sweep.workload),
-                checkpointing=self._request.checkpointing,
+                checkpoints_to_keep=self._request.checkpoints_to_keep,
+                checkpoint_period_s=self._request.checkpoint_period_s,
                 resume=True,
                 interruption=self._interruption,
             )
@@ -177,8 +185,8 @@ class Worker:
             raise
         except Exception as error:
             traceback.print_exc()
-            if self._fault_behind(error) is not None:
-                raise
+            if (fault := self._fault_behind(error)) is not None:
+                raise FaultInTrial(lease.index, fault) from error
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
     def _fault_behind(self, error: BaseException) -> str | None:

@@ -20,7 +20,6 @@ from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted
 from tuning.point_queue import PointQueue
 from tuning.sweep import Request, Sweep
-from tuning.trial import Checkpointing
 from tuning.worker import FaultInTrial, Worker
 
 
@@ -38,7 +37,7 @@ def run(tmp_path, monkeypatch):
 
         def trial(description, workload, submission, claim, *, report, **options):
             ran.append(description.trial_index)
-            start.checkpointing = options["checkpointing"]
+            start.options = options
             ending = (endings or {}).get(description.trial_index)
             if callable(ending):
                 ending = ending(claim, report)
@@ -60,10 +59,10 @@ def run(tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize(("period_s", "own"), [(7, 7), (0, None)])
-def test_checkpoints_are_made_at_a_period_too(run, period_s, own):
+@pytest.mark.parametrize("period_s", [7, 0])
+def test_checkpoints_are_made_at_a_period_too(run, period_s):
     run(checkpoint_period_s=period_s)
-    assert run.checkpointing == Checkpointing(2, own)
+    assert (run.options["checkpoints_to_keep"], run.options["checkpoint_period_s"]) == (2, period_s)
 
 
 def states(status):
@@ -104,6 +103,22 @@ def test_a_fault_that_only_the_probe_finds_is_the_machines_too(run, monkeypatch)
     error, ran, status, _ = run()
     assert isinstance(error, MachineFault) and error.exit_code == 69 and ran == []  # no point was taken
     assert states(status) == ["waiting"] * 3
+
+
+def test_a_fault_that_only_one_probe_finds_counts(run, monkeypatch):
+    probed = []
+
+    def breaks(claim, report):
+        monkeypatch.setattr(worker.faults, "probe_devices", probe)
+        return ValueError("nonsense from a device that fails now and then")
+
+    def probe():
+        probed.append(True)
+        if len(probed) == 1:
+            raise MachineFault("device 0 computes wrongly")
+
+    error, _, status, _ = run({1: breaks})
+    assert isinstance(error, FaultInTrial) and status[1].faults == ("device 0 computes wrongly",) and len(probed) == 1
 
 
 def test_a_trials_own_failure_is_a_crash_and_the_next_trials_run(run):
