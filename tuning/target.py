@@ -29,7 +29,7 @@ from tuning.errors import UserError, setup_phase
 from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Outcome, Progress
 from tuning.submission import Submission
-from tuning.trial import Checkpointing, finished_outcome, run_trial
+from tuning.trial import finished_outcome, run_trial
 from workloads import registry
 from workloads.spec import Direction, Workload
 
@@ -95,9 +95,10 @@ def find_targets(
     with target_workers.pool(workers) as submit_one:
 
         def submit(jobs: Iterable[Job]) -> dict[Job, Future]:
-            futures = {job: submit_one(run, job) for job in jobs}
-            for job, future in futures.items():
-                future.add_done_callback(functools.partial(_log_outcome, log, job))
+            futures = {}
+            for job in jobs:
+                futures[job] = submit_one(run, job)
+                futures[job].add_done_callback(functools.partial(_log_outcome, log, job))
             return futures
 
         indices = range(max((protocol.n_points for protocol in protocols), default=0))
@@ -180,7 +181,7 @@ def run(job: Job) -> Outcome:
                 reference,
                 claim,
                 should_prune=halving(claim, workload, protocol.rungs) if prunes else lambda progress: False,
-                checkpointing=Checkpointing(),
+                checkpoints_to_keep=2,
                 resume=True,
                 interruption=interruption,
             )

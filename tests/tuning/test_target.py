@@ -153,6 +153,13 @@ def test_a_line_about_each_trial_shows_its_point_with_text_and_null(world, tmp_p
     assert [line.partition(" [")[2] for line in lines] == ["learning_rate=0.123 kind=a period=None steps=1000]"] * 2
 
 
+def test_each_trial_is_told_when_it_ends(world):
+    protocol, _, ran = world()
+    n_ran = []
+    list(target.find_targets([protocol], log=lambda line: n_ran.append(len(ran))))
+    assert n_ran[:10] == [*range(1, 11)]
+
+
 def test_finished_trials_are_used_again(world):
     protocol, _, ran = world()
     first = find(protocol)
