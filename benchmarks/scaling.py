@@ -96,7 +96,7 @@ def _in_a_process(n_devices: int, arguments: Sequence[str]) -> dict[str, dict[st
 
 
 def _of_each_program(workload_name: str, batch_size: int, seed: int, name: str) -> dict[str, dict[str, int]]:
-    lowered = lowered_programs(workload_name, batch_size, submission.load(f"submissions/{name}"), seed)
+    lowered = lowered_programs(workload_name, batch_size, submission.load(submission.submission_path(name)), seed)
     gradient_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(lowered.params))
     by_kind = {}
     for kind, program in lowered.programs.items():

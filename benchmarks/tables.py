@@ -16,7 +16,7 @@ from benchmarks import (
 from benchmarks.timing import Deadline
 from tuning import machine, records
 from tuning.errors import UserError
-from tuning.submission import load
+from tuning.submission import load, submission_path
 from workloads import registry
 
 # Workload, batch size, micro-batches; the most informative first.
@@ -56,10 +56,8 @@ def write(name: str, options: Options) -> str:
     """Measures the table called `name`, writes it to `options.out`, and returns it.
 
     Raises:
-        UserError: there is no such table, or a library that it needs is not installed.
+        UserError: a library that it needs is not installed.
     """
-    if name not in _TABLES:
-        raise UserError(f"no table {name!r}; there are {', '.join(_TABLES)}")
     title, table = _TABLES[name]
     text = "\n".join(
         [*_head(title, options, has_rounds=name not in ("memory", "operations", "scaling")), "", table(options), ""]
@@ -113,7 +111,7 @@ def _steps(options: Options) -> str:
 
 
 def _workload_steps(options: Options, workload: str, micro_batches: int) -> str:
-    submissions = [load(f"submissions/{name}") for name in options.submissions]
+    submissions = [load(submission_path(name)) for name in options.submissions]
     batch_size = options.batch_size or submissions[0].training_batch_size(workload, registry.load(workload))
     costs = workload_steps.measure(
         workload,
@@ -136,7 +134,7 @@ def _workload_steps(options: Options, workload: str, micro_batches: int) -> str:
 
 
 def _operations(options: Options) -> str:
-    submissions = [load(f"submissions/{name}") for name in options.submissions]
+    submissions = [load(submission_path(name)) for name in options.submissions]
     parts = [
         "Counted by the compiler, for this machine's device; library calls (Cholesky, eigh) count as nothing.",
         "Compilation is measured for one submission after another in one process, once.",
@@ -152,26 +150,16 @@ def _flavours(options: Options) -> str:
     steps = flavours.step_table(
         "cifar10_wrn", options.batch_sizes, n_rounds=options.n_rounds, seed=options.seed, deadline=options.deadline
     )
-    operations = (
-        [options.deadline.not_run(["counted operations of each factor"])]
-        if options.deadline.has_passed
-        else [
-            f"Counted operations of each factor, batch {options.batch_sizes[0]}; layers of a like shape once:",
-            "",
-            flavours.operations_table("cifar10_wrn", options.batch_sizes[0]),
-        ]
-    )
-    return "\n".join(
-        [
-            "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Programs: a step of SGD; a step of K-FAC;",
-            "new factors, over all rows as in the paper; and a refresh, which makes new factors and inverts them. An",
-            "update is a step and new factors. Memory is the compiler's count of arguments, results and temporaries.",
-            "",
-            steps,
-            "",
-            *operations,
-        ]
-    )
+    parts = [
+        "Wide ResNet 16-4 (GroupNorm), random CIFAR-10-shaped images. Programs: a step of SGD; a step of K-FAC;",
+        "new factors, over all rows as in the paper; and a refresh, which makes new factors and inverts them. An",
+        "update is a step and new factors. Memory is the compiler's count of arguments, results and temporaries.",
+    ]
+    if options.deadline.has_passed:
+        return "\n".join([*parts, "", steps, "", options.deadline.not_run(["counted operations of each factor"])])
+    title = f"Counted operations of each factor, batch {options.batch_sizes[0]}; layers of a like shape once:"
+    operations = flavours.operations_table("cifar10_wrn", options.batch_sizes[0])
+    return "\n".join([*parts, "", steps, "", title, "", operations])
 
 
 def _orthogonalisation(options: Options) -> str:
@@ -184,31 +172,19 @@ def _kfac_jax(options: Options) -> str:
     widths = [width for width in options.widths if width <= 1024]
     factors = kfac_jax_mlp.factors_table(widths[0], 64, options.seed)
     steps = kfac_jax_mlp.steps_table(widths, 64, n_rounds=options.n_rounds, seed=options.seed)
-    return "\n".join(
-        [
-            f"A stack of three Dense layers; factors and inverses every {kfac_jax_mlp.PERIOD} steps in both. "
-            f"kfac-jax {kfac_jax_mlp.version()}.",
-            "",
-            steps,
-            "",
-            "Factors of the exact Fisher on one batch, difference relative to the largest entry:",
-            "",
-            factors,
-        ]
-    )
+    about = f"A stack of three Dense layers; factors and inverses every {kfac_jax_mlp.PERIOD} steps in both."
+    title = "Factors of the exact Fisher on one batch, difference relative to the largest entry:"
+    return "\n".join([f"{about} kfac-jax {kfac_jax_mlp.version()}.", "", steps, "", title, "", factors])
 
 
 def _memory(options: Options) -> str:
     cases = [("ogbg", 512, 1), ("imagenet_vit", 256, 1), ("imagenet_vit", 256, 2), ("imagenet_vit", 256, 4)]
-    return "\n".join(
-        [
-            "The greater of a submission's two programs, the step and the refresh: arguments, results and temporaries.",
-            "Compiled for a CPU, this is an estimate of what a GPU needs.",
-            "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
-            "",
-            memory.table(cases),
-        ]
-    )
+    parts = [
+        "The greater of a submission's two programs, the step and the refresh: arguments, results and temporaries.",
+        "Compiled for a CPU, this is an estimate of what a GPU needs.",
+        "A batch in micro-batches (hyperparameter `micro_batches`) is summed over them before it is divided.",
+    ]
+    return "\n".join([*parts, "", memory.table(cases)])
 
 
 def _scaling(options: Options) -> str:
@@ -218,7 +194,7 @@ def _scaling(options: Options) -> str:
         "least the gradient's. A refresh's work is Σ n³ over the matrices that a device factorises.",
     ]
     for name in options.workloads:
-        first = load(f"submissions/{options.submissions[0]}")
+        first = load(submission_path(options.submissions[0]))
         batch_size = options.batch_size or first.training_batch_size(name, registry.load(name))
         counted = scaling.table(name, batch_size, options.submissions, options.seed)
         parts += ["", f"## {name}, {batch_size} examples on each device", "", counted]

@@ -14,6 +14,11 @@ from absl import flags
 from benchmarks import tables
 from benchmarks.timing import Deadline
 
+
+def _is_positive(number: str) -> bool:
+    return number.isdecimal() and int(number) > 0
+
+
 _SUBMISSIONS = ["nadamw", "kfac_muon_reduce", "kfac_muon_expand", "kfac_reduce", "kfac_expand", "soap", "muon"]
 
 flags.DEFINE_list("tables", ["steps", "flavours", "orthogonalisation"], f"Tables, of {', '.join(tables.NAMES)}.")
@@ -43,6 +48,9 @@ flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1
 )
 flags.DEFINE_string("out", "results/bench", "Folder of the tables.")
+for name in ("batch_sizes", "widths"):
+    flags.register_validator(name, lambda values: all(map(_is_positive, values)), "must be positive numbers, as 16,32")
+flags.register_validator("tables", set(tables.NAMES).issuperset, f"must be of {','.join(tables.NAMES)}")
 
 
 def main(values: dict[str, Any]) -> None:

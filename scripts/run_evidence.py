@@ -12,7 +12,7 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import evidence, supervised_command
+from tuning import evidence, submission, supervised_command
 from tuning.report import archive, files
 
 _REFERENCES = ["nesterov", "nadamw"]
@@ -50,7 +50,7 @@ def main(values: dict[str, Any]) -> None:
     for workload in values["workloads"]:
         protocol = evidence.Protocol(
             workload=workload,
-            submissions=tuple(map(evidence.submission_path, values["submissions"])),
+            submissions=tuple(map(submission.submission_path, values["submissions"])),
             folder=folder,
             n_points=values["num_tuning_trials"],
             n_confirmed=values["num_confirmed"],

@@ -75,7 +75,7 @@ def main(values: dict[str, Any]) -> None:
     if values["worker"]:
         return worker.Worker(this_sweep).work()
     if values["retry_crashed"]:
-        print(f"{this_sweep.retry_crashed()} crashed trials are carried out again", flush=True)
+        print(f"{this_sweep.retry_crashed()} crashed trials are carried out again", file=sys.stderr, flush=True)
     start = launch.supervise
     if values["launcher"] == "slurm":
         start = functools.partial(slurm.submit, options=_options(values["slurm_option"]))

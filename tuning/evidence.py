@@ -24,6 +24,7 @@ from tuning.errors import UserError, one_line
 from tuning.outcome import Miss
 from tuning.report import protocols, reading
 from tuning.report.location import Phase
+from tuning.submission import submission_path
 from workloads import registry
 from workloads.spec import Direction
 
@@ -66,11 +67,6 @@ class Candidate:
     submission: str
     folder: Path
     point: Mapping[str, Any]
-
-
-def submission_path(name: str) -> str:
-    """The folder of one of this project's submissions, wherever the command is run."""
-    return str(_PROJECT / "submissions" / name)
 
 
 def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) -> None:

@@ -181,6 +181,9 @@ def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
 
 
 def _cores_of_slot(slot: int, n_workers: int) -> list[int]:
+    """The cores that a worker is bound to; none where a system cannot bind processes."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
     cores = sorted(os.sched_getaffinity(0))
     return cores[slot % len(cores) :: min(n_workers, len(cores))]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import joblib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _CUDA_VERSIONS = (12, 13)  # that JAX has a plugin for
@@ -49,7 +50,7 @@ def environment() -> dict[str, Any]:
         "n_devices": len(devices),
         "n_processes": jax.process_count(),
         "cpu_model": _cpu_model(),
-        "n_cpu_cores": _n_cpu_cores(),
+        "n_cpu_cores": joblib.cpu_count(),  # those that this process may use
         "memory_gib": _memory_gib(),
     }
 
@@ -101,11 +102,6 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
-
-
-def _n_cpu_cores() -> int:
-    """The cores that this process may run on, or all cores if the system does not restrict them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

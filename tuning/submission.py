@@ -15,7 +15,13 @@ from typing import Any
 from tuning import official_api
 from tuning.errors import UserError, setup_phase
 
+_OWN = Path(__file__).resolve().parents[1] / "submissions"
 _REQUIRED = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
+
+
+def submission_path(name: str) -> str:
+    """The folder of one of this project's submissions, wherever the command is run."""
+    return str(_OWN / name)
 
 
 @dataclass(frozen=True)

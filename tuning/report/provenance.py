@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tuning.report.reading import Trial
 
+_HARDWARE = {"cpu_model": "", "n_cpu_cores": " cores", "memory_gib": " GiB"}  # field -> unit
 _VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -16,9 +17,9 @@ def of(trials: Sequence[Trial]) -> dict[str, list[str]]:
         if e.get("git_commit"):
             dirty = " with uncommitted changes" if e.get("git_dirty") else ""
             by_name["commit"].add(str(e["git_commit"])[:10] + dirty)
-        hardware = [str(e[name]) for name in ("cpu_model", "n_cpu_cores", "memory_gib") if e.get(name)]
+        hardware = [f"{e[name]}{unit}" for name, unit in _HARDWARE.items() if e.get(name)]
         if hardware:
-            by_name["machine"].add(", ".join(hardware) + (" GiB" if e.get("memory_gib") else ""))
+            by_name["machine"].add(", ".join(hardware))
         if e.get("device_kind"):
             by_name["devices"].add(f"{e.get('n_devices', 1)} × {e['device_kind']}")
         for name in _VERSIONS:

@@ -7,19 +7,19 @@ the split). So the numbers of threads and of processes do not change what is dra
 import dataclasses
 import functools
 import itertools
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import joblib
 import numpy as np
 
 from workloads import shards
 from workloads.images import augment, decode
 
-_N_THREADS = max(2, os.cpu_count() or 1)
+_N_THREADS = max(2, joblib.cpu_count())  # of the cores that this process may use
 _CHUNK = 16  # examples in one element of grain's stream, to spread grain's overhead per element
 _PREFETCH = 512  # examples decoded in advance, besides those that the threads are decoding
 _ON_DEVICE = 2  # batches copied to the devices in advance
@@ -99,14 +99,11 @@ class StreamedBatches:
 
     Raises:
         ValueError: the devices of several processes do not divide the batch size.
-        ImportError: grain is not installed.
     """
 
     def __init__(self, images: StreamedImages, *, batch_size: int, seed: int) -> None:
-        try:
-            import grain
-        except ImportError as error:
-            raise ImportError("training on images needs grain: run `pip install grain`") from error
+        import grain
+
         own_rows = shards.own_rows(batch_size)
         rows = np.arange(own_rows.start, own_rows.stop)
         self._size, self._n_before = len(rows), 0
