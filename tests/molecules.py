@@ -16,5 +16,5 @@ def data_dir() -> Path:
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        registry.load("b3db")._load_graphs(str(folder))
+        registry.load("b3db")._load(str(folder))
     return folder

@@ -21,7 +21,7 @@ import numpy as np
 from flax import serialization
 
 from tuning.claim import Claim
-from tuning.description import TrialDescription
+from tuning.description import START_AGAIN, TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
 
 PyTree = Any
@@ -139,10 +139,8 @@ class Checkpoints:
     def _refuse_other_formats(self) -> None:
         others = [path.name for path in self._folder.glob("*") if path.suffix != _SUFFIX]
         if others:
-            raise UserError(
-                f"{str(self._folder)!r} holds {others[0]!r}, which this version of the project cannot read: "
-                "give another --experiment_name, or remove that trial's folder"
-            )
+            problem = f"{str(self._folder)!r} holds {others[0]!r}, which this version of the project cannot read"
+            raise UserError(f"{problem}: {START_AGAIN}")
 
     def _refuse_other_arrays(self, saved: list[str], expected: list[str]) -> None:
         if saved != expected:
@@ -150,7 +148,7 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint in {self._folder} holds other arrays than this version of the submission has "
                 f"({len(others)} differ, as {others[0] if others else 'their order'}): resume it with the version that "
-                "made it, or give another --experiment_name, or remove that trial's folder"
+                f"made it, or {START_AGAIN}"
             )
 
 

@@ -19,6 +19,7 @@ from tuning.submission import Submission
 
 _LOG = logging.getLogger(__name__)
 _LARGEST_SEED = 2**64 - 1
+START_AGAIN = "give another --experiment_name, or remove that trial's folder"
 
 
 class OnResume(StrEnum):
@@ -87,17 +88,12 @@ class TrialDescription:
         new, changes = json.loads(json.dumps(self.to_json())), {}
         for name, on_resume in FIELDS.items():
             if name not in earlier:
-                raise UserError(
-                    f"{source} was written by another version of this project (it has no {name}); "
-                    "give another --experiment_name, or remove that trial's folder"
-                )
+                raise other_version(source, name)
             if earlier[name] == new[name]:
                 continue
             if on_resume is OnResume.MUST_MATCH:
-                raise UserError(
-                    f"{source} has {name} {short_json(earlier[name])}, not {short_json(new[name])}: "
-                    "resume what it belongs to, or give another --experiment_name, or remove that trial's folder"
-                )
+                difference = f"{source} has {name} {short_json(earlier[name])}, not {short_json(new[name])}"
+                raise UserError(f"{difference}: resume what it belongs to, or {START_AGAIN}")
             if on_resume is OnResume.WARN:
                 _LOG.warning(
                     "%s has %s %s, now it is %s", source, name, short_json(earlier[name]), short_json(new[name])
@@ -107,6 +103,11 @@ class TrialDescription:
 
 
 FIELDS: dict[str, OnResume] = {f.name: f.metadata["on_resume"] for f in fields(TrialDescription)}
+
+
+def other_version(source: str, name: str) -> UserError:
+    """`source` holds no field `name`."""
+    return UserError(f"{source} was written by another version of this project (it has no {name}); {START_AGAIN}")
 
 
 def describe(

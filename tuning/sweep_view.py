@@ -107,8 +107,8 @@ class View(LiveText):
             each running trial's last evaluation.
     """
 
-    def __init__(self, console: Console | None = None, *, as_json: bool = False):
-        super().__init__(Console(force_terminal=False) if as_json else console)
+    def __init__(self, *, as_json: bool = False):
+        super().__init__(Console(force_terminal=False) if as_json else None)
         self._as_json = as_json
 
     def __call__(self, sweep: Sweep, n_alive: int) -> None:

@@ -36,7 +36,7 @@ class Training:
     Args:
         interruption: signals that end the training with a checkpoint.
         checkpoints: None saves none.
-        checkpoint_period_s: wall seconds after which a checkpoint is saved between two evaluations; None for never.
+        checkpoint_period_s: wall seconds after which a checkpoint is saved between two evaluations; 0 for never.
         processes: those that carry out this trial together. The first one's checkpoints, clock and signals count.
         trace: the profiler's trace of some steps.
     """
@@ -49,7 +49,7 @@ class Training:
         logger: MetricsLogger,
         interruption: Interruption,
         checkpoints: Checkpoints | None,
-        checkpoint_period_s: float | None,
+        checkpoint_period_s: float,
         processes: Processes,
         trace: StepTrace,
     ):
@@ -199,7 +199,7 @@ class Training:
     def _checkpoint_is_due(self) -> bool:
         if self._signal():
             return True
-        if self.checkpoints is None or self.checkpoint_period_s is None:
+        if self.checkpoints is None or not self.checkpoint_period_s:
             return False
         return time.perf_counter() - self._last_saved_at >= self.checkpoint_period_s
 

@@ -4,7 +4,6 @@ import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from tuning import disk, faults, machine, records
 from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
-from tuning.description import FIELDS, TrialDescription
+from tuning.description import FIELDS, TrialDescription, other_version
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import Interruption
 from tuning.metrics_logger import MetricsLogger
@@ -27,19 +26,6 @@ from tuning.training import Training
 _OUTPUT_FILES = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
 
 
-@dataclass(frozen=True)
-class Checkpointing:
-    """When checkpoints are saved. Every evaluation saves one.
-
-    Attributes:
-        keep: how many of the newest stay; 0 saves none.
-        period_s: wall seconds after which one is saved between two evaluations; None for never.
-    """
-
-    keep: int = 2
-    period_s: float | None = None
-
-
 def run_trial(
     description: TrialDescription,
     workload: Any,
@@ -48,7 +34,8 @@ def run_trial(
     *,
     report: Callable[[Progress], None] | None = None,
     should_prune: Callable[[Progress], bool] = lambda progress: False,
-    checkpointing: Checkpointing = Checkpointing(keep=0),
+    checkpoints_to_keep: int = 0,
+    checkpoint_period_s: float = 0,
     resume: bool = False,
     interruption: Interruption | None = None,
     processes: Processes | None = None,
@@ -61,6 +48,8 @@ def run_trial(
         claim: of the trial's folder. Every write requires that this process still holds it.
         report: called after every step and evaluation.
         should_prune: called after every evaluation; True ends the trial as pruned.
+        checkpoints_to_keep: how many of the newest stay; 0 saves none. Every evaluation saves one.
+        checkpoint_period_s: wall seconds after which one is saved between two evaluations; 0 for never.
         resume: continue from the newest checkpoint, if there is one.
         interruption: signals that end the trial with a checkpoint.
         processes: those that carry out the trial together. The first one has the claim, the others have `NoClaim`.
@@ -75,8 +64,8 @@ def run_trial(
     processes, environment, checkpoints = processes or Processes(), machine.environment(), None
     may_differ = ("data_dir", "submission_path")
     processes.refuse_other({k: v for k, v in description.to_json().items() if k not in may_differ}, "trial")
-    if processes.is_first and (checkpointing.keep or resume):
-        checkpoints = Checkpoints(claim, description, environment, keep=checkpointing.keep)
+    if processes.is_first and (checkpoints_to_keep or resume):
+        checkpoints = Checkpoints(claim, description, environment, keep=checkpoints_to_keep)
     monitoring = monitoring if monitoring and processes.is_first else Monitoring()
     training = Training(
         description,
@@ -85,7 +74,7 @@ def run_trial(
         MetricsLogger(claim.folder, claim.write),
         interruption or Interruption(),
         checkpoints,
-        checkpointing.period_s,
+        checkpoint_period_s,
         processes,
         StepTrace(monitoring.profile, claim.folder / "profile"),
     )
@@ -94,7 +83,7 @@ def run_trial(
             training.set_up()
             if not (resume and training.resume()):
                 _remove_earlier_files(claim)
-            if not checkpointing.keep:
+            if not checkpoints_to_keep:
                 training.checkpoints = None  # it was only to be read
             miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), should_prune)
         outcome = _outcome(training, environment, miss, error=None)
@@ -156,10 +145,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
     try:
         outcome = Outcome.from_json(content)
     except KeyError as error:
-        raise UserError(
-            f"{str(file)!r} was written by another version of this project (it has no {error.args[0]}); "
-            "give another --experiment_name, or remove that trial's folder"
-        ) from error
+        raise other_version(repr(str(file)), error.args[0]) from error
     if outcome.global_step > description.step_budget:
         problem = f"{str(file)!r} has done {outcome.global_step} steps, more than the budget of"
         raise UserError(f"{problem} {description.step_budget}: give at least {outcome.global_step}")

@@ -9,7 +9,6 @@ from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
 from tuning.ruleset import TuningRuleset
 from tuning.submission import Submission
-from tuning.trial import Checkpointing
 from workloads import registry
 from workloads.spec import Workload
 
@@ -49,10 +48,6 @@ class TrialsRequest:
         if not name or "/" in name or name in (".", "..") or not name.isprintable():
             raise UserError(f"--experiment_name={self.experiment_name!r} is no name of a folder; give one without '/'")
         return disk.expanded(self.experiment_dir, "experiment_dir") / name
-
-    @property
-    def checkpointing(self) -> Checkpointing:
-        return Checkpointing(self.checkpoints_to_keep, self.checkpoint_period_s or None)
 
     def load(self) -> tuple[Workload, Submission]:
         """The workload and the submission, with the batch sizes that were asked for. May raise UserError."""

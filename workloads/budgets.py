@@ -37,18 +37,3 @@ def budget(workload_name: str, profile: str) -> Budget | None:
         raise ValueError(f"unknown hardware profile {profile!r}; known: {', '.join(BUDGETS)}")
     is_variant_of = f"{workload_name}_".startswith
     return next((value for name, value in BUDGETS[profile].items() if is_variant_of(f"{name}_")), None)
-
-
-def required(workload_name: str, profile: str) -> Budget:
-    """The official budget, as `budget` returns it.
-
-    Raises:
-        ValueError: it is not known; the message lists the workloads of the profile.
-    """
-    official = budget(workload_name, profile)
-    if official is None:
-        known = ", ".join(BUDGETS[profile])
-        raise ValueError(
-            f"hardware profile {profile} has no budget for {workload_name!r}, only for {known}; leave it out"
-        )
-    return official

@@ -35,6 +35,16 @@ class FlaxWorkload(Workload):
     def __init__(self) -> None:
         super().__init__()
         self._predictor = Predictor(self)
+        self._data: dict[str | None, Any] = {}  # folder -> what `_load` returned
+
+    @abc.abstractmethod
+    def _load(self, data_dir: str | None) -> Any:
+        """The data of all splits; called once per folder."""
+
+    def _loaded(self, data_dir: str | None) -> Any:
+        if data_dir not in self._data:
+            self._data[data_dir] = self._load(data_dir)
+        return self._data[data_dir]
 
     @abc.abstractmethod
     def _smallest_inputs(self) -> Any:

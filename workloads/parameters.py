@@ -1,6 +1,5 @@
 """Shapes and types of a Flax parameter tree, as AlgoPerf passes them to submissions."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,16 +23,11 @@ def param_shapes(params: Any) -> Any:
 
 def param_types(params: Any) -> Any:
     """Tree of arrays -> tree of `ParameterType`, by the names Flax gives modules and parameters."""
-    return _types(params, ())
+    return jax.tree_util.tree_map_with_path(lambda path, _: _type(*(key.key.lower() for key in path)), params)
 
 
-def _types(tree: Any, path: tuple[str, ...]) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _types(child, (*path, name)) for name, child in tree.items()}
-    return _type([part.lower() for part in path[:-1]], path[-1].lower())
-
-
-def _type(modules: list[str], name: str) -> ParameterType:
+def _type(*path: str) -> ParameterType:
+    *modules, name = path
     module = modules[-1] if modules else ""
     if "batchnorm" in module:
         return _BATCH_NORM[name]

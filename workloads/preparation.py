@@ -80,14 +80,12 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
     config = tfds.download.DownloadConfig(manual_dir=manual if manual.is_dir() else None)
     try:
         builder.download_and_prepare(download_config=config)
-    except tfds.download.DownloadError as error:
+    except (tfds.download.DownloadError, ConnectionError) as error:
         raise FileNotFoundError(_download_message(builder, data, manual)) from error
     except tfds.core.download.download_manager.NonMatchingChecksumError as error:
         raise ValueError(
             f"{' or '.join(data.archives)} has a wrong checksum: delete it from {manual} and download it again"
         ) from error
-    except ConnectionError as error:
-        raise FileNotFoundError(_download_message(builder, data, manual)) from error
 
 
 def _accept_archives(builder: Any, data: PreparedData, manual: Path) -> None:

@@ -40,6 +40,10 @@ def load(name: str, hardware_profile: str | None = None) -> Workload:
     module, kind = _CLASSES[name]
     workload = getattr(importlib.import_module(module), kind)()
     if hardware_profile is not None:
-        workload.hardware_profile = hardware_profile
-        workload.budget = budgets.required(name, hardware_profile)
+        official = budgets.budget(name, hardware_profile)
+        if official is None:
+            known = ", ".join(budgets.BUDGETS[hardware_profile])
+            problem = f"hardware profile {hardware_profile} has no budget for {name!r}, only for {known}"
+            raise ValueError(f"{problem}; leave it out")
+        workload.hardware_profile, workload.budget = hardware_profile, official
     return workload

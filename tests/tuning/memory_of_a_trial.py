@@ -18,7 +18,7 @@ from tests.tuning.on_several_devices import Images
 from tuning import submission
 from tuning.claim import Claim
 from tuning.description import describe
-from tuning.trial import Checkpointing, run_trial
+from tuning.trial import run_trial
 from workloads.spec import Budget, Target
 
 N_STEPS, N_EVALUATIONS = 2000, 50
@@ -50,7 +50,7 @@ def main() -> None:
     workload = Endless()
     description = describe("mnist_vit", workload, chosen, point, **described)
     with Claim.take(Path(sys.argv[1]) / "trial") as claim:
-        run_trial(description, workload, chosen, claim, report=report, checkpointing=Checkpointing(keep=2))
+        run_trial(description, workload, chosen, claim, report=report, checkpoints_to_keep=2)
 
 
 if __name__ == "__main__":

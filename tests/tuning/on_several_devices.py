@@ -62,7 +62,7 @@ class Graphs(Small, GraphWorkload):
     validation_target = test_target = Target("mean_average_precision", 1.0)
     split_sizes = SplitSizes(train=30, eval_train=20, validation=30, test=30)
 
-    def _load_graphs(self, data_dir):
+    def _load(self, data_dir):
         return dataclasses.replace(random_graphs(90), split_codes=np.arange(90, dtype=np.uint8) % 3)
 
 

@@ -18,7 +18,6 @@ from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 
 from tuning import sweep, trials_request, worker
 from tuning.claim import ClaimLost, FolderClaimed
-from tuning.trial import Checkpointing
 from tuning.trial_rows import TrialRows
 
 BEAT_S, LEASE_S = 0.05, 0.3
@@ -28,7 +27,7 @@ WRITES = ("replace", "rename", "fsync", "unlink")
 def run(folder: Path) -> None:
     """40 steps, an evaluation and a checkpoint after every tenth."""
     claim = dict(beat_s=BEAT_S, lease_s=LEASE_S)
-    own = dict(checkpointing=Checkpointing(keep=2), resume=True, claim=claim)
+    own = dict(checkpoints_to_keep=2, resume=True, claim=claim)
     run_fake_trial(folder, FakeWorkload(), fake_submission(log_loss), **own)
 
 

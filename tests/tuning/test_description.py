@@ -9,7 +9,7 @@ from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 from tuning.claim import Claim
 from tuning.description import FIELDS, OnResume, describe
 from tuning.errors import UserError
-from tuning.trial import Checkpointing, finished_outcome, run_trial
+from tuning.trial import finished_outcome, run_trial
 
 OTHERS = {
     "workload": "other",
@@ -53,7 +53,7 @@ def train(described, folder, kill_at=None, target=0.9):
     with Claim.take(folder) as claim:
         done = finished_outcome(described, folder)
         workload = FakeWorkload(target=target, step_hint=described.step_budget)
-        own = dict(report=report, checkpointing=Checkpointing(keep=2), resume=True)
+        own = dict(report=report, checkpoints_to_keep=2, resume=True)
         return done or run_trial(described, workload, submission, claim, **own)
 
 

@@ -13,7 +13,6 @@ from fake_trial import FakeWorkload, fake_submission, log_loss, run_fake_trial
 from tuning import training
 from tuning.clock import SubmissionClock
 from tuning.interruption import Interrupted, Interruption
-from tuning.trial import Checkpointing
 
 TIMES = {"score", "total_duration", "preemption_count"}
 TIMES |= {f"accumulated_{kind}_time" for kind in ("submission", "eval", "logging")}
@@ -72,8 +71,7 @@ def prepare(**arguments):
 def run(folder, signals=(), keep=2, **options):
     submission = fake_submission(log_batch_and_key, prepare_for_eval=prepare)
     with Interruption() as interruption:
-        checkpointing = Checkpointing(keep, options.pop("period_s", None))
-        own = dict(checkpointing=checkpointing, resume=True, interruption=interruption)
+        own = dict(checkpoints_to_keep=keep, resume=True, interruption=interruption)
         return run_fake_trial(folder, Workload(signals), submission, **own, **options)
 
 
@@ -183,7 +181,7 @@ def test_checkpoints_at_a_period_are_off_the_clock_and_resumed_bit_for_bit(tmp_p
         patch.setattr(training.Checkpoints, "save", slow_save)
         patch.setattr(training, "SubmissionClock", functools.partial(SubmissionClock, now))
         with pytest.raises(Killed):
-            run(tmp_path, period_s=5.0, report=kill)
+            run(tmp_path, checkpoint_period_s=5.0, report=kill)
         # 1.25 s a step: due after 4 steps. An evaluation makes one too.
         assert saved == [4, 8, 10, 14, 18, 20, 24, 28, 30, 34]
     assert run(tmp_path).resumptions[0]["global_step"] == 34

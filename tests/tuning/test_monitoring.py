@@ -13,7 +13,6 @@ from tuning.claim import ClaimLost
 from tuning.errors import UserError
 from tuning.metrics_logger import MetricsLogger
 from tuning.monitoring import Monitoring, parse_steps
-from tuning.trial import Checkpointing
 
 
 def scalars(folder):
@@ -38,7 +37,7 @@ def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(
         if progress.global_step == 25:
             raise Cut
 
-    own = dict(monitoring=Monitoring(tensorboard=True), checkpointing=Checkpointing(keep=2), resume=True)
+    own = dict(monitoring=Monitoring(tensorboard=True), checkpoints_to_keep=2, resume=True)
     with pytest.raises(Cut):
         run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), report=cut, **own)
     run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), **own)
@@ -131,7 +130,7 @@ def test_a_profile_that_the_end_cuts_short_is_written_too(tmp_path):
 
 def test_only_what_was_traced_is_recorded_and_a_resumed_trial_knows_of_it(tmp_path, caplog):
     def run(max_global_steps, first_and_last):
-        own = dict(checkpointing=Checkpointing(keep=2), resume=True, monitoring=Monitoring(profile=first_and_last))
+        own = dict(checkpoints_to_keep=2, resume=True, monitoring=Monitoring(profile=first_and_last))
         workload = FakeWorkload()
         return run_fake_trial(tmp_path, workload, fake_submission(), max_global_steps=max_global_steps, **own)
 

@@ -15,7 +15,7 @@ from tests.molecules import data_dir
 from tuning import submission
 from tuning.claim import Claim
 from tuning.description import describe
-from tuning.trial import Checkpointing, run_trial
+from tuning.trial import run_trial
 from workloads import registry
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +69,7 @@ def run(tmp_path):
             max_global_steps=50,
         )
         with Claim.take(tmp_path / name) as claim:
-            return run_trial(
-                description, workload, chosen, claim, report=report, checkpointing=Checkpointing(keep=2), **options
-            )
+            return run_trial(description, workload, chosen, claim, report=report, checkpoints_to_keep=2, **options)
 
     return start
 

@@ -19,7 +19,6 @@ from tuning import training
 from tuning.clock import SubmissionClock
 from tuning.errors import MachineFault, UserError
 from tuning.randomness import Keys, Stream
-from tuning.trial import Checkpointing
 from workloads.spec import Direction
 
 
@@ -172,7 +171,7 @@ def test_a_fault_of_the_machine_is_one_line_and_no_crash_of_the_trial(run, tmp_p
         if call.global_step == 15:
             raise fault
 
-    options = dict(checkpointing=Checkpointing(keep=2), resume=True)
+    options = dict(checkpoints_to_keep=2, resume=True)
     with pytest.raises(MachineFault) as caught:
         run(FakeWorkload(), fake_submission(fail_at_15), **options)
     assert "\n" not in str(caught.value) and (fault.args[-1] in str(caught.value))
@@ -297,7 +296,7 @@ def test_a_checkpoint_is_on_disk_before_it_counts(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", note_replace)
-    run(FakeWorkload(), fake_submission(), checkpointing=Checkpointing(keep=2), max_global_steps=10)
+    run(FakeWorkload(), fake_submission(), checkpoints_to_keep=2, max_global_steps=10)
     assert len(replaced) == 1 and synced[0] == str(tmp_path / "checkpoints")
 
 
@@ -312,7 +311,7 @@ def test_a_full_or_failing_disk_is_one_line_and_no_crash_of_the_trial(run, tmp_p
             raise OSError(number, os.strerror(number))
         sync(descriptor)
 
-    options = dict(checkpointing=Checkpointing(keep=2), resume=True)
+    options = dict(checkpoints_to_keep=2, resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(

@@ -63,7 +63,7 @@ def test_a_save_that_fails_leaves_the_earlier_file_and_no_other(tmp_path, monkey
     with pytest.raises(ZeroDivisionError):
         store.save(random_graphs(4), path, source="here")
     assert [file.name for file in tmp_path.iterdir()] == ["graphs.npz"]
-    assert store.load(path, source="here").n_graphs == 3
+    assert len(store.load(path, source="here").labels) == 3
 
 
 def test_packed_molecules_of_other_data_are_packed_again(tmp_path, monkeypatch, caplog):
@@ -72,13 +72,13 @@ def test_packed_molecules_of_other_data_are_packed_again(tmp_path, monkeypatch, 
     monkeypatch.setattr(molpcba, "pack_molpcba", lambda data_dir: "packed again")
     info = tmp_path / molpcba.DATASET.path / "dataset_info.json"
     info.parent.mkdir()
-    assert molpcba.load_molpcba(str(tmp_path)).n_graphs == 9  # without the data set
+    assert len(molpcba.load_molpcba(str(tmp_path)).labels) == 9  # without the data set
     for shards, is_same in ((["3", "3"], True), (["3", "4"], False)):
         lengths = {"train": shards, "validation": ["3"], "test": ["0"]}
         splits = [{"name": name, "shardLengths": value} for name, value in lengths.items()]
         info.write_text(json.dumps({"splits": splits}))
         found = molpcba.load_molpcba(str(tmp_path))
-        assert found.n_graphs == 9 if is_same else found == "packed again"
+        assert len(found.labels) == 9 if is_same else found == "packed again"
     assert "{'train': 6, 'validation': 3, 'test': 0} graphs, the data set {'train': 7, " in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_b3db_cache_is_used_and_rebuilt_when_damaged(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(b3db, "build", build)
     path = tmp_path / "b3db" / "packed_graphs.npz"
-    load = b3db.B3dbWorkload()._load_graphs
+    load = b3db.B3dbWorkload()._load
     load(str(tmp_path)), load(str(tmp_path))
     assert len(calls) == 1
     path.write_bytes(b"rubbish")
@@ -111,7 +111,7 @@ def test_b3db_cache_is_used_and_rebuilt_when_damaged(tmp_path, monkeypatch, capl
     blocked = tmp_path / "file"
     blocked.write_text("")
     with caplog.at_level(logging.WARNING):
-        assert load(str(blocked)).n_graphs == 5
+        assert len(load(str(blocked)).labels) == 5
     assert "memory only" in caplog.text
 
 

@@ -35,7 +35,7 @@ def _expected_fingerprints(graphs, indices):
 
 
 def test_sub_batches_are_what_jraph_makes_of_the_same_graphs():
-    order = np.random.default_rng(1).permutation(GRAPHS.n_graphs)
+    order = np.random.default_rng(1).permutation(len(GRAPHS.labels))
     blocks = list(
         jraph.dynamically_batch(
             (as_jraph(GRAPHS, i) for i in order),
@@ -53,7 +53,7 @@ def test_sub_batches_are_what_jraph_makes_of_the_same_graphs():
 
 @pytest.mark.parametrize("devices", [2, 4, 7])
 def test_rows_that_the_devices_do_not_divide_are_filled_up_at_the_end(devices):
-    parts = plan(GRAPHS, np.arange(GRAPHS.n_graphs), SHAPE)[:3]
+    parts = plan(GRAPHS, np.arange(len(GRAPHS.labels)), SHAPE)[:3]
     one = assemble(GRAPHS, parts, SHAPE)
     many = assemble(GRAPHS, parts, dataclasses.replace(SHAPE, devices=devices))
     assert all(len(leaf) % devices == 0 for leaf in jax.tree.leaves(many))
@@ -70,7 +70,7 @@ def test_rows_that_the_devices_do_not_divide_are_filled_up_at_the_end(devices):
 
 
 def test_labels_follow_their_graphs_and_padding_has_no_weight():
-    parts = plan(GRAPHS, np.arange(GRAPHS.n_graphs), SHAPE)[:2]
+    parts = plan(GRAPHS, np.arange(len(GRAPHS.labels)), SHAPE)[:2]
     batch = assemble(GRAPHS, parts, SHAPE)
     rows = SHAPE.graphs_per_sub_batch + 1
     total = 0.0
@@ -84,7 +84,7 @@ def test_labels_follow_their_graphs_and_padding_has_no_weight():
 
 
 def test_edges_never_leave_their_sub_batch_and_spare_ones_stay_on_padding():
-    for batch in evaluation_batches(GRAPHS, np.arange(GRAPHS.n_graphs), SHAPE):
+    for batch in evaluation_batches(GRAPHS, np.arange(len(GRAPHS.labels)), SHAPE):
         graph = batch["inputs"]
         graph_of_node = np.repeat(np.arange(len(graph.n_node)), graph.n_node)
         graph_of_edge = np.repeat(np.arange(len(graph.n_edge)), graph.n_edge)

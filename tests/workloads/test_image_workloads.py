@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from workloads import registry
-from workloads.images.memory import LabelledImages, TrainingBatches
+from workloads.images.memory import LabelledImages
 from workloads.images.mnist_vit import MnistVitWorkload
 from workloads.images.vit import Gate, NormPlacement, Pooling, ViT, position_embedding
 from workloads.images.wide_resnet import WideResNet
@@ -107,7 +107,7 @@ def test_each_epoch_is_another_permutation_and_a_restored_queue_continues():
     pytest.importorskip("grain")
 
     def queue(seed=5):
-        return TrainingBatches(_images(10), batch_size=4, seed=seed)
+        return _images(10).training_batches(batch_size=4, seed=seed)
 
     reference = queue()
     drawn = [_ids(next(reference)) for _ in range(10)]

@@ -135,7 +135,7 @@ def test_eval_model_reports_every_split_and_eval_train_is_fixed_and_within_train
     graphs = random_graphs(1200, n_tasks=1)
     graphs.split_codes[::7] = 2
     workload = B3dbWorkload()
-    monkeypatch.setattr(workload, "_load_graphs", lambda data_dir: graphs)
+    monkeypatch.setattr(workload, "_load", lambda data_dir: graphs)
     params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
     result = workload.eval_model(256, params, None, jax.random.PRNGKey(0), None, None, 0)
     names = {

@@ -106,7 +106,7 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     figure = new_figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
     others = [trial for result in c.results for trial in result.trials if trial not in result.best_trials]
-    others = others[:: max(1, len(others) // _MAX_BACKGROUND_CURVES)]
+    others = others[:: max(1, math.ceil(len(others) / _MAX_BACKGROUND_CURVES))]
     for axes, cost in zip(panels, costs, strict=True):
         for trial in others:
             if (x := _axis(trial, cost)) is not None:

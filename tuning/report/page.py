@@ -66,13 +66,7 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
         drawn=drawn,
         refresh_s=refresh_s,
         n_trials=sum(len(result.trials) for c in summary.comparisons for result in c.results),
-        columns=tables.COLUMNS,
-        rows=tables.rows,
-        heading=tables.heading,
-        show=tables.number,
-        show_median=tables.seed_median,
-        show_ratio=tables.ratio,
-        outcomes=tables.outcomes,
+        tables=tables,
         sort_values=_sort_values,
         verdict=verdict,
         official=_official(summary),
@@ -142,7 +136,7 @@ def _inline(svg: str, figure: figures.Figure, prefix: str) -> Markup:
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
     element = _COORDINATES.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), element)
     element = element.replace(figures.INK, "currentColor")
-    element = re.sub(r' id="(?:[a-z]+_\d+|patch_\d+)"', "", element)  # ids of groups, which are not referred to
+    element = re.sub(r' id="[a-z]+_\d+"', "", element)  # ids of groups, which are not referred to
     element = re.sub(r'\bid="', f'id="{prefix}', element)
     element = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", element)
     element = re.sub(r">\s+<", "><", element)

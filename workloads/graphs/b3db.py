@@ -37,7 +37,7 @@ class B3dbWorkload(GraphWorkload):
     eval_batch_size = 64
     split_sizes = SplitSizes(train=5463, eval_train=250, validation=1171, test=1171)
 
-    def _load_graphs(self, data_dir: str | None) -> store.PackedGraphs:
+    def _load(self, data_dir: str | None) -> store.PackedGraphs:
         path = tfds_data.folder(data_dir) / "b3db" / "packed_graphs.npz"
         try:
             return store.load(path, source=_SOURCE)
@@ -67,13 +67,9 @@ def build() -> store.PackedGraphs:
     kept = [(molecule, row) for molecule, row in zip(molecules, rows, strict=True) if molecule is not None]
     is_positive = np.array([row["BBB+/BBB-"] == "BBB-" for _, row in kept])
     split_codes = np.empty(len(kept), np.uint8)
-    for code, indices in enumerate(split_molecules(is_positive, _SPLIT_SEED)):
+    sizes = B3dbWorkload.split_sizes
+    parts = stratified_split(is_positive, validation=sizes.validation, test=sizes.test, seed=_SPLIT_SEED)
+    for code, indices in enumerate(parts):
         split_codes[indices] = code
     labels = is_positive[:, None].astype(np.float32)
     return store.pack([molecule for molecule, _ in kept], labels, split_codes)
-
-
-def split_molecules(is_positive: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the training, validation and test molecules."""
-    sizes = B3dbWorkload.split_sizes
-    return stratified_split(is_positive, validation=sizes.validation, test=sizes.test, seed=seed)

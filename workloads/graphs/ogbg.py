@@ -35,7 +35,7 @@ class OgbgWorkload(GraphWorkload):
         ),
     )
 
-    def _load_graphs(self, data_dir: str | None) -> PackedGraphs:
+    def _load(self, data_dir: str | None) -> PackedGraphs:
         return load_molpcba(data_dir)
 
 

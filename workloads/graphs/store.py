@@ -30,10 +30,6 @@ class PackedGraphs:
     labels: np.ndarray  # [n_graphs, n_tasks] int8: 0, 1, or MISSING
     split_codes: np.ndarray  # [n_graphs] uint8, index into SPLITS
 
-    @property
-    def n_graphs(self) -> int:
-        return len(self.labels)
-
     def indices(self, split: str) -> np.ndarray:
         """Graphs of "train", "validation" or "test", ascending."""
         return np.flatnonzero(self.split_codes == SPLITS.index(split))

@@ -3,7 +3,6 @@
 A subclass adds data, sizes and a target.
 """
 
-import abc
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +21,7 @@ from workloads.graphs.store import PackedGraphs
 from workloads.graphs.synthetic import synthetic_molecules
 from workloads.random_keys import host_seed
 from workloads.spec import LossType
-
-_EVAL_TRAIN_SEED = 0
+from workloads.splits import fixed_part
 
 
 class GraphWorkload(FlaxWorkload):
@@ -37,14 +35,6 @@ class GraphWorkload(FlaxWorkload):
     fills_up_batches = True
     sub_batches: int = 1  # not the number of devices, so that any number of devices has the same batches
     smoothing_classes: int = 2  # label smoothing a moves 0 to a / classes, and 1 to 1 - a + a / classes
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._graphs: dict[str | None, PackedGraphs] = {}
-
-    @abc.abstractmethod
-    def _load_graphs(self, data_dir: str | None) -> PackedGraphs:
-        """The graphs of all splits; called once per folder."""
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key == self.model.output_layer_name
@@ -87,11 +77,6 @@ class GraphWorkload(FlaxWorkload):
         shape, graphs = self._shape(batch_size), self._loaded(data_dir)
         return evaluation_batches(graphs, self._evaluated(graphs, split), shape)
 
-    def _loaded(self, data_dir: str | None) -> PackedGraphs:
-        if data_dir not in self._graphs:
-            self._graphs[data_dir] = self._load_graphs(data_dir)
-        return self._graphs[data_dir]
-
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> TrainingBatches:
         shape = self._shape(global_batch_size)
         seed = host_seed(data_rng)
@@ -113,8 +98,7 @@ class GraphWorkload(FlaxWorkload):
         """Indices of a split's graphs; "eval_train" is the same random part of "train" in every run."""
         if split != "eval_train":
             return graphs.indices(split)
-        shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(graphs.indices("train"))
-        return np.sort(shuffled[: self.num_eval_train_examples])
+        return fixed_part(graphs.indices("train"), self.num_eval_train_examples)
 
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         precision = mean_average_precision(predictions.targets, predictions.logits, predictions.weights)

@@ -30,15 +30,6 @@ def read_header(encoded: bytes) -> Header:
         raise ValueError("an image's data is damaged, or of a format that Pillow does not know") from error
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """RGB uint8 [height, width, 3] from any colour space.
-
-    Raises:
-        ValueError: the image cannot be read.
-    """
-    return _decode(encoded, read_header(encoded), 1)
-
-
 def crop(
     encoded: bytes, header: Header, box: tuple[int, int, int, int], out: int, *, exact: bool = False
 ) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Batches of images in memory. The batch of any step can be computed directly."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
 from workloads import shards
+from workloads.spec import TrainingQueue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,45 +37,21 @@ class LabelledImages:
     def select(self, indices: np.ndarray) -> "LabelledImages":
         return dataclasses.replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
-    def training_batches(self, *, batch_size: int, seed: int) -> "TrainingBatches":
-        return TrainingBatches(self, batch_size=batch_size, seed=seed)
+    def training_batches(self, *, batch_size: int, seed: int) -> TrainingQueue:
+        """Endless full batches, by a grain iterator, which has `get_state` and `set_state`.
+
+        An epoch is `len(self)` examples: all images once, in a new random order. A batch may contain the end of one
+        epoch and the start of the next.
+        """
+        import grain
+
+        # Only indices go through grain. Gathering a batch's images in one step is faster than one by one, and needs no
+        # threads.
+        indices = grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=np.array)
+        batches = indices.map(lambda ids: shards.batch(self.batch, ids, batch_size))
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
     def evaluation_batches(self, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every image exactly once, in stored order; the last batch is padded."""
         for start in range(0, len(self), batch_size):
             yield shards.batch(self.batch, np.arange(start, min(start + batch_size, len(self))), batch_size)
-
-
-class TrainingBatches:
-    """Endless full batches.
-
-    An epoch is `len(images)` examples: all images once, in a new random order. A batch may contain the end of one
-    epoch and the start of the next. The state is the number of batches drawn.
-
-    Raises:
-        ImportError: grain is not installed.
-    """
-
-    def __init__(self, images: LabelledImages, *, batch_size: int, seed: int) -> None:
-        try:
-            import grain
-        except ImportError as error:
-            raise ImportError("training on images needs grain: run `pip install grain`") from error
-        # Only indices go through grain. Gathering a batch's images in one step is faster than one by one.
-        indices = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=np.array)
-        self._batches = indices.map(lambda batch: shards.batch(images.batch, batch, batch_size))
-        self._step = 0
-
-    def __iter__(self) -> "TrainingBatches":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batch = self._batches[self._step]
-        self._step += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        return {"step": self._step}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        self._step = int(state["step"])

@@ -20,8 +20,8 @@ from workloads.images.memory import LabelledImages
 from workloads.images.streaming import StreamedImages
 from workloads.random_keys import host_seed
 from workloads.spec import TrainingQueue
+from workloads.splits import fixed_part
 
-_EVAL_TRAIN_SEED = 0
 Images = LabelledImages | StreamedImages
 
 
@@ -34,13 +34,9 @@ class ImageWorkload(SoftmaxWorkload):
     pixel_mean: float | tuple[float, ...]
     pixel_stddev: float | tuple[float, ...]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._splits: dict[str | None, dict[str, Images]] = {}
-
     @abc.abstractmethod
     def _load_splits(self, data_dir: str | None) -> Mapping[str, Images]:
-        """The splits "train", "validation" and "test"; called once per folder."""
+        """The splits "train", "validation" and "test"."""
 
     def _smallest_inputs(self) -> jax.Array:
         return jnp.zeros((1, *self.image_shape))
@@ -57,10 +53,10 @@ class ImageWorkload(SoftmaxWorkload):
     def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
         return self._loaded(data_dir)[split].evaluation_batches(batch_size=batch_size)
 
-    def _loaded(self, data_dir: str | None) -> dict[str, Images]:
-        if data_dir not in self._splits:
-            self._splits[data_dir] = self._with_eval_train(self._load_splits(data_dir))
-        return self._splits[data_dir]
+    def _load(self, data_dir: str | None) -> dict[str, Images]:
+        splits = self._load_splits(data_dir)
+        part = fixed_part(np.arange(len(splits["train"])), self.num_eval_train_examples)
+        return {**splits, "eval_train": splits["train"].select(part)}
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))
@@ -68,11 +64,6 @@ class ImageWorkload(SoftmaxWorkload):
         labels = generator.integers(0, self.model.num_classes, global_batch_size, np.int32)
         images = LabelledImages(pixels, labels, self.model.num_classes)
         return repeat(shards.batch(images.batch, np.arange(global_batch_size), global_batch_size))
-
-    def _with_eval_train(self, splits: Mapping[str, Images]) -> dict[str, Images]:
-        """Adds "eval_train", the same random part of "train" in every run."""
-        shuffled = np.random.default_rng(_EVAL_TRAIN_SEED).permutation(len(splits["train"]))
-        return {**splits, "eval_train": splits["train"].select(np.sort(shuffled[: self.num_eval_train_examples]))}
 
     def _metrics(self, predictions: Predictions) -> dict[str, float]:
         return {"accuracy": accuracy(predictions.targets, predictions.logits, predictions.weights)}

@@ -37,27 +37,19 @@ class PydocLmWorkload(SoftmaxWorkload):
     # Windows of 64 characters.
     split_sizes = SplitSizes(train=3841, eval_train=50, validation=214, test=216)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._splits: dict[str, Text] = {}
-
     def _smallest_inputs(self) -> jax.Array:
         return jnp.zeros((1, _LENGTH), jnp.int32)
 
     def _training_batches(self, seed: tuple[int, ...], data_dir: str | None, batch_size: int) -> TrainingBatches:
-        del data_dir
-        return TrainingBatches(self._loaded()["train"], batch_size=batch_size, seed=seed)
+        return TrainingBatches(self._loaded(data_dir)["train"], batch_size=batch_size, seed=seed)
 
     def _evaluation_batches(self, split: str, data_dir: str | None, batch_size: int) -> Iterator[dict[str, Any]]:
-        del data_dir
-        return self._loaded()[split].evaluation_batches(batch_size=batch_size)
+        return self._loaded(data_dir)[split].evaluation_batches(batch_size=batch_size)
 
-    def _loaded(self) -> dict[str, Text]:
+    def _load(self, data_dir: str | None) -> dict[str, Text]:
         """The text comes with Python, so no data folder is read; raises as `shared_paragraphs`."""
-        if not self._splits:
-            splits = split_paragraphs(shared_paragraphs(), _SPLIT_SEED)
-            self._splits = splits | {"eval_train": splits["train"].part(self.num_eval_train_examples)}
-        return self._splits
+        splits = split_paragraphs(shared_paragraphs(), _SPLIT_SEED)
+        return splits | {"eval_train": splits["train"].part(self.num_eval_train_examples)}
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(host_seed(data_rng))
