@@ -70,7 +70,10 @@ def main(values: dict[str, Any]) -> None:
     for name in ("workload", "submission_path"):
         if not values[name]:
             raise UserError(f"flag --{name} must have a value, except with --show (--help lists the flags)")
-    with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():  # a signal ends the wait for the storage
+    with (
+        Interruption(RUN_AGAIN) as interruption,
+        interruption.interruptible(),
+    ):  # a signal ends the wait for the storage
         this_sweep = sweep.Sweep(request)
     if values["worker"]:
         return worker.Worker(this_sweep).work()

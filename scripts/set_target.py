@@ -58,7 +58,7 @@ def main(values: dict[str, Any]) -> None:
         )
         for workload in open_workloads
     ]
-    with Interruption(RUN_AGAIN) as interruption, interruption.ends_at_once():
+    with Interruption(RUN_AGAIN) as interruption, interruption.interruptible():
         for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):
             files = target.write(result, out, presets)
             print(

@@ -41,7 +41,7 @@ def expanded(path: str, flag: str) -> Path:
         raise UserError(f"{path!r} needs a home folder, and this user has none: give --{flag}, or set HOME") from error
 
 
-def refuse_unwritable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Makes the folder if it is missing, and writes a small file into it.
 
     Raises:
@@ -64,7 +64,7 @@ def errors_explained(folder: Path) -> Iterator[None]:
         raise _refusal(folder, error.errno, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
-def refuse_if_unwritable(error: BaseException, folder: Path) -> None:
+def raise_if_disk_failed(error: BaseException, folder: Path) -> None:
     """
     Raises:
         UserError: the disk or the system caused `error`, of a trial that wrote into `folder`.

@@ -151,7 +151,7 @@ def _target_points(result: Mapping[str, Any], direction: Direction) -> Iterator[
 def _confirm(protocol: Protocol, path: str, run: Run) -> None:
     file = protocol.submission_folder(path) / "confirmed_points.json"
     if not file.exists():
-        ranked = sorted(protocols.by_point(_ended(protocol, path, Phase.SEARCH)), key=protocols.merit)
+        ranked = sorted(protocols.by_point(_ended(protocol, path, Phase.SEARCH)), key=protocols.rank_key)
         _write_points(file, [trials[0].point for trials in ranked[: protocol.n_confirmed]])
     n = len(json.loads(file.read_text(encoding="utf-8")))
     run([*_sweep(protocol, path, Phase.CONFIRM, protocol.seed + 1, n), f"--tuning_search_space={file}"])

@@ -56,7 +56,7 @@ def run_experiment(
         Interrupted: a signal ended a trial, which can be resumed.
     """
     interruption, processes = interruption or Interruption(), processes or Processes()
-    with processes.led():
+    with processes.telling_others_of_errors():
         return _run(request, interruption, processes)
 
 
@@ -65,10 +65,10 @@ def _run(request: Request, interruption: Interruption, processes: Processes) -> 
         raise UserError("--overwrite removes what --resume would go on with; give one of them")
     folder = request.folder
     request.monitoring.refuse_missing()
-    with interruption.ends_at_once():
+    with interruption.interruptible():
         faults.probe_devices()
     workload, submission = request.load()
-    _, descriptions = request.study(workload, submission, request.rng_seed)
+    _, descriptions = request.describe_trials(workload, submission, request.rng_seed)
     if len(descriptions) < request.num_tuning_trials:
         logging.warning("the search space lists %d points: running those", len(descriptions))
 
@@ -76,7 +76,7 @@ def _run(request: Request, interruption: Interruption, processes: Processes) -> 
         """Runs one trial and returns its outcome. A finished trial that is to be resumed does not run again."""
         with _claim(folder / f"trial_{description.trial_index}", processes, interruption) as claim:
             done = finished_outcome(description, claim.folder) if request.resume and processes.is_first else None
-            if processes.same(done is not None):
+            if processes.from_first(done is not None):
                 return done
             title = f"{request.workload} {submission.name} trial {description.trial_index}/{len(descriptions)}"
             target = workload.validation_target_value
@@ -103,7 +103,7 @@ def _run(request: Request, interruption: Interruption, processes: Processes) -> 
 
 
 def _claim(folder: Path, processes: Processes, interruption: Interruption) -> Claim:
-    with interruption.ends_at_once():  # the wait for a silent owner
+    with interruption.interruptible():  # the wait for a silent owner
         return Claim.take(folder) if processes.is_first else NoClaim(folder)
 
 

@@ -71,7 +71,7 @@ class Interruption:
     def __init__(self, how_to_go_on: str = RESUME) -> None:
         self.signal_name: str | None = None
         self.how_to_go_on = how_to_go_on
-        self._ends_at_once = False
+        self._is_interruptible = False
         self._earlier_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -94,14 +94,14 @@ class Interruption:
             self._earlier_hook(problem)
 
     @contextmanager
-    def ends_at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """In this block a signal raises Interrupted at once; an earlier signal does so at the block's start."""
-        self._ends_at_once = True
+        self._is_interruptible = True
         try:
             self.raise_if_signalled()
             yield
         finally:
-            self._ends_at_once = False
+            self._is_interruptible = False
 
     def raise_if_signalled(self, saved_step: int | None = None) -> None:
         """Raises Interrupted if there was a signal; `saved_step` is the step of the checkpoint saved since."""
@@ -113,5 +113,5 @@ class Interruption:
         if self.signal_name and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
-        if self._ends_at_once:
+        if self._is_interruptible:
             self.raise_if_signalled()

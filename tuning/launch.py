@@ -72,7 +72,7 @@ class _Supervisor:
     ):
         self._command, self._sweep, self._show, self._period_s = command, sweep, show, period_s
         logs = sweep.request.experiment_folder / "logs"
-        disk.refuse_unwritable(logs)
+        disk.check_writable(logs)
         name = f"worker_{socket.gethostname()}_{os.getpid()}"  # other supervisors write into this folder, too
         self._slots = [
             _Slot(devices, _cores_of_slot(i, len(shares)) if devices is None else None, logs / f"{name}_{i}.log")
@@ -87,7 +87,7 @@ class _Supervisor:
         with interruption:
             try:
                 while True:
-                    with interruption.ends_at_once():  # a signal ends the wait for the storage
+                    with interruption.interruptible():  # a signal ends the wait for the storage
                         if time.monotonic() - recovered_at > self._sweep.request.heartbeat_s:
                             recovered_at = time.monotonic()
                             self._sweep.recover()
@@ -96,7 +96,7 @@ class _Supervisor:
                         break
                     for slot in self._slots:
                         self._tend(slot)
-                    with interruption.ends_at_once():
+                    with interruption.interruptible():
                         self._show(self._sweep, sum(slot.is_alive for slot in self._slots))
                         time.sleep(self._period_s)
             except Interrupted as stop:
@@ -117,7 +117,7 @@ class _Supervisor:
 
     def _handle_death(self, slot: _Slot, returncode: int) -> None:
         """Raises UserError if another worker would die for the same reason."""
-        disk.refuse_unwritable(self._sweep.request.experiment_folder)
+        disk.check_writable(self._sweep.request.experiment_folder)
         if returncode == UserError.exit_code:
             raise UserError(f"a worker refused: {last_line(slot.log)}")
         if returncode == MachineFault.exit_code:

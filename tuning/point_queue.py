@@ -42,13 +42,13 @@ class Lease:
     )  # set when another worker has the point
 
 
-def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+def _retried_while_unavailable(method: Callable[..., Any]) -> Callable[..., Any]:
     """Repeats the method while the storage is unavailable, and reports a failure in one line."""
 
     @functools.wraps(method)
     def repeated(self: "PointQueue", *args: Any, **options: Any) -> Any:
         with study_storage.failures_explained(self._location):
-            return study_storage.patiently(self._location, lambda: method(self, *args, **options))
+            return study_storage.retry_while_unavailable(self._location, lambda: method(self, *args, **options))
 
     return repeated
 
@@ -94,7 +94,7 @@ class PointQueue:
         self._rows = self._study.rows
         self._reserve = StorageReserve(self._location)
 
-    @_patiently
+    @_retried_while_unavailable
     def claim(self) -> Lease | None:
         """A point to carry out; None if none is free now. Other workers may still be carrying out points."""
         while self._next < self._n_points:
@@ -122,7 +122,7 @@ class PointQueue:
             is_over.set()
             thread.join()
 
-    @_patiently
+    @_retried_while_unavailable
     def finish(self, lease: Lease, result: Mapping[str, Any], value: float | None = None) -> bool:
         """Stores the point's result; returns False if another worker took the point, as this one seemed dead.
 
@@ -154,7 +154,7 @@ class PointQueue:
 
         self._change_if_possible(give_back)
 
-    @_patiently
+    @_retried_while_unavailable
     def report(self, lease: Lease, step: int, value: float) -> bool:
         """Stores an intermediate value, for pruners; returns False if another worker took the point."""
         try:
@@ -163,12 +163,12 @@ class PointQueue:
             return False
         return True
 
-    @_patiently
+    @_retried_while_unavailable
     def should_prune(self, lease: Lease, pruner: optuna.pruners.BasePruner) -> bool:
         """Whether the pruner stops the trial, by the values that `report` stored."""
         return pruner.prune(self._study.study, self._study.storage.get_trial(lease.trial_id))
 
-    @_patiently
+    @_retried_while_unavailable
     def status(self) -> list[PointStatus]:
         """The status of every point, in order."""
         return point_statuses(self._study.trials())
@@ -176,7 +176,7 @@ class PointQueue:
     def is_done(self) -> bool:
         return all(point.state == "done" for point in self.status())
 
-    @_patiently
+    @_retried_while_unavailable
     def recover(self) -> list[FrozenTrial]:
         """Ends the trials of dead workers, and enqueues every point without an open or finished trial.
 
@@ -216,9 +216,9 @@ class PointQueue:
     def _change_if_possible(self, operation: Callable[[], None]) -> None:
         change = functools.partial(self._reserve.change, operation)
         with suppress(*study_storage.FAILURES):
-            study_storage.patiently(self._location, change, study_storage.is_locked)
+            study_storage.retry_while_unavailable(self._location, change, study_storage.is_locked)
 
-    @_patiently
+    @_retried_while_unavailable
     def retry_crashed(self) -> int:
         """Enqueues every crashed point again, with its faults and deaths reset; returns the number of these points."""
         crashed = [trial for trial in self._study.trials() if "crash" in trial.user_attrs]

@@ -57,7 +57,7 @@ class Processes:
     def is_first(self) -> bool:
         return self.index == 0
 
-    def same(self, value: T) -> T:
+    def from_first(self, value: T) -> T:
         """Returns the first process's value, plain data, in every process. All must call this in the same order.
 
         Raises:
@@ -75,7 +75,7 @@ class Processes:
         return arrays if self.count == 1 else multihost_utils.broadcast_one_to_all(arrays, is_source=self.is_first)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def finished_by_all(self) -> Iterator[None]:
         """A block that each process leaves only when all have finished it. An error in one process ends all.
 
         Raises:
@@ -112,7 +112,7 @@ class Processes:
         Raises:
             UserError: the values, plain data, differ from the first process's.
         """
-        if (first := self.same(values)) != json.loads(json.dumps(values)) and not self.is_first:
+        if (first := self.from_first(values)) != json.loads(json.dumps(values)) and not self.is_first:
             names = [name for name in values if values[name] != first.get(name)]
             raise UserError(
                 f"process {self.index} has another {what} than the first one ({', '.join(names)} differ): "
@@ -120,7 +120,7 @@ class Processes:
             )
 
     @contextmanager
-    def led(self) -> Iterator[None]:
+    def telling_others_of_errors(self) -> Iterator[None]:
         """A block whose error in this process also reaches the other processes, which may wait for a message."""
         try:
             yield

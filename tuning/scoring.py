@@ -58,13 +58,13 @@ class SeedMedian:
     Attributes:
         values: the hits' costs and then those of the misses, each in ascending order.
         median: a miss in the middle gives the budget that it spent.
-        is_bound: whether the median depends on a miss, and so is a lower bound.
+        is_lower_bound: whether the median depends on a miss, and so is a lower bound.
     """
 
     values: tuple[float, ...]
     median: float
     n_misses: int
-    is_bound: bool
+    is_lower_bound: bool
 
     @property
     def n(self) -> int:
@@ -88,7 +88,7 @@ def ratio_interval(own: SeedMedian, reference: SeedMedian) -> tuple[float, float
     that is not positive.
     """
     values = own.values + reference.values
-    if own.is_bound or reference.is_bound or any(map(math.isnan, values)):
+    if own.is_lower_bound or reference.is_lower_bound or any(map(math.isnan, values)):
         return None
     if min(own.n, reference.n) < 2 or min(reference.values) <= 0:
         return None

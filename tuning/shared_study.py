@@ -50,7 +50,7 @@ class SharedStudy:
             self.storage = study_storage.open_shared(location)
             self.rows = TrialRows(self.storage)
             join = functools.partial(self._join, name, json.loads(json.dumps(dict(identity))))
-            study_storage.patiently(location, join, study_storage.is_locked)
+            study_storage.retry_while_unavailable(location, join, study_storage.is_locked)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials of the points, by number."""

@@ -51,7 +51,7 @@ def submit(
     interruption, status = Interruption(), []
     with interruption:
         try:
-            with interruption.ends_at_once():
+            with interruption.interruptible():
                 while True:
                     status = sweep.status()
                     if all(point.state == "done" for _, point in status):

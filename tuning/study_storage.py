@@ -67,7 +67,7 @@ def open_shared(location: Location) -> RDBStorage:
 
     for _ in range(5):
         try:
-            return patiently(location, opened, is_locked)
+            return retry_while_unavailable(location, opened, is_locked)
         except Exception as error:
             if not any(sign in str(error).lower() for sign in ("already exists", "unique")):
                 raise
@@ -133,7 +133,7 @@ def _opened_file(connect: Callable[[], sqlite3.Connection], **options: Any) -> R
     return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, **options)
 
 
-def patiently(
+def retry_while_unavailable(
     location: Location,
     operation: Callable[[], Result],
     is_temporary: Callable[[BaseException], bool] | None = None,

@@ -73,13 +73,13 @@ class Sweep:
         numbers = range(1, request.num_studies + 1)
         sampling = search_space.Sampling(request.sampling)
         studies = [
-            request.study(
+            request.describe_trials(
                 self.workload, self.submission, request.rng_seed + number - 1, sampling, pruning=request.prune
             )
             for number in numbers
         ]
         self.descriptions = [trials for _, trials in studies]
-        disk.refuse_unwritable(request.experiment_folder)
+        disk.check_writable(request.experiment_folder)
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         self.queues = [
             PointQueue(

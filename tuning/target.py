@@ -171,7 +171,7 @@ def run(job: Job) -> Outcome:
         pruning="halving" if prunes else "none",
     )
     with Interruption(RUN_AGAIN) as interruption, ExitStack() as stack:
-        with interruption.ends_at_once():
+        with interruption.interruptible():
             claim = stack.enter_context(Claim.take(job.folder))
         outcome = finished_outcome(description, job.folder)
         if outcome is None:

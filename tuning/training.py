@@ -65,7 +65,7 @@ class Training:
 
     def set_up(self) -> None:
         """Builds the input queue, the model and the optimizer state. May raise UserError."""
-        with self.processes.together(), self.interruption.ends_at_once():
+        with self.processes.finished_by_all(), self.interruption.interruptible():
             self.submission_run.set_up()
         self.workload.attach_metrics_logger(self.logger)
 
@@ -76,7 +76,7 @@ class Training:
             UserError: the checkpoint is of another trial, or has done more steps than this one's budget.
         """
         restored = self.checkpoints.newest(self.submission_run.arrays) if self.checkpoints else None
-        record = self.processes.same(None if restored is None else restored.record)
+        record = self.processes.from_first(None if restored is None else restored.record)
         if record is None:
             return False
         counters, budget = Counters.from_json(record["counters"]), self.description.step_budget
@@ -122,17 +122,17 @@ class Training:
                 self._train(report)
             if self._has_diverged():
                 return Miss.DIVERGED
-            if self.processes.same(self.clock.seconds >= self.time_budget_s):
+            if self.processes.from_first(self.clock.seconds >= self.time_budget_s):
                 return Miss.BUDGET  # an evaluation after the time limit does not count: AlgoPerf makes none
             if self.counters.is_evaluation_due:
                 if not self._evaluate():
                     return Miss.DIVERGED
                 report(self._progress())
                 # Called at the end, too, since it records the metric that other trials are compared with.
-                if self.processes.same(should_prune(self._progress())) and not self._is_over():
+                if self.processes.from_first(should_prune(self._progress())) and not self._is_over():
                     return Miss.PRUNED
             self._save_checkpoint()
-            if signal_name := self.processes.same(self._signal()):
+            if signal_name := self.processes.from_first(self._signal()):
                 self.interruption.signal_name = signal_name
                 self._end_by_signal()
         return Miss.BUDGET
@@ -151,7 +151,9 @@ class Training:
         with self.compiles, self.clock.timed() as wait_for:
             while True:
                 self.trace.before(counters.global_step)
-                train_state = self.processes.same(self._train_state()) if self.submission_run.needs_train_state else {}
+                train_state = (
+                    self.processes.from_first(self._train_state()) if self.submission_run.needs_train_state else {}
+                )
                 if not self.submission_run.step(counters.global_step, counters.eval_results, train_state):
                     counters.has_ended_itself = True
                 self.trace.after(counters.global_step, self.submission_run.arrays)
@@ -160,7 +162,7 @@ class Training:
                 self._last_step_end_at = time.perf_counter()
                 report(self._progress())
                 due = self._evaluation_is_due(), self.logger.has_diverged, self._checkpoint_is_due()
-                is_evaluation_due, has_diverged, is_checkpoint_due = self.processes.same(due)
+                is_evaluation_due, has_diverged, is_checkpoint_due = self.processes.from_first(due)
                 if is_evaluation_due or has_diverged or is_checkpoint_due:
                     break
             if is_evaluation_due and not has_diverged:
@@ -232,16 +234,16 @@ class Training:
             self._save_checkpoint()  # several processes cannot stop in the middle of an evaluation
         began = time.perf_counter()
         try:
-            with self.interruption.ends_at_once() if self.processes.count == 1 else nullcontext():
+            with self.interruption.interruptible() if self.processes.count == 1 else nullcontext():
                 result = self.submission_run.evaluate(counters.global_step)
         except Interrupted:
             self._save_checkpoint()  # with the evaluation still due
             self._end_by_signal()
-        result = self.processes.same(result)
+        result = self.processes.from_first(result)
         self._update_best(result)
         self._last_eval_at = time.perf_counter()
         counters.eval_seconds += self._last_eval_at - began
-        result |= self.processes.same(self._times())
+        result |= self.processes.from_first(self._times())
         counters.eval_results.append((counters.global_step, result))
         counters.is_evaluation_due = False
         self.logger.append_scalar_metrics(result, counters.global_step, counters.preemption_count, is_eval=True)
@@ -253,10 +255,10 @@ class Training:
     def _end_by_signal(self) -> None:
         self._wait_for_checkpoint()
         saved_step = None if self.checkpoints is None else self.counters.global_step
-        self.interruption.raise_if_signalled(self.processes.same(saved_step))
+        self.interruption.raise_if_signalled(self.processes.from_first(saved_step))
 
     def _has_diverged(self) -> bool:
-        return self.processes.same(self.logger.has_diverged)
+        return self.processes.from_first(self.logger.has_diverged)
 
     def _signal(self) -> str | None:
         return self.processes.signal(self.interruption.signal_name)

@@ -118,7 +118,7 @@ def _train(
 
 def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes, how_to_go_on: str) -> None:
     """Raises UserError if the machine, and not the trial, caused the error. The traceback goes to standard error."""
-    disk.refuse_if_unwritable(error, claim.folder)
+    disk.raise_if_disk_failed(error, claim.folder)
     if fault := faults.fault_in(error):
         traceback.print_exc()  # a program can cause such an error, too, as by a batch that is too large
         if processes.count > 1:

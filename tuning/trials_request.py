@@ -56,19 +56,19 @@ class TrialsRequest:
         loaded = submission.load(self.submission_path)
         return workload, loaded.with_batch_sizes(self.batch_size, self.eval_batch_size)
 
-    def study(
+    def describe_trials(
         self,
         workload: Workload,
         submission: Submission,
         seed: int,
         sampling: search_space.Sampling = search_space.Sampling.RANDOM,
-        **options: Any,
+        pruning: str = "none",
     ) -> tuple[dict | list | None, list[TrialDescription]]:
         """The search space of one study, None under the self-tuning ruleset, and its trials.
 
         Args:
             seed: of the points, and of all trials.
-            options: further arguments of `describe`.
+            pruning: the rule that may end trials early.
 
         Raises:
             UserError: the search space, the seed or the batch size cannot be used; a search space, or several points,
@@ -97,7 +97,7 @@ class TrialsRequest:
                 max_global_steps=self.max_global_steps,
                 matmul_precision=self.matmul_precision,
                 stop_at_target=self.stop_at_target,
-                **options,
+                pruning=pruning,
             )
             for trial_index, point in enumerate(points, start=1)
         ]

@@ -81,13 +81,13 @@ class Worker:
 
     def _probe(self) -> None:
         if time.monotonic() - self._probed_at > _PROBE_PERIOD_S:
-            with self._interruption.ends_at_once():
-                disk.refuse_unwritable(self._request.experiment_folder)
+            with self._interruption.interruptible():
+                disk.check_writable(self._request.experiment_folder)
                 faults.probe_devices()
             self._probed_at = time.monotonic()
 
     def _wait(self, seconds: float) -> None:
-        with self._interruption.ends_at_once():
+        with self._interruption.interruptible():
             time.sleep(seconds)
 
     def _carry_out(self, study: int, lease: Lease) -> None:
@@ -140,7 +140,7 @@ class Worker:
         """The part of the outcome that the storage keeps; the trial's folder has the whole outcome."""
         description = self._sweep.descriptions[study - 1][lease.index - 1]
         trial_dir = self._request.trial_dir(study, lease.index)
-        with self._interruption.ends_at_once():
+        with self._interruption.interruptible():
             claim = Claim.take(trial_dir, lease_s=3.0 * self._request.heartbeat_s)
         with claim:
             finished = finished_outcome(description, trial_dir)
@@ -196,7 +196,7 @@ class Worker:
             UserError: the experiment's folder, which all workers need, cannot be written.
         """
         try:
-            disk.refuse_unwritable(self._request.experiment_folder)
+            disk.check_writable(self._request.experiment_folder)
         except MachineFault as problem:
             return one_line(problem)
         if faults.is_full_disk(error) or isinstance(error, FolderClaimed):

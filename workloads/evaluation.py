@@ -36,7 +36,7 @@ class Predictor:
         outputs, labels = [], []
         for batch in batches:
             outputs.append(self._forward(params, batch, model_state))
-            labels.append(shards.whole((batch["targets"], batch["weights"])))
+            labels.append(shards.gathered((batch["targets"], batch["weights"])))
         logits, losses, counts = zip(*jax.device_get(outputs), strict=True)
         targets, weights = zip(*jax.device_get(labels), strict=True)
         n_terms = float(np.sum(counts, dtype=np.float64))

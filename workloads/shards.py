@@ -30,14 +30,14 @@ def own_rows(n_rows: int) -> slice:
     return slice(min(rows.start or 0 for rows in slices), max(rows.stop or n_rows for rows in slices))
 
 
-def joined(own: PyTree) -> PyTree:
+def global_arrays(own: PyTree) -> PyTree:
     """The global arrays, from this process's rows of each. It holds no other rows."""
     if jax.process_count() == 1:
         return own
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(over_devices("batch"), rows), own)
 
 
-def whole(arrays: PyTree) -> PyTree:
+def gathered(arrays: PyTree) -> PyTree:
     """Global arrays with all rows in every process; unchanged if there is only one process."""
     return arrays if jax.process_count() == 1 else _gather()(arrays)
 
@@ -45,7 +45,7 @@ def whole(arrays: PyTree) -> PyTree:
 def batch(make: Callable[..., PyTree], examples: np.ndarray, size: int) -> PyTree:
     """The global batch of `examples`. This process makes its own rows by `make(examples, size=n_rows)`."""
     rows = own_rows(size)
-    return joined(make(examples[rows], size=rows.stop - rows.start))
+    return global_arrays(make(examples[rows], size=rows.stop - rows.start))
 
 
 @functools.cache

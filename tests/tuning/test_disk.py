@@ -20,7 +20,7 @@ def test_a_folder_is_tried_without_a_file_that_a_kill_would_leave(tmp_path, monk
         return file
 
     monkeypatch.setattr(tempfile, "TemporaryFile", make_and_look)
-    disk.refuse_unwritable(tmp_path / "new")
+    disk.check_writable(tmp_path / "new")
     assert seen == [[]]
 
 
@@ -31,7 +31,7 @@ def test_a_process_without_files_left_is_at_fault_and_not_the_folder(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
     try:
         with pytest.raises(MachineFault, match=r"Too many open files\): raise the limit of open files"):
-            disk.refuse_unwritable(tmp_path)
+            disk.check_writable(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -49,16 +49,16 @@ def test_a_process_without_files_left_is_at_fault_and_not_the_folder(tmp_path):
 def test_the_place_that_failed_is_named_with_its_cure(tmp_path, number, place, words):
     error = OSError(number, os.strerror(number), place and str(tmp_path / place))
     with pytest.raises(UserError, match=words) as refusal:
-        disk.refuse_if_unwritable(error, tmp_path / "out")
+        disk.raise_if_disk_failed(error, tmp_path / "out")
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.ENOMEM])
 def test_the_cure_of_what_passes_says_how_a_trial_goes_on(tmp_path, number):
     with pytest.raises(UserError, match=r"run the command again \(run_trial.py with --resume\): what is done is kept$"):
-        disk.refuse_if_unwritable(OSError(number, os.strerror(number)), tmp_path)
+        disk.raise_if_disk_failed(OSError(number, os.strerror(number)), tmp_path)
 
 
 def test_an_error_of_the_program_passes(tmp_path):
-    disk.refuse_if_unwritable(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), tmp_path)
-    disk.refuse_if_unwritable(ValueError("its own"), tmp_path)
+    disk.raise_if_disk_failed(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), tmp_path)
+    disk.raise_if_disk_failed(ValueError("its own"), tmp_path)

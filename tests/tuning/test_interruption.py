@@ -148,7 +148,7 @@ def test_signals_between_trials_and_ignored_ones(tmp_path):
             assert interruption.signal_name is None
             signal.raise_signal(signal.SIGTERM)
             assert interruption.signal_name == "SIGTERM"
-            with pytest.raises(Interrupted), interruption.ends_at_once():
+            with pytest.raises(Interrupted), interruption.interruptible():
                 raise AssertionError
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
@@ -204,7 +204,7 @@ def test_a_signal_in_a_destructor_is_noted_without_a_traceback(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     with Interruption() as interruption:
-        with pytest.raises(Interrupted), interruption.ends_at_once():
+        with pytest.raises(Interrupted), interruption.interruptible():
             last = Last()
             del last
             interruption.raise_if_signalled()

@@ -61,20 +61,20 @@ def each(n, work):
 
 def test_alone_nothing_is_told():
     alone = Processes()
-    with alone.led(), alone.together():
-        assert alone.is_first and alone.same([1.5, None]) == [1.5, None] and alone.signal("SIGTERM") == "SIGTERM"
+    with alone.telling_others_of_errors(), alone.finished_by_all():
+        assert alone.is_first and alone.from_first([1.5, None]) == [1.5, None] and alone.signal("SIGTERM") == "SIGTERM"
 
 
 def test_the_first_one_s_values_count_and_what_all_have_read_goes(monkeypatch):
     monkeypatch.setattr(module, "_MESSAGES_PER_BATCH", 4)
-    results, store = each(3, lambda own: [own.same(100 * own.index + i) for i in range(10)])
+    results, store = each(3, lambda own: [own.from_first(100 * own.index + i) for i in range(10)])
     assert results == [list(range(10))] * 3
     assert len(store.values) == 2
 
 
 def test_a_failure_of_one_in_a_common_phase_is_one_of_all():
     def work(own):
-        with own.together():
+        with own.finished_by_all():
             if own.index == 1:
                 raise UserError("no data here")
         return "done"
@@ -84,10 +84,10 @@ def test_a_failure_of_one_in_a_common_phase_is_one_of_all():
 
 def test_a_failure_before_the_common_phase_is_heard_in_it():
     def work(own):
-        with own.led():
+        with own.telling_others_of_errors():
             if own.index == 1:
                 raise UserError("no such workload")
-            with own.together():
+            with own.finished_by_all():
                 pass
 
     assert each(2, work)[0] == ["process 1 of 2: no such workload", "no such workload"]
@@ -95,11 +95,11 @@ def test_a_failure_before_the_common_phase_is_heard_in_it():
 
 def test_the_end_of_the_first_ends_the_others():
     def work(own):
-        with own.led():
-            own.same(1)
+        with own.telling_others_of_errors():
+            own.from_first(1)
             if own.is_first:
                 raise UserError("the disk is full")
-            own.same(2)
+            own.from_first(2)
 
     told = "the first of the 2 processes has ended: the disk is full"
     assert each(2, work)[0] == ["the disk is full", told]
@@ -110,7 +110,7 @@ def test_a_signal_of_any_reaches_the_first(monkeypatch):
 
     def work(own):
         had = own.signal("SIGUSR1" if own.index == 2 else None)
-        with own.together():
+        with own.finished_by_all():
             pass
         return had or own.signal(None)
 
@@ -175,7 +175,7 @@ import sys
 import jax
 from tuning import processes
 own = processes.join(*sys.argv[1:])
-print(own.index, own.count, own.same(7 + own.index), jax.config.read("jax_cuda_visible_devices"))
+print(own.index, own.count, own.from_first(7 + own.index), jax.config.read("jax_cuda_visible_devices"))
 """
 
 

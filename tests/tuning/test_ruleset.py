@@ -36,7 +36,7 @@ def test_the_submission_is_given_none_and_a_longer_budget(tmp_path):
 def test_a_study_under_self_tuning_is_one_trial_without_a_space(tmp_path):
     def study(**changes):
         request = TrialsRequest("fake", "counting", str(tmp_path), "e", **changes)
-        return request.study(FakeWorkload(), fake_submission(), seed=0)
+        return request.describe_trials(FakeWorkload(), fake_submission(), seed=0)
 
     space, (described,) = study(tuning_ruleset=TuningRuleset.SELF)
     assert space is None and described.hyperparameters == {}

@@ -66,7 +66,7 @@ def test_speed_up():
 
 
 @pytest.mark.parametrize(
-    ("values", "missed", "median", "is_bound"),
+    ("values", "missed", "median", "is_lower_bound"),
     [
         ([3.0, 1.0, 2.0], [False] * 3, 2.0, False),
         ([1.0, 2.0, 9.0], [False, False, True], 2.0, False),
@@ -76,9 +76,9 @@ def test_speed_up():
         ([1.0, math.nan, 2.0], [False, True, False], 2.0, False),
     ],
 )
-def test_medians_count_misses_last(values, missed, median, is_bound):
+def test_medians_count_misses_last(values, missed, median, is_lower_bound):
     found = scoring.SeedMedian.of(values, missed)
-    assert (found.median, found.is_bound, found.n_misses) == (median, is_bound, sum(missed))
+    assert (found.median, found.is_lower_bound, found.n_misses) == (median, is_lower_bound, sum(missed))
 
 
 def _hits(*values):

@@ -143,7 +143,7 @@ def test_a_folder_that_can_no_longer_be_written_costs_no_point_a_death(run, monk
     """A full disk is everybody's, and ends the sweep; a process without files left is this worker's."""
 
     def breaks(claim, report):
-        monkeypatch.setattr(worker.disk, "refuse_unwritable", refuse)
+        monkeypatch.setattr(worker.disk, "check_writable", refuse)
         return OSError(errno.ENOSPC, "No space left on device")
 
     def refuse(folder):

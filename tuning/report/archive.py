@@ -45,7 +45,7 @@ def _members(folders: Sequence[Path]) -> dict[PurePath, TrialFolder]:
         raise UserError(f"no trial folder under {', '.join(map(str, folders))}; name the experiment's folder")
     if problems:
         raise UserError(f"{problems[0].file} {problems[0].what}; correct its name, or leave it out")
-    trials = copies.left_out(found, problems)
+    trials = copies.without_copies(found, problems)
     if problems:
         raise UserError(f"{problems[0].file} holds trials of another folder, too: leave one of the two out")
     members: dict[PurePath, TrialFolder] = {}

@@ -11,7 +11,7 @@ from tuning.report.files import FileProblem, TrialFolder
 from tuning.report.location import Location
 
 
-def left_out(folders: Sequence[TrialFolder], problems: list[FileProblem]) -> list[TrialFolder]:
+def without_copies(folders: Sequence[TrialFolder], problems: list[FileProblem]) -> list[TrialFolder]:
     """The folders without those whose records lie under an earlier root, too. The later root is listed as a problem."""
     if len({folder.root for folder in folders}) < 2:
         return list(folders)

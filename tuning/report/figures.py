@@ -14,7 +14,7 @@ import numpy as np
 from tuning import scoring
 from tuning.report import escapes, points
 from tuning.report.drawing import GREY, INK, STYLE, new_figure, short, words
-from tuning.report.protocols import Cost, spent
+from tuning.report.protocols import Cost, cost_to_target
 from tuning.report.reading import Trial
 from tuning.report.summary import Comparison, SubmissionResult, Summary
 
@@ -132,7 +132,7 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
 def _best_point_curves(axes: Any, result: SubmissionResult, cost: Cost, look: Mapping[str, str]) -> None:
     """Draws the curve of the median seed, and the first hit of every seed, since many curves are hard to read."""
     ordered = sorted(
-        result.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, spent(trial, Cost.STEPS))
+        result.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, cost_to_target(trial, Cost.STEPS))
     )
     for rank, trial in enumerate(ordered):
         x, at = _axis(trial, cost), trial.hit_at(trial.target)
@@ -193,7 +193,7 @@ def _seconds(c: Comparison) -> Any:
 
 def _mean_cost(result: SubmissionResult, cost: Cost) -> float:
     """The mean over the best point's trials, without those that broke off or have no such cost on record."""
-    values = [spent(trial, cost) for trial in result.best_trials]
+    values = [cost_to_target(trial, cost) for trial in result.best_trials]
     known = [value for value in values if value is not None and math.isfinite(value)]
     return float(np.mean(known)) if known else 0.0
 

@@ -80,7 +80,7 @@ def html(summary: Summary, drawn: Sequence[Mapping[str, Any]], refresh_s: int = 
 
 def verdict(c: Comparison, rank_by: Cost) -> str:
     """A sentence or two: which submission reaches the target first, and by how much."""
-    hits = [result for result in c.results if rank_by in result.costs and not result.costs[rank_by].is_bound]
+    hits = [result for result in c.results if rank_by in result.costs and not result.costs[rank_by].is_lower_bound]
     if c.target is None:
         return f"{c.workload} has no target."
     if not hits:

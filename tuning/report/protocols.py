@@ -74,12 +74,12 @@ def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
             return most_seeds, f"{description}, on {_seeds(most_seeds)}"
     searched = [trial for trial in trials if trial.phase in (Phase.SEARCH, Phase.CONFIRM)]
     if on_several_seeds := _on_several_seeds(searched):
-        best = min(on_several_seeds, key=merit)
+        best = min(on_several_seeds, key=rank_key)
         is_confirmed = any(trial.phase is Phase.CONFIRM for trial in searched)
         return best, f"{'each confirmed' if is_confirmed else 'every'} point on {_seeds(best)}, the best one's"
     if not ended:
         return [], "no trial has ended"
-    return [min(ended, key=lambda trial: merit([trial]))], "the search's best trial, on one seed"
+    return [min(ended, key=lambda trial: rank_key([trial]))], "the search's best trial, on one seed"
 
 
 def _on_several_seeds(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -119,7 +119,7 @@ def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float 
     return median if math.isfinite(median) else None
 
 
-def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None:
+def cost_to_target(trial: Trial, cost: Cost, target: float | None = None) -> float | None:
     """The cost until `target` (by default the trial's own), or of the whole trial if it missed; None if not on record.
 
     A miss counts as the whole budget of steps. The seconds of a miss that broke off are NaN: they are not the budget's.
@@ -136,8 +136,8 @@ def spent(trial: Trial, cost: Cost, target: float | None = None) -> float | None
 
 
 def known_costs(trials: Sequence[Trial], cost: Cost, target: float | None = None) -> list[float]:
-    """The costs of those trials whose cost is on record; see `spent`."""
-    costs = (spent(trial, cost, target) for trial in trials)
+    """The costs of those trials whose cost is on record; see `cost_to_target`."""
+    costs = (cost_to_target(trial, cost, target) for trial in trials)
     return [value for value in costs if value is not None]
 
 
@@ -171,7 +171,7 @@ def test_metric_at_hit(trials: Sequence[Trial]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def merit(trials: Sequence[Trial]) -> tuple[float, float]:
+def rank_key(trials: Sequence[Trial]) -> tuple[float, float]:
     """Sorting key of points, where less is better: mean steps to target, then the mean best metric."""
     steps = statistics.mean(_steps(trial, trial.hit_at(trial.target)) for trial in trials)
     sign = 1 if trials[0].lower_is_better else -1

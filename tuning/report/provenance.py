@@ -38,7 +38,7 @@ def differences(trials: Sequence[Trial]) -> list[str]:
     timed = [trial for trial in trials if trial.phase.is_timed]
     searched = [trial for trial in trials if not trial.phase.is_timed]
     warnings = [
-        f"The trials differ in {name}: {', '.join(values)}."
+        f"The trials differ in {name}: {'; '.join(values)}."
         for group in (searched, timed)
         for name, values in of(group).items()
         if name != "seeds" and len(values) > 1

@@ -102,7 +102,7 @@ def read(roots: Iterable[Path], hardware_profile: str = budgets.V100X8) -> Recor
         hardware_profile: whose budget of an official workload is used for a trial without a budget on record.
     """
     found, problems = files.find(roots)
-    folders = copies.left_out(found, problems)
+    folders = copies.without_copies(found, problems)
     read_trials = [_read_trial(folder, hardware_profile, problems) for folder in folders]
     trials = _with_unique_names([trial for trial in read_trials if trial is not None], problems)
     return Records(trials, problems, hardware_profile)

@@ -43,7 +43,7 @@ class SubmissionResult:
         compile_seconds: median over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
         studies: study -> its trials that are scored; see `protocols.Scored`.
-        algoperf: medians over `studies` of the best trial; None for a miss or no record.
+        study_medians: medians over `studies` of the best trial; None for a miss or no record.
         search_hits: (hits, ended trials) of the search.
         test_at_hit: median test metric of `best_trials` when they reached the target.
     """
@@ -57,7 +57,7 @@ class SubmissionResult:
     compile_seconds: float | None
     levels: Mapping[str, SeedMedian]
     studies: Mapping[int, Sequence[Trial]]
-    algoperf: Mapping[Cost, float | None]
+    study_medians: Mapping[Cost, float | None]
     search_hits: tuple[int, int]
     test_at_hit: float | None
     best: float | None
@@ -175,7 +175,7 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 def _is_on_record(comparisons: Sequence[Comparison], cost: Cost) -> bool:
     """Whether any submission has this cost. Logs of the official harness have no training seconds."""
     return cost is not Cost.TRAINING_SECONDS or any(
-        result.algoperf[cost] is not None for c in comparisons for result in c.results
+        result.study_medians[cost] is not None for c in comparisons for result in c.results
     )
 
 
@@ -183,7 +183,7 @@ def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str,
     times: dict[str, dict[str, float]] = defaultdict(dict)
     for comparison in comparisons:
         for result in comparison.results:
-            median = result.algoperf[cost]
+            median = result.study_medians[cost]
             times[result.submission][comparison.workload] = math.inf if median is None else median
     return times
 
@@ -221,7 +221,7 @@ def _compare(
 
 def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float]:
     cost = result.costs.get(rank_by)
-    return (True, math.inf) if cost is None else (cost.is_bound, cost.median)
+    return (True, math.inf) if cost is None else (cost.is_lower_bound, cost.median)
 
 
 def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:
@@ -243,7 +243,7 @@ def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, floa
         compile_seconds=statistics.median(compiles) if best_trials and len(compiles) == len(best_trials) else None,
         levels={level: own for level, own in at_levels.items() if own is not None},
         studies=studies,
-        algoperf={cost: protocols.median_of_best(studies, cost) for cost in Cost},
+        study_medians={cost: protocols.median_of_best(studies, cost) for cost in Cost},
         search_hits=protocols.share_of_hits(trials),
         test_at_hit=protocols.test_metric_at_hit(best_trials),
         best=(min if lower_is_better else max)(metrics) if metrics else None,
@@ -286,7 +286,7 @@ def _ratios(result: SubmissionResult, reference: SubmissionResult) -> dict[str, 
 
 def _bound(own: SeedMedian, base: SeedMedian) -> str:
     bounds = {(False, False): "", (False, True): "≤", (True, False): "≥", (True, True): "≈"}
-    return bounds[own.is_bound, base.is_bound]
+    return bounds[own.is_lower_bound, base.is_lower_bound]
 
 
 def _warnings(
@@ -302,7 +302,7 @@ def _warnings(
         problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
         return [*warnings, f"{problem}: no ratios."]
     own = reference.costs[rank_by]
-    if own.is_bound:
+    if own.is_lower_bound:
         warnings.append(
             f"The reference {reference.submission} missed the target on {own.n_misses} of {own.n} seeds: its "
             "medians are lower bounds, the budget, and ratios to them are too high."

@@ -66,7 +66,7 @@ def seed_median(value: SeedMedian | None, digits: int) -> str:
     """The median, with '≥' if it depends on a miss, which counts as the budget, and 'miss' if all trials missed."""
     if value is None:
         return "–"
-    median = f"{'≥ ' if value.is_bound else ''}{value.median:.{digits}f}"
+    median = f"{'≥ ' if value.is_lower_bound else ''}{value.median:.{digits}f}"
     return f"{median}, miss" if value.n_misses == value.n else median
 
 
@@ -178,10 +178,10 @@ def _record(comparison: Comparison, result: SubmissionResult) -> dict[str, Any]:
         "test_metric_at_hit": result.test_at_hit,
         "compile_seconds": result.compile_seconds,
         "n_studies": result.n_studies,
-        **{f"algoperf_{cost}": median for cost, median in result.algoperf.items()},
+        **{f"algoperf_{cost}": median for cost, median in result.study_medians.items()},
     }
     for name, value in (*result.costs.items(), *result.levels.items()):
-        fields = {"median": value.median, "is_bound": value.is_bound, "n": value.n, "n_misses": value.n_misses}
+        fields = {"median": value.median, "is_bound": value.is_lower_bound, "n": value.n, "n_misses": value.n_misses}
         record |= {f"{name}_{field}": number for field, number in fields.items()}
     for name, ratio in comparison.ratios.get(result.submission, {}).items():
         low, high = ratio.interval or (None, None)

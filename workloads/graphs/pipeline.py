@@ -119,7 +119,7 @@ def assemble(graphs: PackedGraphs, parts: Sequence[np.ndarray], shape: BatchShap
     batch.n_node[-1] += n_nodes - shape.sub_batches * (shape.max_nodes + 1)
     batch.n_edge[-1] += n_edges - shape.sub_batches * shape.max_edges
     arrays = {"inputs": batch, "targets": (labels == 1).astype(np.float32), "weights": (labels >= 0).astype(np.float32)}
-    return shards.joined(jax.tree.map(lambda x: x[shards.own_rows(len(x))], arrays))
+    return shards.global_arrays(jax.tree.map(lambda x: x[shards.own_rows(len(x))], arrays))
 
 
 def _fill(

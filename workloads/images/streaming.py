@@ -51,7 +51,7 @@ class StreamedImages:
     def select(self, indices: np.ndarray) -> "StreamedImages":
         return dataclasses.replace(self, indices=self.indices[indices])
 
-    def pixels(self, position: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+    def example(self, position: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
         """One prepared image and its label.
 
         Raises:
@@ -66,7 +66,7 @@ class StreamedImages:
 
     @functools.cached_property
     def _shape(self) -> tuple[int, ...]:
-        return self.pixels(0, None)[0].shape
+        return self.example(0, None)[0].shape
 
     def training_batches(self, *, batch_size: int, seed: int) -> "StreamedBatches":
         return StreamedBatches(self, batch_size=batch_size, seed=seed)
@@ -83,13 +83,13 @@ class StreamedImages:
         positions = list(itertools.chain.from_iterable(own_positions))
 
         def chunk(start: int) -> list[tuple[np.ndarray, int]]:
-            return [self.pixels(position, None) for position in positions[start : start + _CHUNK]]
+            return [self.example(position, None) for position in positions[start : start + _CHUNK]]
 
         chunks = grain.MapDataset.range(0, len(positions), _CHUNK).map(chunk)
         stream = itertools.chain.from_iterable(chunks.to_iter_dataset(_read_options(grain)))
         for part in own_positions:
             examples = list(itertools.islice(stream, len(part)))
-            yield shards.joined(_batch(examples, self._shape, self.n_classes, rows.stop - rows.start))
+            yield shards.global_arrays(_batch(examples, self._shape, self.n_classes, rows.stop - rows.start))
 
 
 class StreamedBatches:
@@ -178,7 +178,7 @@ class _Share:
         epoch, position = number // len(self.images), self.positions[number]
         # A counter-based generator: 2**64 blocks of numbers for each (epoch, position), without the cost of seeding.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, epoch, position]))
-        return self.images.pixels(position, rng)
+        return self.images.example(position, rng)
 
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:

@@ -55,8 +55,8 @@ def test_these_are_the_tables_times(evidence):
     (comparison,) = evidence[0].comparisons
     for name in ("kfac", "sgd", "sgd (target's own)"):
         result = comparison.result(name)
-        assert result.n_studies == 3 and result.algoperf == {cost: result.costs[cost].median for cost in Cost}
-    assert comparison.result("muon").costs[Cost.SECONDS].is_bound and comparison.result("waiting").n_studies == 0
+        assert result.n_studies == 3 and result.study_medians == {cost: result.costs[cost].median for cost in Cost}
+    assert comparison.result("muon").costs[Cost.SECONDS].is_lower_bound and comparison.result("waiting").n_studies == 0
 
 
 def test_a_search_alone_is_scored_by_its_best_trials(tmp_path):
