@@ -28,7 +28,7 @@ class Average(NamedTuple):
     """Moving averages of one kind of estimate, for the layers of a group.
 
     Attributes:
-        value: `[n_layers, n, m]` float32, zero before a first estimate.
+        value: `[n_layers, n, m]`, of the parameters' dtype but at least float32; zero before a first estimate.
         n_estimates: how many were averaged `[n_layers]` int32.
     """
 
@@ -85,14 +85,18 @@ def init_fallbacks() -> Fallbacks:
     return Fallbacks(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
 
-def init_average(n_layers: int, n: int, m: int) -> Average:
-    return Average(jnp.zeros((n_layers, n, m), jnp.float32), jnp.zeros(n_layers, jnp.int32))
+def init_average(shape: tuple[int, int, int], dtype: Any) -> Average:
+    return Average(jnp.zeros(shape, dtype), jnp.zeros(shape[0], jnp.int32))
 
 
-def init_factors(groups: Sequence[Group]) -> dict[str, tuple[Average, Average]]:
-    """Group name -> averages of A and of B, before a first estimate."""
-    shapes = {group.name: group.factor_shapes for group in groups}
-    return {name: (init_average(*inputs), init_average(*outputs)) for name, (inputs, outputs) in shapes.items()}
+def init_factors(groups: Sequence[Group], parts: Parts) -> dict[str, tuple[Average, Average]]:
+    """Group name -> averages of A and of B, before a first estimate, for the parameters in `parts`."""
+    factors = {}
+    for group in groups:
+        inputs, outputs = group.factor_shapes
+        dtype = parts.matrices[group.name].dtype
+        factors[group.name] = init_average(inputs, dtype), init_average(outputs, dtype)
+    return factors
 
 
 def accumulate(

@@ -98,12 +98,14 @@ def eigenbasis_adam(
         groups = group_by_shape(layers)
 
         def init(params: PyTree) -> EigenbasisState:
-            zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
+            parts = split(params, groups)
+            zeros = jax.tree.map(jnp.zeros_like, parts)
+            dtypes = {name: stack.dtype for name, stack in parts.matrices.items()}
             return EigenbasisState(
                 count=jnp.zeros([], jnp.int32),
                 fallbacks=init_fallbacks(),
-                factors=init_factors(groups),
-                bases={group.name: identity(*group.factor_shapes) for group in groups},
+                factors=init_factors(groups, parts),
+                bases={group.name: identity(*group.factor_shapes, dtypes[group.name]) for group in groups},
                 first_moment=zeros,
                 second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
             )

@@ -87,8 +87,10 @@ def check_layers(layers: Any) -> None:
     """Check that layers are such.
 
     Raises:
-        ValueError: one is something else, such as a name.
+        ValueError: they are no sequence, or one is something else, such as a name.
     """
+    if isinstance(layers, Layer):
+        raise ValueError(f"layers is the one layer {layers.name}: give a sequence of layers")
     for layer in layers:
         if not isinstance(layer, Layer):
             raise ValueError(f"a layer is {layer!r}: give those that `find_layers` or `trace_layers` finds")
@@ -123,6 +125,7 @@ def check_geometry(geometry: Any) -> None:
             raise ValueError(f"the geometry is the kind {own} alone: give Geometry({own}), or what `probe` finds")
         if not isinstance(own, Geometry):
             raise ValueError(f"the geometry is {own!r}: give a Geometry, or what `probe` finds")
+        check_member("the geometry's kind", own.kind, LossKind)
 
 
 def _form(value: Any) -> str:
@@ -183,6 +186,8 @@ def _is_mean(value: _Value, n_terms: _Value) -> bool:
     if eqn is None:
         return False
     operands, name = [own.origin() for own in value.operands(eqn)], eqn.primitive.name
+    if name == "mul" and any(_counts(own, n_terms) for own in operands):
+        return False
     if name in _SCALED:
         return any(_is_mean(own, n_terms) for own in operands if own.constant() is None)
     if name in ("add", "sub"):
@@ -199,6 +204,14 @@ def _is_mean(value: _Value, n_terms: _Value) -> bool:
     if number is not None:
         return number > 2 and number in (terms, n_terms.constant())
     return _terms(divisor, ("convert_element_type", "max")) is not None
+
+
+def _counts(factor: _Value, n_terms: _Value) -> bool:
+    """Whether a mean times this factor is a sum: it is the number of terms (above 2), or itself a sum."""
+    number = factor.constant()
+    if number is not None:
+        return number > 2 and number == n_terms.constant()
+    return factor.variable is n_terms.variable or _terms(factor, ("convert_element_type", "max")) is not None
 
 
 def _terms(value: _Value, through: Sequence[str] = _SCALED) -> int | None:

@@ -78,12 +78,14 @@ def describe(
 
 
 def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dict[Path, str]:
-    """Kernels that are in none of the layers, and why: leaves of that name, and what the forward pass multiplies by."""
+    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data."""
     known = {layer.kernel_path for layer in layers}
     reasons = {}
     for path, leaf in named_leaves(params).items():
         problem = products.problems.get(path)
-        is_kernel = path in products.by_leaf or (problem is not None and path[-1] in KERNEL_NAMES)
+        is_named = problem is not None and path[-1] in KERNEL_NAMES
+        is_matrix = sum(size > 1 for size in leaf.shape) > 1
+        is_kernel = path in products.by_leaf or (path in products.kernels and is_matrix) or is_named
         if not is_kernel or path in known:
             continue
         if problem is not None:

@@ -71,11 +71,11 @@ class Refreshed(NamedTuple):
     is_good: dict[str, Array]
 
 
-def identity(input_shape: Sequence[int], output_shape: Sequence[int]) -> Bases:
+def identity(input_shape: Sequence[int], output_shape: Sequence[int], dtype: Any = jnp.float32) -> Bases:
     """Before a first refresh of factors of these shapes: the parameters' own axes."""
 
     def own_axes(shape: Sequence[int]) -> Array | None:
-        return None if is_diagonal(shape) else jnp.broadcast_to(jnp.eye(shape[-1], dtype=jnp.float32), shape)
+        return None if is_diagonal(shape) else jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
 
     return Bases(own_axes(input_shape), own_axes(output_shape))
 

@@ -14,10 +14,24 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from .layers import Path
 from .products import PRODUCTS, Key, Product, View, array_type, of_each_leaf
-from .views import Output, Tag, kernel_operand, lies_along_outputs, side_by_side, sum_of, view_after
+from .views import (
+    Derived,
+    Output,
+    Tag,
+    derived_from,
+    kernel_operand,
+    leaves_of,
+    lies_along_outputs,
+    output_after,
+    side_by_side,
+    sum_of,
+    view_after,
+)
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
 REMATERIALISED = ("remat2", "remat", "checkpoint")
+# Operations with a program inside that is not followed.
+_OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "cond", "while", "shard_map", "pallas_call")
 _KEEP_VALUES = (
     "convert_element_type",
     "copy",
@@ -40,11 +54,14 @@ class Products:
         by_leaf: leaf -> its products, in order.
         problems: leaf -> what else it is used for, if for anything but products.
         consumers: product's output -> what it is used for; the path of a leaf that is added to it.
+        kernels: leaves that are multiplied with data in some other way: what is computed from them is, or they are by
+            an operation that hides it.
     """
 
     by_leaf: dict[Path, list[Product]] = dataclasses.field(default_factory=dict)
     problems: dict[Path, str] = dataclasses.field(default_factory=dict)
     consumers: dict[Key, list[Path | str]] = dataclasses.field(default_factory=dict)
+    kernels: set[Path] = dataclasses.field(default_factory=set)
 
     def bias_of(self, leaf: Path) -> Path | None:
         """The leaf that is added to each of the kernel's products and used for nothing else; None if there is none."""
@@ -94,7 +111,9 @@ class _Finder:
         needed = _needed(jaxpr, is_needed)
         for index, eqn in enumerate(jaxpr.eqns):
             inputs = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
-            if any(inputs) and not needed.isdisjoint(eqn.outvars) and _is_differentiable(eqn):
+            if not any(map(leaves_of, inputs)) and (numbers := derived_from(eqn, inputs)):
+                known.update(dict.fromkeys(eqn.outvars, numbers))
+            elif any(inputs) and not needed.isdisjoint(eqn.outvars) and _is_differentiable(eqn):
                 outputs = self._step(eqn, inputs, [v in needed for v in eqn.outvars], (*at, index), lengths)
                 known.update(zip(eqn.outvars, outputs, strict=True))
         return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
@@ -113,7 +132,7 @@ class _Finder:
     ) -> list[Tag]:
         name = eqn.primitive.name
         nothing: list[Tag] = [None] * len(eqn.outvars)
-        if name in CALLS and any(isinstance(tag, View) for tag in tags):
+        if name in CALLS and any(isinstance(tag, View | Derived) for tag in tags):
             return self.walk(inner_jaxpr(eqn), tags, is_needed, at, lengths)
         if name == "scan":
             return self._scan(eqn, tags, is_needed, at, lengths)
@@ -125,8 +144,8 @@ class _Finder:
                 return nothing
         if name in _KEEP_VALUES:
             return tags[: len(eqn.outvars)]
-        if isinstance(tags[0], Output) and name == "transpose":
-            return [dataclasses.replace(tags[0], axes=tuple(tags[0].axes[i] for i in eqn.params["permutation"]))]
+        if isinstance(tags[0], Output) and (moved := output_after(eqn, tags[0])):
+            return [moved]
         if name == "concatenate" and (joined := side_by_side(eqn, tags)):
             return [joined]
         if isinstance(tags[0], View) and (view := view_after(eqn, tags[0])):
@@ -139,6 +158,11 @@ class _Finder:
             if products is None or kernel is None or operand != kernel[0]:
                 self.consume(tag, _described(eqn))
         if products is None:
+            parameters = frozenset().union(*map(leaves_of, tags))
+            if parameters and (derived := derived_from(eqn, tags)):
+                return [derived for _ in eqn.outvars]
+            if match or name in _OPAQUE:
+                self.found.kernels |= parameters
             return nothing
         products = tuple(dataclasses.replace(each, key=at, lengths=lengths) for each in products)
         for each in products:
@@ -157,7 +181,9 @@ class _Finder:
             is_sliced = operand >= n_consts + n_carry
             is_carry = n_consts <= operand < n_consts + n_carry
             is_whole = isinstance(tag, View) and tag.axes[:1] == (0,) and not any(tag.is_sliced) and not tag.parts
-            if not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
+            if isinstance(tag, Derived) and not is_carry:
+                inner.append(tag)
+            elif not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
                 self.consume(tag, "a `scan`, as its carry" if is_carry else "a `scan`, not by its first axis")
                 inner.append(None)
             elif is_sliced:

@@ -92,7 +92,7 @@ def probe(position_loss: Callable[[Array], Array], n_outputs: int) -> Geometry:
         return Geometry(LossKind.SOFTMAX)
     raise ValueError(
         "the loss's Hessian for the outputs is not that of a softmax, sigmoid, square or absolute loss; "
-        "use the empirical Fisher (fisher='empirical') for this loss"
+        "use the empirical Fisher (fisher=Fisher.EMPIRICAL) for this loss"
     )
 
 

@@ -54,12 +54,22 @@ def heads_of(
             "the array, or the sequence of arrays, that the loss is of"
         )
     heads, structure = jax.tree.flatten(picked)
+    if logits is None and len(heads) > 1 and isinstance(geometry, Geometry):
+        raise ValueError(
+            f"the model's outputs are {len(heads)} arrays, and the geometry is that of one: give `logits`, a function "
+            "of the outputs that returns the array that the loss is of; or a geometry for each array"
+        )
+    if not (weights is None or hasattr(weights, "shape") or isinstance(weights, tuple | list)):
+        raise ValueError(f"weights is {weights!r}; it must be an array, or for several heads a sequence of arrays")
     geometry = [geometry] * len(heads) if isinstance(geometry, Geometry) else geometry
     weights = [weights] * len(heads) if weights is None or hasattr(weights, "shape") else weights
     if not len(heads) == len(geometry) == len(weights):
         raise ValueError(f"{len(heads)} heads of logits, {len(geometry)} geometries and {len(weights)} weights differ")
-    for own, kind in zip(heads, geometry, strict=True):
+    for own, kind, weight in zip(heads, geometry, weights, strict=True):
         check_logits(own.shape, kind, layout if fisher is Fisher.EXACT else None)
+        if weight is not None and own.shape[: weight.ndim] != weight.shape:
+            due = f"the shape of the logits, {list(own.shape)}, or of its first axes"
+            raise ValueError(f"weights have the shape {list(weight.shape)}; it must be {due}")
 
     def of_head(index: int) -> Callable[[Array], PyTree]:
         def one(cotangent: Array) -> PyTree:

@@ -121,12 +121,15 @@ def kfac_muon(
         groups = group_by_shape(layers_with_metric(layers))
 
         def init(params: PyTree) -> MuonState:
-            zeros = jax.tree.map(jnp.zeros_like, split(params, groups))
+            parts = split(params, groups)
+            zeros = jax.tree.map(jnp.zeros_like, parts)
+            shapes = {group.name: group.factor_shapes[0] for group in groups}
+            dtypes = {name: stack.dtype for name, stack in parts.matrices.items()}
             return MuonState(
                 count=jnp.zeros([], jnp.int32),
                 fallbacks=init_fallbacks(),
-                factors={group.name: init_average(*group.factor_shapes[0]) for group in groups},
-                roots={group.name: _identity(group.factor_shapes[0]) for group in groups},
+                factors={name: init_average(shape, dtypes[name]) for name, shape in shapes.items()},
+                roots={name: _identity(shape, dtypes[name]) for name, shape in shapes.items()},
                 first_moment=zeros,
                 second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
             )
@@ -157,9 +160,9 @@ def kfac_muon(
     return routed(layers, build)
 
 
-def _identity(shape: tuple[int, int, int]) -> Array:
-    one = jnp.ones((shape[1], 1)) if is_diagonal(shape) else jnp.eye(shape[1])
-    return jnp.broadcast_to(one.astype(jnp.float32), shape)
+def _identity(shape: tuple[int, int, int], dtype: Any) -> Array:
+    one = jnp.ones((shape[1], 1), dtype) if is_diagonal(shape) else jnp.eye(shape[1], dtype=dtype)
+    return jnp.broadcast_to(one, shape)
 
 
 def _refresh(state: MuonState, damping: Array, power: float, mesh: Mesh | None) -> MuonState:

@@ -6,7 +6,7 @@ layer of width 64, with biases, have gradients `[4, 65, 64]`, A `[4, 65, 65]` an
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,9 +146,9 @@ def _inverse(matrix: Array) -> Array:
     return jax.lax.linalg.triangular_solve(root, root_inverse, left_side=True, lower=True, transpose_a=True)
 
 
-def init_inverses(input_shape: Sequence[int], output_shape: Sequence[int]) -> Inverses:
+def init_inverses(input_shape: Sequence[int], output_shape: Sequence[int], dtype: Any = jnp.float32) -> Inverses:
     """Zeros in the factors' shapes, until a first inversion."""
-    return Inverses(*(jnp.zeros(shape, jnp.float32) for shape in (input_shape, output_shape)))
+    return Inverses(*(jnp.zeros(shape, dtype) for shape in (input_shape, output_shape)))
 
 
 def has_inverse(inverses: Inverses) -> Array:

@@ -13,6 +13,7 @@ import jax
 import optax
 from jax import Array
 
+from .arguments import check_layers
 from .coverage import CurvatureWarning
 from .layers import Layer, Path, is_diagonal, named_leaves
 
@@ -34,6 +35,7 @@ def routed(
     Its `update` takes factors of any layers and uses those of its own. `refresh` (static) is whether to recompute what
     is made of the averaged factors; by default, whenever `factors` are given.
     """
+    check_layers(layers)
     if not layers:
         warnings.warn(
             "the optimizer has no layers, so that nothing gets curvature. `find_layers` knows the names of Flax alone; "
@@ -54,6 +56,10 @@ def routed(
         refresh: bool | None = None,
         **options: Any,
     ) -> tuple[PyTree, PyTree]:
+        if gradients is None:
+            raise ValueError("the gradients are None: `estimate(..., with_gradients=False)` makes none")
+        if isinstance(refresh, jax.core.Tracer):
+            raise ValueError("refresh is a traced value; it must be a bool: use `jax.lax.cond`, or `static_argnames`")
         own = layers_in(layers, gradients)
         own_factors = _own_factors(_given(factors, layers), own)
         refresh = bool(own_factors) if refresh is None else refresh
@@ -111,6 +117,8 @@ def _given(factors: Mapping[str, PyTree] | None | NotGiven, layers: Sequence[Lay
             stacklevel=3,
         )
         return {}
+    if not isinstance(factors, Mapping | None):
+        raise ValueError(f"factors is a {type(factors).__name__}: give `estimate(...).factors`, or None")
     unknown = sorted(set(factors or {}) - {layer.name for layer in layers})
     if unknown:
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -122,12 +123,17 @@ def batch_layout(
             so that there is no warning where there are as many positions as examples.
 
     Raises:
-        ValueError: `is_token` is not of that shape.
+        ValueError: `is_example` or `is_token` is not of that shape, or the number of examples is no int.
     """
+    if not isinstance(n_examples, int | np.integer):
+        raise ValueError(f"n_examples is a {type(n_examples).__name__}; it must be an int, as len(images)")
+    if is_example is not None and is_example.shape != (n_examples,):
+        raise ValueError(f"is_example must be [{n_examples}]; its shape is {list(is_example.shape)}")
     if example_axis not in (None, 0, 1):
         raise ValueError(f"example_axis is {example_axis}; it must be 0, 1 or None")
     by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
     if is_token is not None:
+        is_token = jnp.asarray(is_token)
         if is_token.ndim != 2 or is_token.shape[0] != n_examples:
             raise ValueError(f"is_token must be [{n_examples}, positions]; its shape is {is_token.shape}")
         example_of = jnp.repeat(jnp.arange(n_examples), is_token.shape[1])
@@ -156,8 +162,10 @@ def row_layout(
             layer's factors need the sampled Fisher, in which examples are independent.
 
     Raises:
-        ValueError: two of these have the same leading axes.
+        ValueError: two of these have the same leading axes, or `examples` is no sequence.
     """
+    if hasattr(examples, "shape"):
+        raise ValueError("examples is one array: give a sequence of them, as [example_of_each_row]")
     by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
     described = [(tuple(own.shape), own.reshape(-1)) for own in map(jnp.asarray, examples)]
     rows = [(shape, Rows(n_examples, jnp.maximum(own, 0), is_example, own >= 0)) for shape, own in described]

@@ -27,6 +27,7 @@ from .accumulation import (
     init_factors,
     init_fallbacks,
 )
+from .arguments import check_member
 from .groups import Parts, group_by_shape, split
 from .layers import Layer, at_least_float32
 from .moments import adam
@@ -132,7 +133,13 @@ def kfac(
         fallback_rate: multiplies the update of parameters outside `layers`, and of layers without inverses yet: the
             gradient divided by the root of its running mean square (RMSProp with bias correction).
         mesh: one-dimensional, of the devices that share the inversions.
+
+    Raises:
+        ValueError: an option is no member of its enum, such as a string.
     """
+    check_member("momentum_kind", momentum_kind, Momentum)
+    check_member("weight_decay_kind", weight_decay_kind, WeightDecay)
+    check_member("length", length, Length)
     is_layerwise, is_coupled = length is Length.LAYERWISE, weight_decay_kind is WeightDecay.COUPLED
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
@@ -162,8 +169,8 @@ def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
     trace = optax.trace(decay=decay, nesterov=kind is Momentum.NESTEROV)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        updates, state = trace.update(jax.tree.map(at_least_float32, updates), state, params)
-        return updates, state
+        smoothed, state = trace.update(jax.tree.map(at_least_float32, updates), state, params)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), smoothed, updates), state
 
     return optax.GradientTransformation(lambda params: trace.init(jax.tree.map(at_least_float32, params)), update)
 
@@ -192,13 +199,15 @@ def _scale_by_kfac(
     groups = group_by_shape(layers)
 
     def init(params: PyTree) -> KFACState:
+        parts = split(params, groups)
+        dtypes = {name: stack.dtype for name, stack in parts.matrices.items()}
         return KFACState(
             count=jnp.zeros([], jnp.int32),
             fallbacks=init_fallbacks(),
-            factors=init_factors(groups),
-            inverses={group.name: init_inverses(*group.factor_shapes) for group in groups},
-            smoothing=smoothing.init(split(params, groups)),
-            second_moment=jax.tree.map(jnp.zeros_like, split(params, groups)),
+            factors=init_factors(groups, parts),
+            inverses={group.name: init_inverses(*group.factor_shapes, dtypes[group.name]) for group in groups},
+            smoothing=smoothing.init(parts),
+            second_moment=jax.tree.map(jnp.zeros_like, parts),
         )
 
     def refresh_state(state: KFACState) -> KFACState:

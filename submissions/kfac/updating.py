@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax import Array
 
 from .accumulation import accumulate, usable_gradients
@@ -49,16 +50,25 @@ def update_with_curvature(
         is_step: bool = True,
         **_: Any,
     ) -> tuple[PyTree, Any]:
+        earlier = state
         if factors:
-            averages, unused = accumulate(state.factors, groups, select(factors), factor_decay)
+            selected = select(factors)
+            if len(jax.tree.leaves(selected)) < len(jax.tree.leaves(selected, is_leaf=lambda own: own is None)):
+                raise ValueError("there are no output factors: call `estimate` with output_factors=True")
+            averages, unused = accumulate(state.factors, groups, selected, factor_decay)
             state = state._replace(factors=averages, fallbacks=state.fallbacks.plus(*unused))
         if refresh:
             state = refresh_state(state)
         if not is_step:
-            return gradients, state
+            return gradients, _with_dtypes_of(earlier, state)
         parts, n_lost = usable_gradients(split(gradients, groups), grad_clip)
         state = state._replace(count=state.count + 1, fallbacks=state.fallbacks.plus(n_faulty=n_lost))
         parts, state = direction(parts, state, params)
-        return join(gradients, groups, parts), state
+        return join(gradients, groups, parts), _with_dtypes_of(earlier, state)
 
     return update
+
+
+def _with_dtypes_of(earlier: Any, state: Any) -> Any:
+    """A state with the dtypes that it had: a number that is a wider array, or inputs that are, would change them."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), state, earlier)

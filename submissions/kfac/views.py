@@ -4,26 +4,66 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal, Var
 
-from .layers import KERNEL_NAMES
+from .layers import KERNEL_NAMES, Path
 from .products import Part, Product, View, array_type
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A value equal to a product's output, possibly with another dtype and another order of its axes.
+    """A value equal to a product's output, with another dtype, order of axes, or number of axes of size 1 at most.
 
-    `products` is one, or one for each of several kernels side by side. `axes` are those of the product's output;
-    `features` are the ones along which a bias lies.
+    `products` is one, or one for each of several kernels side by side. `axes` are those of the product's output, None
+    for one that is new; `features` are the ones along which a bias lies.
     """
 
     products: tuple[Product, ...]
-    axes: tuple[int, ...]
+    axes: tuple[int | None, ...]
     features: tuple[int, ...]
 
 
-Tag = View | Output | None
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """A value that is computed from parameters and numbers alone, or from a parameter and a mask of its shape.
+
+    Without `leaves` it is computed from numbers alone.
+    """
+
+    leaves: frozenset[Path] = frozenset()
+
+
+Tag = View | Output | Derived | None
+
+_RESHAPES = ("reshape", "squeeze", "expand_dims")
+_MASKING = ("mul", "select_n")
+
+
+def derived_from(eqn: JaxprEqn, tags: Sequence[Tag]) -> Derived | None:
+    """What an equation computes from parameters and numbers; None if data enter.
+
+    A single number does not count as data. An array of a parameter's shape that multiplies it is taken for a mask.
+    """
+    others = [v for v, tag in zip(eqn.invars, tags, strict=True) if tag is None and _n_entries(v) > 1]
+    if any(isinstance(tag, Output) for tag in tags):
+        return None
+    if others:
+        sizes = {_n_entries(v) for v in (*eqn.invars, *eqn.outvars)}
+        is_masked = eqn.primitive.name in _MASKING and len(sizes) == 1
+        if not is_masked or not any(isinstance(tag, View) and not tag.is_broadcast for tag in tags):
+            return None
+    return Derived(frozenset().union(*map(leaves_of, tags)))
+
+
+def leaves_of(tag: Tag) -> frozenset[Path]:
+    """The parameters that a value is, or is computed from."""
+    if isinstance(tag, View):
+        return frozenset(tag.leaves)
+    return tag.leaves if isinstance(tag, Derived) else frozenset()
+
+
+def _n_entries(variable: Var | Literal) -> int:
+    return int(np.prod(getattr(variable.aval, "shape", ())))
 
 
 def sum_of(tags: Sequence[Tag]) -> tuple[Output, View] | None:
@@ -40,8 +80,8 @@ def lies_along_outputs(output: Output, bias: View, shape: Sequence[int]) -> bool
     """
     first = output.products[0]
     positions = {axis: position for position, axis in enumerate(output.features)}
-    expected = [positions.get(axis) for axis in output.axes]
-    sizes = [first.output.shape[axis] for axis in output.axes]
+    expected = [None if axis is None else positions.get(axis) for axis in output.axes]
+    sizes = [1 if axis is None else first.output.shape[axis] for axis in output.axes]
     if [product.columns for product in output.products] != _columns(output, bias):
         return False
     own = [axis if size > 1 else None for axis, size in zip(bias.axes, shape, strict=True)]
@@ -78,6 +118,16 @@ def side_by_side(eqn: JaxprEqn, tags: Sequence[Tag]) -> View | None:
     return dataclasses.replace(views[0], parts=parts, along=along)
 
 
+def output_after(eqn: JaxprEqn, output: Output) -> Output | None:
+    """The output that an equation makes of another by moving axes, and adding or removing those of size 1."""
+    axes: tuple[int | None, ...] | None = None
+    if eqn.primitive.name == "transpose":
+        axes = tuple(output.axes[i] for i in eqn.params["permutation"])
+    elif eqn.primitive.name in _RESHAPES:
+        axes = _reshaped(output.axes, array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape)
+    return None if axes is None else dataclasses.replace(output, axes=axes)
+
+
 def view_after(eqn: JaxprEqn, view: View) -> View | None:
     """The view that an equation makes of another; None if it makes none."""
     name, shape, new_shape = eqn.primitive.name, array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape
@@ -89,7 +139,7 @@ def view_after(eqn: JaxprEqn, view: View) -> View | None:
             axes[place] = axis if size == new_shape[place] else None
         is_broadcast = view.is_broadcast or int(np.prod(shape)) != int(np.prod(new_shape))
         return dataclasses.replace(view, axes=tuple(axes), is_broadcast=is_broadcast)
-    if name in ("reshape", "squeeze", "expand_dims"):
+    if name in _RESHAPES:
         kept = _reshaped(view.axes, shape, new_shape)
         return dataclasses.replace(view, axes=kept) if kept is not None else None
     return None

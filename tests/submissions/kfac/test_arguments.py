@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from submissions.kfac import Fisher, Geometry, LossKind, batch_layout, estimate, find_layers, trace_layers
+from submissions.kfac import Fisher, Geometry, LossKind, batch_layout, estimate, find_layers, row_layout, trace_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,6 +101,16 @@ SUMS = {
     "of means of rows": lambda z: jnp.square(z).mean(-1).sum(),
     "and a mean": lambda z: jnp.square(z).sum() + jnp.abs(z).mean(),
 }
+MASK = jnp.array([1.0, 1, 1, 1, 0, 0])
+MULTIPLIED = {
+    "the number, in Python": lambda z: (squares_of(z).mean() * 6, COUNT),
+    "the number, before": lambda z: (len(z) * squares_of(z).mean(), jnp.asarray(float(len(z)))),
+    "a traced number": lambda z: (squares_of(z).mean() * (n := jnp.square(z[0, 0])), n),
+    "the sum of weights": lambda z: (jnp.average(squares_of(z).sum(1), weights=MASK) * MASK.sum(), MASK.sum()),
+    "a traced sum of weights": jax.jit(
+        lambda z: (jnp.average(squares_of(z).sum(1), weights=z[:, 0]) * z[:, 0].sum(), z[:, 0].sum())
+    ),
+}
 
 
 @pytest.mark.parametrize("loss", SUMS.values(), ids=SUMS)
@@ -108,10 +118,19 @@ def test_a_sum_is_no_mean(loss):
     assert estimated(PARAMS, lambda z: (loss(z), COUNT), layers=()).loss > 0
 
 
+@pytest.mark.parametrize("loss", MULTIPLIED.values(), ids=MULTIPLIED)
+def test_a_mean_times_the_number_of_terms_is_a_sum(loss):
+    assert estimated(PARAMS, loss, layers=()).loss is not None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"geometry": LossKind.SQUARE}, "give Geometry"),
+        ({"geometry": Geometry("square")}, "the geometry's kind is 'square'; it must be one of LossKind.SOFTMAX"),
+        ({"layers": LAYERS[0]}, "layers is the one layer body: give a sequence"),
+        ({"weights": 0.5}, "weights is 0.5; it must be an array"),
+        ({"weights": jnp.ones(5)}, r"weights have the shape .5.; it must be the shape of the logits, .6, 2."),
         ({"geometry": "square"}, "give a Geometry"),
         ({"fisher": "exact"}, "fisher is 'exact'; it must be one of Fisher.SAMPLED"),
         ({"sharing": "reduce"}, "sharing is 'reduce'; it must be one of Sharing.EXPAND"),
@@ -162,3 +181,31 @@ def test_heads_may_be_a_named_tuple():
         return estimated(PARAMS, logits=pick, geometry=geometry).factors
 
     assert_equal(both(lambda z: Heads(z[:, :1], z[:, 1:])), both(lambda z: (z[:, :1], z[:, 1:])))
+
+
+def test_several_outputs_are_not_all_heads_by_themselves():
+    def forward(params):
+        return (outputs(params), X), None
+
+    def run(**options):
+        given = {"layers": LAYERS, "layout": batch_layout(len(X)), "key": jax.random.key(0)} | options
+        return estimate(forward, lambda z: squares(z[0]), PARAMS, **given)
+
+    with pytest.raises(ValueError, match="outputs are 2 arrays, and the geometry is that of one: give `logits`"):
+        run(geometry=Geometry(LossKind.SQUARE))
+    assert set(run(geometry=Geometry(LossKind.SQUARE), logits=lambda z: z[0]).factors) == {"body", "head"}
+    assert set(run(geometry=[Geometry(LossKind.SQUARE)] * 2).factors) == {"body", "head"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: batch_layout(X), "n_examples is a .*Array.*; it must be an int"),
+        (lambda: batch_layout(6, jnp.ones(5)), r"is_example must be .6.; its shape is .5."),
+        (lambda: batch_layout(6, is_token=[[True]]), r"is_token must be .6, positions.; its shape is"),
+        (lambda: row_layout(6, jnp.arange(12)), "examples is one array: give a sequence"),
+    ],
+)
+def test_layouts_of_the_wrong_form_are_told_what_is_due(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

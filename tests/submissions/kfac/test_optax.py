@@ -15,6 +15,7 @@ from submissions.kfac import (
     CurvatureWarning,
     Fisher,
     Geometry,
+    Length,
     LossKind,
     batch_layout,
     eigenbasis_adam,
@@ -279,3 +280,39 @@ def test_nnx_optimizer():
     expected = optax.apply_updates(PARAMS, updated(kfac(LAYERS, **SETTINGS))[0])
     for got, value in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [kfac, kfac_muon, eigenbasis_adam])
+def test_updates_of_the_wrong_form_are_told_what_is_due(optimizer):
+    settings = SETTINGS if optimizer is not eigenbasis_adam else {"learning_rate": 0.3}
+    tx = optimizer(LAYERS, **settings)
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match="the gradients are None: .*with_gradients=False"):
+        tx.update(None, state, PARAMS, factors=None)
+    with pytest.raises(ValueError, match=r"factors is a list: give `estimate\(...\).factors`, or None"):
+        tx.update(PARAMS, state, PARAMS, factors=[])
+    with pytest.raises(ValueError, match="refresh is a traced value; it must be a bool"):
+        jax.jit(lambda refresh: tx.update(PARAMS, state, PARAMS, factors=None, refresh=refresh)[0])(True)
+    with pytest.raises(ValueError, match="layers is the one layer body"):
+        optimizer(LAYERS[0], **settings)
+    if optimizer is not kfac_muon:
+        with pytest.raises(ValueError, match="no output factors: call `estimate` with output_factors=True"):
+            tx.update(PARAMS, state, PARAMS, factors={"body": (jnp.eye(4), None)})
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [("length", "Length"), ("momentum_kind", "Momentum"), ("weight_decay_kind", "WeightDecay")]
+)
+def test_an_option_that_is_no_member_of_its_enum_is_refused(option, kind):
+    with pytest.raises(ValueError, match=f"{option} is 'layerwise'; it must be one of {kind}"):
+        kfac(LAYERS, **SETTINGS, **{option: "layerwise"})
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("length", Length)
+def test_updates_have_the_dtype_of_the_gradients(dtype, length):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    tx = optax.apply_if_finite(kfac(LAYERS, **SETTINGS, length=length), 3)
+    state = tx.init(params)
+    updates, _ = tx.update(params, state, params, factors={"body": (jnp.eye(4), jnp.eye(4))}, refresh=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}

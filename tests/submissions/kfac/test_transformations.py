@@ -125,3 +125,24 @@ def test_some_of_the_layers_that_a_scan_stacks(randomized):
         ValueError, match="the optimizer has 1 of the 2 layers that are stacked in stack.Dense_0.kernel"
     ):
         kfac_muon([*some, *some], learning_rate=0.1).init(params)
+
+
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.sin(nn.Conv(3, (3,), name="first")(x))
+        return nn.Dense(2, name="head")(jnp.sin(nn.ConvTranspose(2, (3,), name="second")(x)).mean(-2))
+
+
+def test_convolutions_of_one_example_under_vmap_are_as_those_of_a_batch(randomized):
+    """Flax adds an axis for the batch to one example's inputs, and takes it from the outputs before the bias."""
+    params = randomized(Convolutions(), X)
+
+    def forward(params):
+        return jax.vmap(lambda x: Convolutions().apply({"params": params}, x))(X)
+
+    layers = trace_layers(params, lambda p: (forward(p), None))
+    assert all(layer.has_bias for layer in layers) and len(layers) == 3
+    got = run(Convolutions(), params, forward=forward, layers=layers, strict=True)
+    assert_same_factors(got.factors, run(Convolutions(), params).factors)
+    assert_same_gradients(got, *plain(Convolutions(), params))
