@@ -106,10 +106,12 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     figure = new_figure(10, 4.2)
     panels = figure.subplots(1, len(costs), sharey=True)
     others = [trial for result in c.results for trial in result.trials if trial not in result.best_trials]
+    are_timed = any(trial.phase.is_timed for result in c.results for trial in result.best_trials)
     others = others[:: max(1, math.ceil(len(others) / _MAX_BACKGROUND_CURVES))]
     for axes, cost in zip(panels, costs, strict=True):
         for trial in others:
-            if (x := _axis(trial, cost)) is not None:
+            is_comparable = cost is Cost.STEPS or not are_timed  # a search's seconds are not, beside timed trials
+            if is_comparable and (x := _axis(trial, cost)) is not None:
                 axes.plot(x, trial.values, color=GREY, alpha=0.25, linewidth=0.6, rasterized=True)
         for result in c.results:
             _best_point_curves(axes, result, cost, looks[result.submission])
