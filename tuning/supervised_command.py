@@ -23,9 +23,17 @@ def run(command: Sequence[str]) -> None:
     Raises:
         CommandFailed: the command's exit code was not 0; the error has the same code.
     """
-    child = subprocess.Popen(command, start_new_session=True)  # so that a terminal's Ctrl-C arrives once, from here
-    earlier = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in _SIGNALS}
+    child: subprocess.Popen | None = None
+    too_early: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        too_early.append(number) if child is None else child.send_signal(number)
+
+    earlier = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
+        child = subprocess.Popen(command, start_new_session=True)  # so that a terminal's Ctrl-C arrives once, from here
+        for number in too_early:
+            child.send_signal(number)
         code = child.wait()
     finally:
         for number, handler in earlier.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -192,6 +193,19 @@ def test_a_signal_goes_to_the_command_which_ends_first(tmp_path):
     assert process.wait(30) == 75 and (tmp_path / "saved").exists()
 
 
+def test_a_signal_while_the_command_starts_goes_to_it(monkeypatch):
+    start = subprocess.Popen
+
+    def start_late(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(supervised_command.subprocess, "Popen", start_late)
+    with pytest.raises(supervised_command.CommandFailed) as failed:
+        supervised_command.run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert failed.value.exit_code == 128 + signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
     """By the real commands, which leave what is done alone when called again."""
@@ -204,7 +218,11 @@ def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
     for _ in range(2):
         subprocess.run(command, check=True, capture_output=True)
         trials = reading.read([archive]).trials
-        assert [(trial.phase, trial.rng_seed) for trial in trials] == [("confirm", 1), ("repeat", 2), ("search", 0)]
+        assert [(trial.phase, trial.rng_seed) for trial in trials] == [
+            ("confirm", 1001),
+            ("repeat", 1002),
+            ("search", 1000),
+        ]
         assert "| nadamw" in (tmp_path / "out" / "table.md").read_text()
         archives.append(archive.read_bytes())
     assert archives[0] == archives[1]

@@ -265,7 +265,7 @@ def test_warnings(tmp_path):
     write_trial(tmp_path / "sgd/digits_jax/trial_1", [0.1], point={}, outcome={"submission": "sgd"} | environment)
     summary = summary_of(tmp_path)
     told = " ".join([*summary.warnings, *summary.comparisons[0].warnings])
-    for expected in ("in jax: 0.10.2; 0.9", "in devices: 1 × V100, 1 × cpu", "sgd missed the target on 1 of 1 seeds"):
+    for expected in ("in jax: 0.10.2; 0.9", "in devices: 1 × V100; 1 × cpu", "sgd missed the target on 1 of 1 seeds"):
         assert expected in told
     assert "sgd was searched with 1 trials, another submission with 2" in told
 
