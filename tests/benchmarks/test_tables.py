@@ -1,6 +1,9 @@
-"""The suite for GPUs: what it runs, in which order, and what it says it did not run."""
+"""The tables of the bench, and the suite for GPUs: what it runs, in which order, and what it says it did not run."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +59,19 @@ def test_of_the_batch_sizes_the_first_is_measured_and_the_left_out_are_named(mon
     table = flavours.step_table("cifar10_wrn", (128, 256, 512), n_rounds=1, seed=0, deadline=After(0))
     assert "| 128 | expand |" in table and "| 256 |" not in table
     assert table.endswith("Not run, as the 8 minutes were over: 256, 512.")
+
+
+@pytest.mark.parametrize(
+    ("flag", "cure"),
+    [
+        ("--widths=a", "must be positive numbers, as 16,32"),
+        ("--batch_sizes=16,0", "must be positive numbers, as 16,32"),
+        ("--tables=steps,unknown", "must be of steps,operations"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_measured(flag, cure, tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "bench_step.py"
+    command = [sys.executable, script, flag, f"--out={tmp_path / 'out'}"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode and process.stderr.startswith("error: ") and cure in process.stderr
+    assert process.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
