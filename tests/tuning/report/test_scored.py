@@ -74,3 +74,18 @@ def test_the_report_says_which_times_it_scored(evidence):
     assert f"of {scored}, by seconds, with compilation" in (out / "performance_profile.svg").read_text()
     assert json.loads((out / "summary.json").read_text())["scored"] == scored
     assert {row["scored"] for row in csv.DictReader((out / "summary.csv").open())} == {scored}
+
+
+def test_curves_over_seconds_leave_out_a_search_beside_timed_trials(evidence, tmp_path):
+    """Searched trials that are not a submission's best: kfac's, sgd's and muon's."""
+
+    def n_grey(summary):
+        (curves,) = [figure for figure in page.figures.figures(summary) if figure.name.startswith("curves")]
+        axes = curves.draw().axes
+        return [sum(line.get_color() == page.figures.GREY for line in own.lines) for own in axes]
+
+    assert n_grey(evidence[0]) == [3, 0, 0]
+    alone = {"outcome": {"submission": "kfac"}, "seed": 1}
+    for index, values in enumerate([[0.1, 0.9], [0.1, 0.2], [0.1, 0.3]], start=1):
+        write_trial(tmp_path / "alone" / "digits_jax" / f"trial_{index}", values, point={"lr": index}, **alone)
+    assert n_grey(page.summarise(page.read([tmp_path / "alone"]), ["sgd"])) == [2, 2, 2]
