@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -89,7 +90,10 @@ class Interruption:
         sys.unraisablehook = self._earlier_hook
 
     def _report_unraisable(self, problem: Any) -> None:
-        """Python drops errors in destructors and weak references' callbacks. The signal stays recorded."""
+        """Python drops errors in destructors and weak references' callbacks. The signal stays recorded.
+
+        A signal in this method only records, too: Python would drop its error as well, with a traceback.
+        """
         if not isinstance(problem.exc_value, Interrupted):
             self._earlier_hook(problem)
 
@@ -113,5 +117,6 @@ class Interruption:
         if self.signal_name and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
-        if self._is_interruptible:
+        reports = any(caller.f_code is Interruption._report_unraisable.__code__ for caller, _ in walk_stack(frame))
+        if self._is_interruptible and not reports:
             self.raise_if_signalled()

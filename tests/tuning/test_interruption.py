@@ -209,3 +209,29 @@ def test_a_signal_in_a_destructor_is_noted_without_a_traceback(monkeypatch):
             del last
             interruption.raise_if_signalled()
     assert interruption.signal_name == "SIGTERM" and not reported
+
+
+def test_a_second_signal_while_the_first_ones_error_is_dropped_prints_no_traceback(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    class FirstAndLast:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    class Dropped:
+        """An error that Python drops, as it looks at the moment of a second signal."""
+
+        @property
+        def exc_value(self):
+            signal.raise_signal(signal.SIGTERM)
+            return Interrupted("SIGINT")
+
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.interruptible():
+            last = FirstAndLast()
+            del last
+            sys.unraisablehook(Dropped())
+            reported.append("nothing was raised")
+            interruption.raise_if_signalled()
+    assert interruption.signal_name == "SIGTERM" and reported == ["nothing was raised"]
