@@ -83,7 +83,7 @@ def _hyperparameters(algorithm: KroneckerAlgorithm, **more: int) -> Any:
 
 def _start(workload: Any, algorithm: KroneckerAlgorithm, h: Any, seed: int) -> PyTree:
     params, model_state = workload.init_model_fn(jax.random.PRNGKey(seed))
-    return algorithm.init(params, h), params, model_state, jax.random.PRNGKey(seed)
+    return algorithm.init(params, model_state, h), params, model_state, jax.random.PRNGKey(seed)
 
 
 def _program(name: str, workload: Any, algorithm: KroneckerAlgorithm, h: Any) -> Callable[[PyTree, PyTree], PyTree]:

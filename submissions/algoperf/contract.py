@@ -45,7 +45,7 @@ class Algorithm(abc.ABC):
     hyperparameters: type[hparams.Hyperparameters]
 
     @abc.abstractmethod
-    def init(self, params: PyTree, h: Any) -> PyTree:
+    def init(self, params: PyTree, model_state: PyTree, h: Any) -> PyTree:
         """The complete state, a pytree of arrays."""
 
     @abc.abstractmethod
@@ -55,6 +55,11 @@ class Algorithm(abc.ABC):
     @abc.abstractmethod
     def step(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> StepResult:
         """One update; `h.learning_rate` is the schedule's value."""
+
+    @property
+    def has_refresh(self) -> bool:
+        """Whether there is a `refresh`."""
+        return type(self).refresh is not Algorithm.refresh
 
     def is_refresh_due(self, global_step: int, h: Any) -> bool:
         """Whether `refresh` comes before this step, chosen on the host."""
@@ -73,10 +78,6 @@ class Algorithm(abc.ABC):
     def metrics(self, state: PyTree) -> dict[str, Array]:
         """Scalars of the state for the log, by name."""
         return {}
-
-    def for_evaluation(self, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(state, params) to evaluate; training continues from the same pair."""
-        return state, params
 
 
 class Submission:
@@ -155,13 +156,12 @@ class Submission:
         global_step: int,
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
-        """Parameters to evaluate. Waits for all pending work, so that none of it is left for the untimed evaluation."""
+        """All as it is. Waits for all pending work, so that none of it is left for the untimed evaluation."""
         del current_params_types, hyperparameters, loss_type, eval_results, rng
         state, programs = optimizer_state
-        state, params = self._algorithm.for_evaluation(state, current_param_container)
         _log_metrics(workload, self._algorithm.metrics(state), global_step)
-        jax.block_until_ready((state, params, model_state))
-        return (state, programs), params, model_state
+        jax.block_until_ready((state, current_param_container, model_state))
+        return (state, programs), current_param_container, model_state
 
     def data_selection(
         self,
@@ -204,10 +204,10 @@ class Programs:
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._shapes: tuple[PyTree, ...] = ()
         # Whether `_compile` has nothing to do; a single program compiles when it is called.
-        self._are_compiled = type(algorithm).refresh is Algorithm.refresh
+        self._are_compiled = not algorithm.has_refresh
         split = NamedSharding(self._mesh, PartitionSpec("batch"))
         self._init = jax.jit(
-            lambda params, numbers: algorithm.init(params, hparams.join(static, numbers)),
+            lambda params, model_state, numbers: algorithm.init(params, model_state, hparams.join(static, numbers)),
             out_shardings=self._replicated,
         )
         compiled = functools.partial(
@@ -220,7 +220,7 @@ class Programs:
 
     def start(self, params: PyTree, model_state: PyTree, numbers: Mapping[str, float]) -> PyTree:
         """The algorithm's state on all devices. Keeps the trees' shapes, by which restored arrays are recognised."""
-        state = self._init(params, numbers)
+        state = self._init(params, model_state, numbers)
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params, model_state))
         return state
 

@@ -47,7 +47,8 @@ class FirstOrder(Algorithm):
         self._optimizer = optimizer
         self._schedule = schedule
 
-    def init(self, params: PyTree, h: Any) -> PyTree:
+    def init(self, params: PyTree, model_state: PyTree, h: Any) -> PyTree:
+        del model_state
         return self._optimizer(h, params).init(params)
 
     def learning_rate(self, global_step: int, step_hint: int, h: Any) -> float:

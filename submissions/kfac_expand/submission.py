@@ -1,10 +1,11 @@
 """K-FAC-expand."""
 
+from ..algoperf.averaging import Averaged
 from ..algoperf.contract import Submission
 from ..kfac.algoperf import KFAC
 from ..kfac.sharing import Sharing
 
-_submission = Submission(KFAC(Sharing.EXPAND))
+_submission = Submission(Averaged(KFAC(Sharing.EXPAND)))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

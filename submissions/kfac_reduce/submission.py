@@ -1,5 +1,6 @@
 """K-FAC-reduce."""
 
+from ..algoperf.averaging import Averaged
 from ..algoperf.contract import Submission
 from ..kfac.algoperf import KFAC
 from ..kfac.sharing import Sharing
@@ -7,7 +8,7 @@ from ..kfac.sharing import Sharing
 # The one setting of the self-tuning ruleset. Source: docs/ablations.md.
 SELF_TUNING = {"learning_rate": 0.02, "damping": 3e-3, "schedule_fraction": 0.4}
 
-_submission = Submission(KFAC(Sharing.REDUCE), SELF_TUNING)
+_submission = Submission(Averaged(KFAC(Sharing.REDUCE)), SELF_TUNING)
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from ..algoperf import schedule
+from ..algoperf.averaging import Averaged, AveragingOptions
 from ..algoperf.contract import Submission
 from ..algoperf.first_order import FirstOrder, require_optax
 from ..algoperf.hyperparameters import LinearDecay
@@ -22,7 +23,7 @@ _CONSISTENT_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MuonHyperparameters(LinearDecay):
+class MuonHyperparameters(AveragingOptions, LinearDecay):
     """Weight decay is decoupled; `beta2` is AdamW's."""
 
     weight_decay: float = 0.2
@@ -30,7 +31,7 @@ class MuonHyperparameters(LinearDecay):
     one_minus_beta1: float = 0.05
     beta2: float = 0.999
 
-    bounds = LinearDecay.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = LinearDecay.bounds | AveragingOptions.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
 def _matrices(params: PyTree) -> PyTree:
@@ -62,7 +63,7 @@ def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
     )
 
 
-_submission = Submission(FirstOrder(MuonHyperparameters, _optimizer, schedule.polynomial))
+_submission = Submission(Averaged(FirstOrder(MuonHyperparameters, _optimizer, schedule.polynomial)))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

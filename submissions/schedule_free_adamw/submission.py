@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
 from ..algoperf import schedule
 from ..algoperf.contract import Submission
@@ -33,39 +32,28 @@ class ScheduleFreeState(NamedTuple):
     """
     Attributes:
         inner: optax's state.
-        is_average: `[]` bool, whether the parameters are the average to evaluate, not the point to train at.
+        params: the point to train at.
     """
 
     inner: PyTree
-    is_average: Array
+    params: PyTree
 
 
 class ScheduleFreeAdamW(FirstOrder):
-    """Trains at one point, and is evaluated at the average of such points; `is_average` says which one is held."""
+    """Trains at one point; its parameters, as the caller sees them, are the average of such points."""
 
     def __init__(self):
         super().__init__(ScheduleFreeHyperparameters, _optimizer, _schedule)
 
-    def init(self, params: PyTree, h: Any) -> PyTree:
-        return ScheduleFreeState(super().init(params, h), jnp.asarray(False))
+    def init(self, params: PyTree, model_state: PyTree, h: Any) -> PyTree:
+        params = jax.tree.map(jnp.copy, params)  # a step is given each buffer once
+        return ScheduleFreeState(super().init(params, model_state, h), params)
 
     def step(self, problem, state, params, h, key):
-        beta1 = 1 - h.one_minus_beta1
-        params = jax.tree.map(
-            lambda x, z: jnp.where(state.is_average, beta1 * x + (1 - beta1) * z, x), params, state.inner.z
-        )
-        result = super().step(problem, state.inner, params, h, key)
-        return result._replace(state=ScheduleFreeState(result.state, jnp.asarray(False)))
-
-    def for_evaluation(self, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        return _to_average(state, params)
-
-
-@jax.jit
-def _to_average(state: ScheduleFreeState, params: PyTree) -> tuple[ScheduleFreeState, PyTree]:
-    average = optax.contrib.schedule_free_eval_params(state.inner, params)
-    params = jax.tree.map(lambda own, x: jnp.where(state.is_average, own, x), params, average)
-    return state._replace(is_average=jnp.asarray(True)), params
+        del params
+        result = super().step(problem, state.inner, state.params, h, key)
+        average = optax.contrib.schedule_free_eval_params(result.state, result.params)
+        return result._replace(state=ScheduleFreeState(result.state, result.params), params=average)
 
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:

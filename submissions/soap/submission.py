@@ -1,9 +1,10 @@
 """SOAP: Adam in the eigenbasis of the gradient's covariances."""
 
+from ..algoperf.averaging import Averaged
 from ..algoperf.contract import Submission
 from ..kfac.algoperf import SOAP
 
-_submission = Submission(SOAP())
+_submission = Submission(Averaged(SOAP()))
 
 data_selection = _submission.data_selection
 get_batch_size = _submission.get_batch_size

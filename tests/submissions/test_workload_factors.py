@@ -153,7 +153,7 @@ def first_estimate(case: Case, sharing: Sharing) -> tuple[dict, set[str]]:
 
     def step(params, batch, key):
         problem = Problem(case.workload, batch, None, h.label_smoothing, h.dropout_rate, jax.random.key(0))
-        state = algorithm.init(params, h)
+        state = algorithm.init(params, None, h)
         return algorithm.refresh(problem, state, params, h, key)
 
     state = jax.jit(step, compiler_options=COMPILE_QUICKLY)(case.params, case.batch, KEY)

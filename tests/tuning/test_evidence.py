@@ -219,9 +219,9 @@ def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
         subprocess.run(command, check=True, capture_output=True)
         trials = reading.read([archive]).trials
         assert [(trial.phase, trial.rng_seed) for trial in trials] == [
-            ("confirm", 1001),
-            ("repeat", 1002),
-            ("search", 1000),
+            ("confirm", 2001),
+            ("repeat", 2002),
+            ("search", 2000),
         ]
         assert "| nadamw" in (tmp_path / "out" / "table.md").read_text()
         archives.append(archive.read_bytes())

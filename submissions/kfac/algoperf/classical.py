@@ -6,6 +6,7 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
+from ...algoperf.averaging import AveragingOptions
 from ..fisher import Fisher
 from ..layers import Layer
 from ..transform import Length, Momentum, WeightDecay, kfac
@@ -18,7 +19,7 @@ from .curvature import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KFACHyperparameters(FactorOptions, CurvatureHyperparameters):
+class KFACHyperparameters(AveragingOptions, FactorOptions, CurvatureHyperparameters):
     """See `transform.kfac`, and `fisher.Fisher`."""
 
     damping: float
@@ -34,6 +35,7 @@ class KFACHyperparameters(FactorOptions, CurvatureHyperparameters):
     bounds = (
         CurvatureHyperparameters.bounds
         | FactorOptions.bounds
+        | AveragingOptions.bounds
         | {"damping": (1e-30, float("inf")), "kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
     )
 

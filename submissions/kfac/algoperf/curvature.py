@@ -109,7 +109,8 @@ class CurvatureAlgorithm(Algorithm):
         updates, state = optimizer.update(batch.gradients, state, params, factors=factors, refresh=False)
         return _result(problem, batch, params, updates, state)
 
-    def init(self, params: PyTree, h: Any) -> PyTree:
+    def init(self, params: PyTree, model_state: PyTree, h: Any) -> PyTree:
+        del model_state
         return self.optimizer(self.layers(params), h).init(params)
 
     def describe(self, params: PyTree) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
+from ...algoperf.averaging import AveragingOptions
 from ..layers import Layer
 from ..muon import kfac_muon, layers_with_metric
 from .curvature import CurvatureHyperparameters, FactorOptions, KroneckerAlgorithm, factor_decay
@@ -14,7 +15,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
+class KFACMuonHyperparameters(AveragingOptions, FactorOptions, CurvatureHyperparameters):
     """See `muon.kfac_muon`."""
 
     weight_decay: float = 0.1
@@ -25,6 +26,7 @@ class KFACMuonHyperparameters(FactorOptions, CurvatureHyperparameters):
     bounds = (
         CurvatureHyperparameters.bounds
         | FactorOptions.bounds
+        | AveragingOptions.bounds
         | {"damping": (1e-30, float("inf")), "beta2": (0, 1 - 1e-6)}
     )
 

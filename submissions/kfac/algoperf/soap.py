@@ -6,6 +6,7 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
+from ...algoperf.averaging import AveragingOptions
 from ..adaptive import eigenbasis_adam
 from ..factors import gradient_covariances
 from ..layers import Layer
@@ -15,7 +16,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SOAPHyperparameters(CurvatureHyperparameters):
+class SOAPHyperparameters(AveragingOptions, CurvatureHyperparameters):
     """Of SOAP, which estimates its factors at every step; see `adaptive.eigenbasis_adam` for those not described here.
 
     Attributes:
@@ -35,14 +36,18 @@ class SOAPHyperparameters(CurvatureHyperparameters):
     refresh_period: int = 10
     full_steps: int = 3
 
-    bounds = CurvatureHyperparameters.bounds | {
-        "beta2": (0, 1 - 1e-6),
-        "epsilon": (1e-30, float("inf")),
-        "relative_epsilon": (0, float("inf")),
-        "factor_decay": (0, 1),
-        "refresh_period": (1, float("inf")),
-        "full_steps": (1, float("inf")),
-    }
+    bounds = (
+        CurvatureHyperparameters.bounds
+        | AveragingOptions.bounds
+        | {
+            "beta2": (0, 1 - 1e-6),
+            "epsilon": (1e-30, float("inf")),
+            "relative_epsilon": (0, float("inf")),
+            "factor_decay": (0, 1),
+            "refresh_period": (1, float("inf")),
+            "full_steps": (1, float("inf")),
+        }
+    )
 
 
 class SOAP(CurvatureAlgorithm):
