@@ -106,7 +106,10 @@ def _at_iterate(problem: Problem, state: AveragedState) -> Problem:
 
 
 def _moved(average: Array, iterate: Array, weight: Array) -> Array:
-    """The average, moved to the iterate by a share of the distance; of integers, which count, the iterate."""
-    if not jnp.issubdtype(average.dtype, jnp.floating):
+    """The average, moved to the iterate by a share of the distance; the iterate where that would be rounded away.
+
+    So integers, and floating-point numbers of less than 32 bits, are not averaged.
+    """
+    if not jnp.issubdtype(average.dtype, jnp.floating) or jnp.finfo(average.dtype).bits < 32:
         return iterate
     return ((1 - weight) * average + weight * iterate).astype(average.dtype)

@@ -3,10 +3,11 @@
 from collections import namedtuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from submissions.algoperf.averaging import Averaged
+from submissions.algoperf.averaging import Averaged, _moved
 from submissions.algoperf.contract import Submission
 from submissions.kfac.algoperf import KFACMuon
 from submissions.kfac.sharing import Sharing
@@ -49,6 +50,13 @@ def test_a_share_of_zero_is_the_last_iterate(iterates):
     point = {"learning_rate": 0.02, "averaged_share": 0.0}
     averaged = after_each_step(Averaged(KFACMuon(Sharing.REDUCE)), point)
     jax.tree.map(np.testing.assert_array_equal, [trees[1:] for trees in averaged], iterates)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+def test_numbers_too_coarse_for_small_moves_are_the_iterate(dtype):
+    """In bfloat16, 1 + (2 - 1) / 1000 is 1: such an average would never move again."""
+    moved = _moved(jnp.ones(3, dtype), 2 * jnp.ones(3, dtype), jnp.asarray(1e-3))
+    assert moved.dtype == dtype and (moved == 2).all()
 
 
 def test_a_model_without_state_may_return_none_for_an_empty_one():
