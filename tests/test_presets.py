@@ -45,11 +45,11 @@ def test_schedule(name):
     assert rate[length - 1] > rate[length]
 
 
-def test_kfac_presets_search_learning_rate_and_damping_alone():
+def test_kfac_presets_search_learning_rate_and_damping_alone_and_evaluate_the_last_iterate():
     for name in SCHEDULES:
         space = search_space.read(PRESETS / f"{name}.json")
         searched = {key for key, choices in space.items() if "min" in choices}
         assert searched == ({"learning_rate", "damping"} if "kfac" in name else set())
         if "kfac" in name:
             (point,) = search_space.points(space, 1, seed=0)
-            hyperparameters.read(KFACHyperparameters, search_space.as_hyperparameters(point))
+            assert hyperparameters.read(KFACHyperparameters, search_space.as_hyperparameters(point)).averaged_share == 0

@@ -1,7 +1,7 @@
 """Training at one point, evaluation at a moving average of such points.
 
-With a large learning rate the iterates scatter around a better point, which their average is close to. So an average
-does what the end of a learning-rate schedule does, and the schedule may be longer than the time to a target.
+With a large learning rate the iterates scatter around a better point, and their average is close to it. Averaging
+therefore replaces the decay at the end of a schedule, so that the schedule may be longer than the time to a target.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ PyTree = Any
 class AveragingOptions:
     """
     Attributes:
-        averaged_share: the average has the last iterates, about this share of the steps so far; 0 for the last one
-            alone. Source: docs/ablations.md.
+        averaged_share: about what share of the steps so far the average spans; 0 evaluates the last iterate. Source:
+            docs/ablations.md.
     """
 
     averaged_share: float = 0.05
@@ -49,15 +49,21 @@ class AveragedState(NamedTuple):
 class Averaged(Algorithm):
     """An algorithm whose parameters, as the caller sees them, are the moving average of its iterates.
 
-    After step n the average moves by 1 / (1 + averaged_share·n) of its distance to the iterate. The model's state is
-    averaged likewise. Source: Shamir and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013
-    (polynomial-decay averaging).
+    After step n, counted from 0, the average moves by 1 / (1 + averaged_share·n) of its distance to the iterate. The
+    model's state is averaged likewise, unless the step gave it more or fewer arrays. Source: Shamir and Zhang,
+    "Stochastic Gradient Descent for Non-smooth Optimization", 2013 (polynomial-decay averaging; their η is
+    1 / averaged_share - 1).
 
     Args:
         algorithm: its hyperparameters include `AveragingOptions`.
+
+    Raises:
+        TypeError: they do not.
     """
 
     def __init__(self, algorithm: Algorithm):
+        if not issubclass(algorithm.hyperparameters, AveragingOptions):
+            raise TypeError(f"{algorithm.hyperparameters.__name__} must inherit from AveragingOptions, too")
         self._algorithm = algorithm
         self.hyperparameters = algorithm.hyperparameters
 
@@ -79,7 +85,7 @@ class Averaged(Algorithm):
 
     def init(self, params: PyTree, model_state: PyTree, h: Any) -> AveragedState:
         inner = self._algorithm.init(params, model_state, h)
-        params, model_state = jax.tree.map(jnp.copy, (params, model_state))  # a step is given each buffer once
+        params, model_state = jax.tree.map(jnp.copy, (params, model_state))  # as a donated buffer may appear only once
         return AveragedState(inner, params, jax.tree.leaves(model_state), jnp.zeros([], jnp.int32))
 
     def refresh(self, problem: Problem, state: AveragedState, params: PyTree, h: Any, key: Array) -> AveragedState:
@@ -90,12 +96,14 @@ class Averaged(Algorithm):
     def step(self, problem: Problem, state: AveragedState, params: PyTree, h: Any, key: Array) -> StepResult:
         result = self._algorithm.step(_at_iterate(problem, state), state.inner, state.params, h, key)
         weight = 1 / (1 + h.averaged_share * state.count)
-        before = jax.tree.unflatten(jax.tree.structure(result.model_state), jax.tree.leaves(problem.model_state))
-        params, model_state = jax.tree.map(
-            lambda average, iterate: _moved(average, iterate, weight),
-            (params, before),
-            (result.params, result.model_state),
-        )
+        averages, iterates = (params, problem.model_state), (result.params, result.model_state)
+        if len(jax.tree.leaves(averages)) != len(jax.tree.leaves(iterates)):
+            averages = params, result.model_state
+        moved = [
+            _moved(average, iterate, weight)
+            for average, iterate in zip(jax.tree.leaves(averages), jax.tree.leaves(iterates), strict=True)
+        ]
+        params, model_state = jax.tree.unflatten(jax.tree.structure(iterates), moved)
         iterate = AveragedState(result.state, result.params, jax.tree.leaves(result.model_state), state.count + 1)
         return result._replace(state=iterate, params=params, model_state=model_state)
 

@@ -156,7 +156,7 @@ class Submission:
         global_step: int,
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
-        """All as it is. Waits for all pending work, so that none of it is left for the untimed evaluation."""
+        """Returns its arguments when all pending work is done, so that none is left for the untimed evaluation."""
         del current_params_types, hyperparameters, loss_type, eval_results, rng
         state, programs = optimizer_state
         _log_metrics(workload, self._algorithm.metrics(state), global_step)

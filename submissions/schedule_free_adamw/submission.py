@@ -46,7 +46,7 @@ class ScheduleFreeAdamW(FirstOrder):
         super().__init__(ScheduleFreeHyperparameters, _optimizer, _schedule)
 
     def init(self, params: PyTree, model_state: PyTree, h: Any) -> PyTree:
-        params = jax.tree.map(jnp.copy, params)  # a step is given each buffer once
+        params = jax.tree.map(jnp.copy, params)  # as a donated buffer may appear only once
         return ScheduleFreeState(super().init(params, model_state, h), params)
 
     def step(self, problem, state, params, h, key):

@@ -5,10 +5,14 @@ from collections import namedtuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from submissions.algoperf import schedule
 from submissions.algoperf.averaging import Averaged, _moved
 from submissions.algoperf.contract import Submission
+from submissions.algoperf.first_order import FirstOrder
+from submissions.algoperf.hyperparameters import Hyperparameters
 from submissions.kfac.algoperf import KFACMuon
 from submissions.kfac.sharing import Sharing
 from tests.submissions.fake_workload import FakeWorkload, Mode, Trial, batches
@@ -73,3 +77,23 @@ def test_a_model_without_state_may_return_none_for_an_empty_one():
     point = namedtuple("Hyperparameters", ["learning_rate"])(0.02)
     trial = Trial(Submission(Averaged(KFACMuon(Sharing.REDUCE))), Stateless(), point).run(0, 3, batches())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trial.params))
+
+
+def test_a_model_whose_state_begins_with_its_first_step_trains():
+    class Later(FakeWorkload):
+        def init_model_fn(self, rng):
+            return super().init_model_fn(rng)[0], {}
+
+    point = namedtuple("Hyperparameters", ["learning_rate"])(0.02)
+    later = Trial(Submission(Averaged(KFACMuon(Sharing.REDUCE))), Later(), point).run(0, 3, batches())
+    usual = Trial(Submission(Averaged(KFACMuon(Sharing.REDUCE))), FakeWorkload(), point).run(0, 3, batches())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        (later.params, later.model_state),
+        (usual.params, usual.model_state),
+    )
+
+
+def test_an_algorithm_without_the_option_is_refused():
+    with pytest.raises(TypeError, match="Hyperparameters must inherit from AveragingOptions, too"):
+        Averaged(FirstOrder(Hyperparameters, lambda h, params: optax.sgd(h.learning_rate), schedule.cosine))
