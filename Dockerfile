@@ -13,7 +13,8 @@ FROM ${BASE} AS base
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates python3 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -c 'import sys; v = sys.version_info[:2]; sys.exit("BASE has Python %d.%d; it needs 3.11 or newer" % v if v < (3, 11) else 0)'
 
 FROM base AS libraries
 # hadolint ignore=DL3008

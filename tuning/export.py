@@ -16,6 +16,7 @@ from tuning import submission, submission_version
 from tuning.errors import UserError
 from tuning.ruleset import TuningRuleset
 
+_LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"  # of this project's code in the export
 _NAME = re.compile(r"[a-z0-9_]+")
 # The oldest versions that the tests run on, which the official harness pins.
 _REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
@@ -58,6 +59,7 @@ def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Info
     for relative, text in contents.items():
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         (target / relative).write_text(text, encoding="utf-8")
+    shutil.copyfile(_LICENSE, target / "LICENSE")
     if ruleset is TuningRuleset.EXTERNAL:
         shutil.copyfile(exported.search_space_file, target / "tuning_search_space.json")
     return target

@@ -13,16 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from workloads import budgets
-
 # Performance ratios above this count as infinite. The profile is integrated from 1 up to it. As in AlgoPerf's rules.
 MAX_RATIO = 4.0
 
 # The official score is the trapezoid rule on this many even points, as in AlgoPerf's scoring code.
 _N_TAUS = 100
-
-# Base workloads of the official benchmark, the denominator of its score.
-OFFICIAL_WORKLOADS = tuple(budgets.BUDGETS[budgets.V100X8])
 
 # Whether less is better, for AlgoPerf's target metrics.
 LOWER_IS_BETTER = {

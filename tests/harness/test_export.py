@@ -51,6 +51,7 @@ def test_an_exported_folder_is_complete(name, ruleset, tmp_path):
     target = export(FOLDER / name, ruleset, tmp_path / "out", INFO)
     assert target == tmp_path / "out" / ruleset.folder_name / name and (target / "submission.py").exists()
     assert (target / "tuning_search_space.json").exists() == (ruleset is TuningRuleset.EXTERNAL)
+    assert "Apache License" in (target / "LICENSE").read_text()
     info = yaml.safe_load((target / "submission_info.yml").read_text())
     assert info["submission_name"] == "K-FAC: reduce" and info["authors"] == "A. Author, B. Author"
     assert info["ruleset"] == ("external" if ruleset is TuningRuleset.EXTERNAL else "self-tuning")

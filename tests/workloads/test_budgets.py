@@ -3,7 +3,7 @@
 import pytest
 
 from tuning.trial import _workload_properties
-from workloads import registry
+from workloads import budgets, registry
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,13 @@ def test_a_profile_sets_the_budget_and_is_recorded(name, profile, limit_s, perio
 
 
 def test_a_workload_without_an_official_budget_is_refused():
-    with pytest.raises(ValueError, match="a100x4 has no budget for 'mnist_vit', only for imagenet_vit, ogbg"):
+    with pytest.raises(ValueError, match="a100x4 has no budget for 'mnist_vit', only for criteo1tb, fastmri"):
         registry.load("mnist_vit", "a100x4")
+
+
+@pytest.mark.parametrize(
+    ("profile", "present", "n"),
+    [("v100x8", ["ogbg"], 8), ("a100x4", ["ogbg"], 9), ("v100x8", ["finewebedu_lm", "b3db"], 9), ("v100x8", [], 8)],
+)
+def test_the_later_round_has_one_more_base_workload(profile, present, n):
+    assert len(budgets.base_workloads(profile, present)) == n

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tuning import records, scoring
+from tuning import records
 from tuning.report import figures, tables
 from tuning.report.protocols import Cost
 from tuning.report.reading import read
@@ -157,11 +157,11 @@ def _sort_values(c: Comparison, result: SubmissionResult) -> list[float | str]:
 
 
 def _official(summary: Summary) -> str:
-    n, n_all = summary.n_official, len(scoring.OFFICIAL_WORKLOADS)
+    n, n_all = summary.n_official, len(summary.base_workloads)
     if n == n_all == len(summary.comparisons):
-        return "All eight base workloads of AlgoPerf are present; the held-out workloads' rule is not applied."
+        return f"All {n} base workloads of AlgoPerf are present; the held-out workloads' rule is not applied."
     return (
-        f"This is no official AlgoPerf score: of its eight base workloads, the denominator, {n} "
+        f"This is no official AlgoPerf score: of its {n_all} base workloads, the denominator, {n} "
         f"{'is' if n == 1 else 'are'} present. The other score counts the workloads of this report alone."
     )
 

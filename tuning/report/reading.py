@@ -119,8 +119,9 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     meta = files.read_json(folder, "meta_data_0.json", _META, problems)
     flags = files.read_json(folder, "flags_0.json", _FLAGS, problems)
     point = files.read_json(folder, "hparams.json", {}, problems) or outcome.get("hyperparameters") or {}
+    is_self_tuned = (outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF
     if not outcome:
-        for name in ("meta_data_0.json", "hparams.json"):
+        for name in ("meta_data_0.json",) if is_self_tuned else ("meta_data_0.json", "hparams.json"):
             if name not in folder.names:
                 add_problem(name, "is missing")
     place = Location.of(folder)
@@ -149,7 +150,7 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         submission=submission or location.absolute(place.experiment).name,
         study=place.study,
         phase=place.phase,
-        is_self_tuned=(outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF,
+        is_self_tuned=is_self_tuned,
         point=point,
         rng_seed=outcome.get("rng_seed", meta.get("rng_seed", flags.get("rng_seed"))),
         metric=metric,
@@ -216,6 +217,8 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], ha
         return str(Miss.DIVERGED)
     official = budgets.budget(trial.workload, hardware_profile)
     limit_s = meta.get("workload.max_allowed_runtime_sec") or (official.max_allowed_runtime_s if official else math.inf)
+    if trial.is_self_tuned:
+        limit_s *= TuningRuleset.SELF.budget_factor
     period_s = meta.get("workload.eval_period_time_sec") or (official.eval_period_s if official else 0)
     is_spent = trial.seconds[-1] + _PERIODS_TO_LIMIT * period_s >= limit_s
     return str(Miss.BUDGET) if is_spent or trial.steps[-1] >= (trial.budget or math.inf) else UNFINISHED

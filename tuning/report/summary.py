@@ -15,6 +15,7 @@ from tuning.report.location import Phase
 from tuning.report.protocols import Cost, Scored
 from tuning.report.reading import STATES, FileProblem, Records, Trial
 from tuning.scoring import SeedMedian
+from workloads import budgets
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,14 @@ class Summary:
     problems: tuple[FileProblem, ...]
 
     @property
+    def base_workloads(self) -> tuple[str, ...]:
+        """AlgoPerf's, of the round that these results belong to."""
+        return budgets.base_workloads(self.hardware_profile, [c.workload for c in self.comparisons])
+
+    @property
     def n_official(self) -> int:
         """The number of official base workloads that are present."""
-        return sum(comparison.workload in scoring.OFFICIAL_WORKLOADS for comparison in self.comparisons)
+        return sum(comparison.workload in self.base_workloads for comparison in self.comparisons)
 
     def score(self, submission: str, cost: Cost) -> float:
         """The score over the workloads that are present."""
@@ -134,8 +140,8 @@ class Summary:
     def official_score(self, submission: str, cost: Cost) -> float:
         """The score over AlgoPerf's base workloads; other workloads do not count."""
         ratios = self.performance[cost][submission]
-        official = {name: ratio for name, ratio in ratios.items() if name in scoring.OFFICIAL_WORKLOADS}
-        return scoring.score(official, len(scoring.OFFICIAL_WORKLOADS))
+        official = {name: ratio for name, ratio in ratios.items() if name in self.base_workloads}
+        return scoring.score(official, len(self.base_workloads))
 
 
 def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.STEPS) -> Summary:

@@ -1,5 +1,6 @@
 """AlgoPerf's published logs give AlgoPerf's published scores."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def test_official_scores(logs):
     for submission, score in published[version].items():
         assert summary.official_score(submission, Cost.SECONDS) == pytest.approx(score, abs=2e-4)
         assert summary.score(submission, Cost.SECONDS) == summary.official_score(submission, Cost.SECONDS)
+
+
+def test_official_scores_of_the_later_self_tuning_round():
+    """It has nine base workloads. No trial has a point, since a submission chooses its own."""
+    records = reading.read([DATA / "algoperf_a100_self_tuning.tar.xz"])
+    summary = summarise(records, ["nadamw_baselinev05"], Cost.SECONDS)
+    assert len(summary.base_workloads) == summary.n_official == 9
+    with open(DATA / "algoperf_a100_self_tuning_scores.csv", newline="") as file:
+        published = {row["submission"]: float(row["score"]) for row in csv.DictReader(file)}
+    assert len(published) == 17
+    for submission, score in published.items():
+        own = summary.official_score(f"{submission} (self-tuning)", Cost.SECONDS)
+        assert own == pytest.approx(score, abs=1e-4), submission
+    assert Counter(trial.state for trial in records.trials) == {"hit": 195, "budget": 256, "unfinished": 5}
+    assert {problem.what for problem in records.problems} == {"is missing: no evaluation on record"}
 
 
 def test_there_is_no_score_by_a_clock_that_is_not_on_record(logs):

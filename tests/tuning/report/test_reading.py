@@ -1,5 +1,7 @@
 """Trial folders as they are found: whole, cut short, or not what they should be."""
 
+import json
+
 import pytest
 
 from tests.tuning.report.folders import write_trial
@@ -132,6 +134,18 @@ def test_a_hardware_profile_fills_in_the_limit(tmp_path, seconds, state):
     write_trial(place, [0.1], point={}, seconds_a_step=seconds / 10, meta=meta)
     assert reading.read([tmp_path], "v100x8").trials[0].state == state
     assert reading.read([tmp_path], "a100x4").trials[0].state == "budget"
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(16_600, "budget"), (10_868, "unfinished")])
+def test_self_tuning_has_half_as_much_time_again(tmp_path, seconds, state):
+    """1.5 · 11,303 s, less a period of 452 s."""
+    meta = {"workload.max_allowed_runtime_sec": 11_303, "workload.eval_period_time_sec": 452}
+    place = tmp_path / "ogbg_jax" / "trial_1"
+    write_trial(place, [0.1], point={}, seconds_a_step=seconds / 10, meta=meta)
+    (place / "hparams.json").unlink()  # there is no point
+    (place / "flags_0.json").write_text(json.dumps({"tuning_ruleset": "self"}))
+    trial, problems = only(tmp_path)
+    assert (trial.state, problems) == (state, [])
 
 
 def test_a_metrics_direction_comes_from_the_record(tmp_path):
