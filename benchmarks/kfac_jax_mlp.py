@@ -18,7 +18,7 @@ from benchmarks.synthetic import SyntheticImages
 from benchmarks.timing import in_turn, markdown
 from submissions.algoperf.contract import Submission
 from submissions.kfac.algoperf import KFAC
-from submissions.kfac.algoperf.curvature import AVERAGED_SHARE
+from submissions.kfac.algoperf.curvature import FACTOR_SHARE
 from submissions.kfac.estimate import estimate
 from submissions.kfac.fisher import Fisher, Geometry, LossKind
 from submissions.kfac.layers import find_layers
@@ -81,7 +81,7 @@ def factors_table(width: int, batch_size: int, seed: int) -> str:
     optimizer = _optimizer(workload, "fisher_exact")
     state = optimizer.init(params, jax.random.PRNGKey(seed), batch)
     _, state, _ = _kfac_jax_step(optimizer, params, state, batch, 0, seed)
-    theirs = _kfac_jax_factors(optimizer, state)
+    theirs = _kfac_jax_factors(state)
     rows = []
     for layer in layers:
         for side, ours in zip("AB", factors[layer.name], strict=True):
@@ -133,7 +133,7 @@ def _own_block(width: int, batch_size: int, seed: int) -> Callable[[], Any]:
         "learning_rate": _LEARNING_RATE,
         "damping": _DAMPING,
         "one_minus_beta1": 1 - _MOMENTUM,
-        "refresh_share": (1 - _DECAY) * AVERAGED_SHARE,  # for the same decay
+        "refresh_share": (1 - _DECAY) * FACTOR_SHARE,  # for the same decay
         "rows_per_width": 0,
     }
     h = as_hyperparameters(point)
@@ -208,7 +208,7 @@ def _kfac_jax_step(optimizer: Any, params: Any, state: Any, batch: Any, step: in
     )
 
 
-def _kfac_jax_factors(optimizer: Any, state: Any) -> list[np.ndarray]:
+def _kfac_jax_factors(state: Any) -> list[np.ndarray]:
     """Every Kronecker factor in the state, in no particular order."""
     averages = [
         factor.value for block in state.estimator_state.blocks_states for factor in getattr(block, "factors", ())

@@ -107,7 +107,7 @@ def eigenbasis_adam(
                 factors=init_factors(groups, parts),
                 bases={group.name: identity(*group.factor_shapes, dtypes[group.name]) for group in groups},
                 first_moment=zeros,
-                second_moment=jax.tree.map(jnp.copy, zeros),  # a step that is given its buffers needs each once
+                second_moment=jax.tree.map(jnp.copy, zeros),  # as a donated buffer may appear only once
             )
 
         def direction(parts: Parts, state: EigenbasisState, params: PyTree | None) -> tuple[Parts, EigenbasisState]:

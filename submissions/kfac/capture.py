@@ -176,7 +176,8 @@ def families(
         uses, reason = _uses(products, known, layer)
         if not output_gradients:
             uses = tuple(use for use in uses if not use.is_transposed)
-            reason = reason or (None if uses else "it is used transposed alone, so that A is of its outputs")
+            only_transposed = "it is only used transposed, as by `attend`: that use's input factor is of the outputs"
+            reason = reason or (None if uses else only_transposed)
         if reason:
             reasons[layer.name] = reason
         else:

@@ -67,7 +67,7 @@ def is_explicit(mesh: Any) -> bool:
 
 
 def on_all_devices(rows: Array) -> dict[str, Any]:
-    """The argument by which a product of rows that an explicit mesh splits has its result on every device."""
+    """Arguments of `jnp.einsum` for a product of split rows: on an explicit mesh, its result is on every device."""
     mesh = jax.typeof(rows).sharding.mesh
     return {"out_sharding": NamedSharding(mesh, PartitionSpec())} if is_explicit(mesh) else {}
 
@@ -78,5 +78,5 @@ def own_key(key: Array | None, axis_name: AxisNames | None) -> Array | None:
 
 
 def sum_over(tree: PyTree, axis_name: AxisNames | None) -> PyTree:
-    """Every leaf summed over the devices along the axes, if any; one that is equal on n devices becomes n times it."""
+    """Every leaf summed over the devices along the axes, if any: one that is equal on n devices is multiplied by n."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)

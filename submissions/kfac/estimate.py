@@ -113,7 +113,8 @@ def estimate_sums(
 
     Args:
         forward: params -> (outputs, auxiliary values).
-        loss: outputs -> (summed loss, number of terms M); its label smoothing touches the empirical Fisher alone.
+        loss: outputs -> (summed loss, number of terms M). Its label smoothing changes no factors but those of the
+            empirical Fisher.
         layers: the layers to estimate factors for; none, by `()` or without a layout, makes this a plain
             value-and-gradient.
         layout: the batch's leading axes.

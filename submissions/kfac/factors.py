@@ -46,9 +46,9 @@ class Use(NamedTuple):
     convolution: Convolution | None = None
 
 
-def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool, diagonal: bool = False) -> Array:
+def input_factor(uses: Sequence[Use], sharing: Sharing, has_bias: bool) -> Array:
     """A `[d_in (+1), d_in (+1)]` of one batch, at least float32. Without a real row it is zero."""
-    products, count = input_sums(uses, sharing, has_bias, diagonal)
+    products, count = input_sums(uses, sharing, has_bias)
     return products / jnp.maximum(count, 1)
 
 

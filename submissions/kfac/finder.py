@@ -54,8 +54,8 @@ class Products:
         by_leaf: leaf -> its products, in order.
         problems: leaf -> what else it is used for, if for anything but products.
         consumers: product's output -> what it is used for; the path of a leaf that is added to it.
-        kernels: leaves that are multiplied with data in some other way: what is computed from them is, or they are by
-            an operation that hides it.
+        kernels: other leaves that act as matrices on the data: a value computed from the leaf multiplies the data, or
+            an operation that is not followed (such as `cond`) uses the leaf.
     """
 
     by_leaf: dict[Path, list[Product]] = dataclasses.field(default_factory=dict)
@@ -232,7 +232,7 @@ def _needed(jaxpr: Jaxpr, is_needed: Sequence[bool]) -> set[Var]:
 
 
 def _needed_results(eqn: JaxprEqn, is_needed: Sequence[bool]) -> list[bool]:
-    """Which results of a call's or scan's body the needed ones depend on: a carry also through later steps."""
+    """Which results of a call's or scan's body the needed ones depend on; of a scan, through later steps, too."""
     if eqn.primitive.name != "scan":
         return list(is_needed)
     body, n_consts, n_carry = inner_jaxpr(eqn), eqn.params["num_consts"], eqn.params["num_carry"]

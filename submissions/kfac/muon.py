@@ -106,8 +106,8 @@ def kfac_muon(
         beta1: decay of the gradient's average, which the metric is applied to a step ahead (Nesterov).
         beta2, epsilon: NAdamW's; 1e-8 as in Kingma and Ba, 2015.
         weight_decay: decoupled, multiplied by the learning rate.
-        grad_clip: largest global norm of the gradient; None for no bound. It matters for the average alone, as the
-            update's length is fixed.
+        grad_clip: largest global norm of the gradient; None for no bound. The update's length is fixed, so clipping
+            only limits how much one gradient counts in the average.
         factor_decay: decay of the factors' moving average.
         mesh: one-dimensional, of the devices that share the refreshes, and the layers of each shape.
 
@@ -131,7 +131,7 @@ def kfac_muon(
                 factors={name: init_average(shape, dtypes[name]) for name, shape in shapes.items()},
                 roots={name: _identity(shape, dtypes[name]) for name, shape in shapes.items()},
                 first_moment=zeros,
-                second_moment=jax.tree.map(jnp.copy, zeros.others),  # a step that is given its buffers needs each once
+                second_moment=jax.tree.map(jnp.copy, zeros.others),  # as a donated buffer may appear only once
             )
 
         def direction(parts: Parts, state: MuonState, params: PyTree | None) -> tuple[Parts, MuonState]:

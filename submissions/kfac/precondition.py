@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from . import trust_region
 from .groups import Parts, per_layer
 from .layers import is_diagonal
-from .stacks import map_by_size, one_by_one, product
+from .stacks import map_by_size, matmul_float32, one_by_one
 
 # π, the root of the ratio of the factors' mean eigenvalues, divides the damping between A and B. If B is nearly zero,
 # as before a head that is initialised to zero, π would be huge and B would have no damping; so π is clipped. A choice.
@@ -98,8 +98,8 @@ def scale_to_unit_mean_eigenvalue(factors: Mapping[str, tuple[Array, Array]]) ->
 def precondition(gradient: Array, inverses: Inverses) -> Array:
     """A⁻¹ G B⁻¹ for gradients `[..., n_rows, d_out]`."""
     a, b = inverses
-    right = gradient * b.mT if is_diagonal(b.shape) else product(gradient, b)
-    return a * right if is_diagonal(a.shape) else product(a, right)
+    right = gradient * b.mT if is_diagonal(b.shape) else matmul_float32(gradient, b)
+    return a * right if is_diagonal(a.shape) else matmul_float32(a, right)
 
 
 def bounded_or_fallback(

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .layers import is_diagonal
-from .stacks import map_by_size, product
+from .stacks import map_by_size, matmul_float32
 
 # (a, b, c) of the best polynomials one after another, for singular values in [1e-3, 1].
 # Source: Amsel et al., "The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon Algorithm",
@@ -130,7 +130,7 @@ def root_by_eigenvectors(matrix: Array, power: float) -> Array:
     """A^-power of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]
-    return product(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
+    return matmul_float32(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
 
 
 def root_by_products(matrices: Array, power: float) -> Array:
@@ -155,15 +155,15 @@ def _square_roots(matrices: Array, polynomials: Sequence[tuple[float, float, flo
     def polynomial(coefficients: Array | tuple[float, float, float], t: Array) -> Array:
         a, b, c = coefficients
         t = (t + t.mT) / 2
-        return a * eye + b * t + c * product(t, t)
+        return a * eye + b * t + c * matmul_float32(t, t)
 
     def both(pair: tuple[Array, Array], coefficients: Array) -> tuple[tuple[Array, Array], None]:
         y, z = pair
-        step = polynomial(coefficients, product(z, y))
-        return (product(y, step), product(step, z)), None
+        step = polynomial(coefficients, matmul_float32(z, y))
+        return (matmul_float32(y, step), matmul_float32(step, z)), None
 
     y = matrices / size
     step = polynomial(polynomials[0], y)  # the first one: Z = I
     rest = jnp.asarray(polynomials[1:], matrices.dtype)
-    (y, z), _ = jax.lax.scan(both, (product(y, step), step), rest)  # a loop compiles them once
+    (y, z), _ = jax.lax.scan(both, (matmul_float32(y, step), step), rest)  # a loop compiles them once
     return y * jnp.sqrt(size), z / jnp.sqrt(size)

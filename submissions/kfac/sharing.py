@@ -97,7 +97,7 @@ class Layout(NamedTuple):
         return known and (shape[0],) in self.by_shape and tuple(shape[:2]) not in self.by_shape
 
     def lacks_positions(self, shape: Sequence[int]) -> bool:
-        """Whether these are positions of examples, and the layout describes only others (as by a mask of tokens)."""
+        """Whether the input's positions are as many as no mask of the layout describes, while it describes others."""
         described = [key for key in self.by_shape if len(key) > 1 and key[0] == shape[0]]
         return (
             bool(described) and len(shape) > 1 and shape[1] > 1 and all(shape[: len(key)] != key for key in described)

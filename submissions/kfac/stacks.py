@@ -39,7 +39,7 @@ def map_by_size(
 
 
 def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A function of one matrix as one of a stack `[k, n, n]`: as a batch, but on a CPU in turn.
+    """Maps a function of one matrix over a stack `[k, n, n]`: as a batch, but on a CPU one matrix after another.
 
     There jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
     """
@@ -53,7 +53,7 @@ def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return mapped
 
 
-def product(a: Array, b: Array) -> Array:
+def matmul_float32(a: Array, b: Array) -> Array:
     """a @ b in full float32, without TF32."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 

@@ -70,5 +70,5 @@ def update_with_curvature(
 
 
 def _with_dtypes_of(earlier: Any, state: Any) -> Any:
-    """A state with the dtypes that it had: a number that is a wider array, or inputs that are, would change them."""
+    """The new state in the old one's dtypes, which numbers or gradients of a wider dtype would have changed."""
     return jax.tree.map(lambda new, old: new.astype(old.dtype), state, earlier)

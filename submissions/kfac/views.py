@@ -12,7 +12,7 @@ from .products import Part, Product, View, array_type
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A value equal to a product's output, with another dtype, order of axes, or number of axes of size 1 at most.
+    """A product's output, possibly in another dtype, transposed, or with axes of size 1 added or removed.
 
     `products` is one, or one for each of several kernels side by side. `axes` are those of the product's output, None
     for one that is new; `features` are the ones along which a bias lies.

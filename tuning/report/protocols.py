@@ -86,7 +86,7 @@ def _on_several_seeds(trials: Sequence[Trial]) -> list[list[Trial]]:
     """One trial per seed of each point that was run on several seeds and has ended on all.
 
     These are the confirmed points; without a confirmation there are none unless every point was run on several seeds.
-    Otherwise it was chance that drew a point again, which would win for having been drawn.
+    Otherwise a point with several seeds was only drawn twice by chance, and gets no preference.
     """
     points = by_point(trials)
     confirmed = [point for point in points if any(trial.phase is Phase.CONFIRM for trial in point)]

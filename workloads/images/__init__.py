@@ -1,1 +1,1 @@
-"""Vision transformers on images."""
+"""Image workloads: vision transformers and a Wide ResNet."""

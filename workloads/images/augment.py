@@ -2,6 +2,7 @@
 
 Source: the AlgoPerf benchmark's ImageNet pipeline, whose settings these are. Cropping follows TensorFlow's
 `sample_distorted_bounding_box`: Szegedy et al., 2015. RandAugment: Cubuk et al., 2020. Mixup: Zhang et al., 2018.
+Padding and cropping, for small images: He et al., 2015.
 """
 
 from collections.abc import Callable

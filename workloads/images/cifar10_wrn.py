@@ -16,7 +16,7 @@ from workloads.images.workload import ImageWorkload
 from workloads.spec import Budget, SplitSizes, Target
 
 DATASET = tfds_data.Dataset("cifar10", "3.0.2")
-_VALIDATION_PERIOD = 10
+_VALIDATION_PERIOD = 10  # every tenth training image is a validation image: a choice
 
 
 class Cifar10WrnWorkload(ImageWorkload):
@@ -27,6 +27,7 @@ class Cifar10WrnWorkload(ImageWorkload):
     pixel_mean, pixel_stddev = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     validation_target = Target("accuracy", float("inf"))
     test_target = Target("accuracy", float("inf"))
+    # 100 epochs of 352 batches. The limits are choices: no reference run set them.
     budget = Budget(step_hint=35_200, max_allowed_runtime_s=14_400, eval_period_s=300)
     eval_batch_size = 1000
     split_sizes = SplitSizes(train=45_000, eval_train=5_000, validation=5_000, test=10_000)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from workloads.dropout import Dropout
 
-_N_NORM_GROUPS = 8
+_N_NORM_GROUPS = 8  # a choice
 
 
 def _conv(features: int, size: int, stride: int, name: str) -> nn.Module:

@@ -29,7 +29,7 @@ class KFACHyperparameters(AveragingOptions, FactorOptions, CurvatureHyperparamet
     length: Length = Length.LAYERWISE
     kl_clip: float = 1.0
     fallback_rate: float = 0.1
-    momentum: Momentum = Momentum.NESTEROV
+    momentum_kind: Momentum = Momentum.NESTEROV
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED
 
     bounds = (
@@ -53,7 +53,7 @@ class KFAC(KroneckerAlgorithm):
             learning_rate=h.learning_rate,
             damping=h.damping,
             momentum=1 - h.one_minus_beta1,
-            momentum_kind=h.momentum,
+            momentum_kind=h.momentum_kind,
             weight_decay=h.weight_decay,
             weight_decay_kind=h.weight_decay_kind,
             grad_clip=h.grad_clip,

@@ -1,4 +1,4 @@
-"""What the training algorithms with curvature share: periods, schedule, and the estimate on a workload's batch."""
+"""What the training algorithms with curvature share: schedules, and the estimate on a workload's batch."""
 
 import abc
 import dataclasses
@@ -31,8 +31,9 @@ Factors = dict[str, tuple[Array, Array | None]]  # layer name -> (A, B)
 _log = logging.getLogger(__name__)
 
 
-# A factor's moving average spans about this share of the steps so far. A choice: no committed run compares others.
-AVERAGED_SHARE = 0.5
+# A factor's moving average spans about this share of the steps so far. Source: docs/ablations.md, where a fifth and all
+# of the steps were no better.
+FACTOR_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class FactorOptions:
 
     Attributes:
         refresh_share: after step n the next estimate and refresh come 1 + refresh_share·n steps later. Curvature
-            changes fast at first and ever more slowly, so this has no upper bound. The factors are averaged over
-            `AVERAGED_SHARE` of the steps so far.
+            changes fast at first and ever more slowly, so the gap grows without limit. The factors are averaged over
+            `FACTOR_SHARE` of the steps so far.
         rows_per_width: expand estimates an input factor of width n from about `rows_per_width * n` rows, drawn
             uniformly over the batch; 0 takes all rows.
     """
@@ -64,7 +65,7 @@ class FactorOptions:
     rows_per_width: int = 4
 
     bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
-        "refresh_share": (0, AVERAGED_SHARE),
+        "refresh_share": (0, FACTOR_SHARE),
         "rows_per_width": (0, float("inf")),
     }
 
@@ -162,10 +163,10 @@ def is_due(global_step: int, share: float) -> bool:
 def factor_decay(h: Any) -> Any:
     """Decay of the factors' moving average at each estimate.
 
-    Estimates are `refresh_share` · n steps apart; with this decay the average spans about the last `AVERAGED_SHARE` ·
+    Estimates are `refresh_share` · n steps apart; with this decay the average spans about the last `FACTOR_SHARE` ·
     n.
     """
-    return 1 - h.refresh_share / AVERAGED_SHARE
+    return 1 - h.refresh_share / FACTOR_SHARE
 
 
 def _result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, state: PyTree) -> StepResult:
