@@ -23,8 +23,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_boolean("overwrite", False, "Remove an experiment of this name first.")
 flags.DEFINE_string("profile", None, "FIRST:LAST, the steps that JAX's profiler traces; it costs time.")
-flags.DEFINE_boolean("tensorboard", False, "Write the measurements as TensorBoard's scalars, too.")
-flags.DEFINE_string("wandb_project", None, "Show the measurements in this project of Weights & Biases, too.")
 flags.DEFINE_string(
     "coordinator_address",
     None,

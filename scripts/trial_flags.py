@@ -42,3 +42,5 @@ flags.DEFINE_integer(
     "Also save a checkpoint when this many seconds have passed since the last one; 0: only at evaluations.",
     0,
 )
+flags.DEFINE_boolean("tensorboard", False, "Write the measurements as TensorBoard's scalars, too.")
+flags.DEFINE_string("wandb_project", None, "Show the measurements in this project of Weights & Biases, too.")

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuning import disk, faults
@@ -25,13 +25,11 @@ class Request(TrialsRequest):
     overwrite: bool = False  # remove an earlier experiment of this name; without it that is an error
     resume: bool = False  # continue an earlier experiment of this name, from its newest checkpoints
     profile: str | None = None  # FIRST:LAST, the steps of a trace
-    tensorboard: bool = False
-    wandb_project: str | None = None  # of Weights & Biases
 
     @property
     def monitoring(self) -> Monitoring:
         """May raise UserError."""
-        return Monitoring(parse_steps(self.profile) if self.profile else None, self.tensorboard, self.wandb_project)
+        return replace(super().monitoring, profile=parse_steps(self.profile) if self.profile else None)
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ written, off the clock. A trace is on the clock: it waits for the device after i
 
 import importlib.util
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import jax
 
+from tuning import records
 from tuning.errors import UserError, one_line
 
 Row = Mapping[str, Any]
 _LOG = logging.getLogger(__name__)
+_WANDB_ID = "wandb_id"  # file of a trial's folder: by it a resumed trial continues its run there
 _NO_SCALARS = {"global_step", "preemption_count"}
 
 
@@ -124,8 +127,19 @@ class Scalars:
 
             experiment, trial = folder.parents[1].name, f"trial {description['trial_index']}"
             name = f"{description['workload']} {description['submission']} {experiment} {trial}"
+            id_file = folder / _WANDB_ID
+            if first_step == 0 or not id_file.exists():
+                records.write_text(id_file, uuid.uuid4().hex)
             try:
-                run = wandb.init(project=monitoring.wandb_project, name=name, dir=str(folder), config=dict(description))
+                run = wandb.init(
+                    project=monitoring.wandb_project,
+                    name=name,
+                    group=experiment,
+                    id=id_file.read_text(encoding="utf-8"),
+                    resume="allow",
+                    dir=str(folder),
+                    config=dict(description),
+                )
             except wandb.Error as error:
                 cure = "run `wandb login`, or set WANDB_MODE=offline"
                 raise UserError(f"Weights & Biases cannot be used ({one_line(error)}): {cure}") from error

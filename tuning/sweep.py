@@ -69,6 +69,7 @@ class Sweep:
     def __init__(self, request: Request):
         self.request = request
         location = request.storage_location
+        request.monitoring.refuse_missing()
         self.workload, self.submission = request.load()
         numbers = range(1, request.num_studies + 1)
         sampling = search_space.Sampling(request.sampling)

@@ -7,6 +7,7 @@ from typing import Any
 from tuning import disk, search_space, submission
 from tuning.description import MatmulPrecision, TrialDescription, describe
 from tuning.errors import UserError, setup_phase
+from tuning.monitoring import Monitoring
 from tuning.ruleset import TuningRuleset
 from tuning.submission import Submission
 from workloads import registry
@@ -36,6 +37,8 @@ class TrialsRequest:
     data_dir: str = "~/data"
     checkpoints_to_keep: int = 2  # of each trial
     checkpoint_period_s: int = 0  # between two evaluations; 0 for never
+    tensorboard: bool = False
+    wandb_project: str | None = None  # of Weights & Biases
 
     @property
     def experiment_folder(self) -> Path:
@@ -48,6 +51,11 @@ class TrialsRequest:
         if not name or "/" in name or name in (".", "..") or not name.isprintable():
             raise UserError(f"--experiment_name={self.experiment_name!r} is no name of a folder; give one without '/'")
         return disk.expanded(self.experiment_dir, "experiment_dir") / name
+
+    @property
+    def monitoring(self) -> Monitoring:
+        """The displays of the running trials."""
+        return Monitoring(tensorboard=self.tensorboard, wandb_project=self.wandb_project)
 
     def load(self) -> tuple[Workload, Submission]:
         """The workload and the submission, with the batch sizes that were asked for. May raise UserError."""

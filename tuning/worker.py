@@ -177,6 +177,7 @@ class Worker:
                 checkpoint_period_s=self._request.checkpoint_period_s,
                 resume=True,
                 interruption=self._interruption,
+                monitoring=self._request.monitoring,
             )
             return outcome.to_json()
         except AllDamaged as error:

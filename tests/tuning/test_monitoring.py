@@ -12,7 +12,7 @@ from tuning import trial
 from tuning.claim import ClaimLost
 from tuning.errors import UserError
 from tuning.metrics_logger import MetricsLogger
-from tuning.monitoring import Monitoring, parse_steps
+from tuning.monitoring import Monitoring, Scalars, parse_steps
 
 
 def scalars(folder):
@@ -93,9 +93,21 @@ def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
     module.init = lambda **options: asked.update(options) or run
     monitoring = Monitoring(wandb_project="molecules")
     monitoring.refuse_missing()
-    run_fake_trial(tmp_path / "e" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
+    run_fake_trial(tmp_path / "e" / "w" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
     assert asked["project"] == "molecules" and asked["config"]["rng_seed"] == 0 and ended == [1]
+    assert asked["group"] == "e" and asked["resume"] == "allow"
     assert [(step, row["loss"]) for step, row in logged if "loss" in row] == [(i, 1 / (1 + i)) for i in range(40)]
+
+
+def test_a_resumed_trial_continues_its_run_at_wandb(tmp_path, monkeypatch):
+    ids = []
+    module = _wandb(monkeypatch)
+    run = types.SimpleNamespace(log=lambda row, step: None, finish=lambda: None)
+    module.init = lambda id, **options: ids.append(id) or run
+    for first_step in (0, 20, 0):
+        description = {"workload": "w", "submission": "s", "trial_index": 1}
+        Scalars(Monitoring(wandb_project="p"), tmp_path, first_step, description).close()
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("monitoring", [Monitoring(tensorboard=True), Monitoring(wandb_project="p")])

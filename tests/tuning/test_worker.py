@@ -18,6 +18,7 @@ from tuning import worker
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted
+from tuning.monitoring import Monitoring
 from tuning.point_queue import PointQueue
 from tuning.sweep import Request, Sweep
 from tuning.worker import FaultInTrial, Worker
@@ -63,6 +64,11 @@ def run(tmp_path, monkeypatch):
 def test_checkpoints_are_made_at_a_period_too(run, period_s):
     run(checkpoint_period_s=period_s)
     assert (run.options["checkpoints_to_keep"], run.options["checkpoint_period_s"]) == (2, period_s)
+
+
+def test_trials_are_shown_as_asked_for(run):
+    run(tensorboard=True)
+    assert run.options["monitoring"] == Monitoring(tensorboard=True)
 
 
 def states(status):
