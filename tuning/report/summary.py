@@ -225,9 +225,10 @@ def _compare(
     return Comparison(workload, metric, target, levels, name, tuple(results), ratios, tuple(warnings))
 
 
-def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float]:
+def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float, float]:
+    """By the median; of those that spent the same budget, the one with fewer misses comes first."""
     cost = result.costs.get(rank_by)
-    return (True, math.inf) if cost is None else (cost.is_lower_bound, cost.median)
+    return (True, math.inf, 1.0) if cost is None else (cost.is_lower_bound, cost.median, cost.n_misses / cost.n)
 
 
 def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:

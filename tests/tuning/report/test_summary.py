@@ -85,6 +85,19 @@ def test_the_reference_is_the_better_one_and_may_be_the_targets_own_configuratio
     }
 
 
+def test_of_references_that_miss_in_the_middle_the_one_with_a_hit_is_taken(tmp_path):
+    """Both medians are the whole budget."""
+    for name, hits in (("adam", [False, False, False]), ("sgd", [True, False, False])):
+        for seed, is_hit in enumerate(hits):
+            values = [0.1] * 9 + [0.9 if is_hit else 0.1]
+            place = tmp_path / name / f"study_{seed + 1}" / "digits_jax" / "trial_1"
+            outcome = {"submission": name} | ({} if is_hit else {"reason": "budget"})
+            write_trial(place, values, point={"x": 1}, seed=seed, outcome=outcome)
+    (comparison,) = summary_of(tmp_path, references=("adam", "sgd")).comparisons
+    assert {result.costs[Cost.STEPS].median for result in comparison.results} == {100}
+    assert comparison.reference == "sgd"
+
+
 def test_a_search_is_confirmed_and_the_best_of_both_seeds_is_shown(tmp_path):
     """Of three points the best two run again: 0.1 with 10 and 70 steps loses to 0.2 with 20 and 30."""
     own = {"submission": "kfac"}
