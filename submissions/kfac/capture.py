@@ -192,10 +192,14 @@ def capture(
     by_kernel: Mapping[Path, Family],
     output_gradients: bool = True,
     axis_name: AxisNames | None = None,
+    *,
+    backward: bool = True,
 ) -> Captured:
     """Carry out a traced forward pass once, capturing inputs, and prepare its backward passes.
 
-    Without `output_gradients` the outputs are not perturbed, and the pullback gives the gradient like params alone.
+    Args:
+        output_gradients: False does not perturb the products; the pullback gives the gradient like params alone.
+        backward: False prepares no backward pass, which saves tracing it; the pullback is then an error.
     """
     products = {use.product.key: use.product for family in by_kernel.values() for use in family.uses}
     perturbed = products if output_gradients else {}
@@ -207,7 +211,10 @@ def capture(
         outputs, aux = jax.tree.unflatten(structure, results)
         return outputs, (aux, inputs)
 
-    outputs, vjp, (aux, inputs) = jax.vjp(run, params, vary(zeros, axis_name), has_aux=True)
+    if backward:
+        outputs, vjp, (aux, inputs) = jax.vjp(run, params, vary(zeros, axis_name), has_aux=True)
+    else:
+        (outputs, (aux, inputs)), vjp = run(params, {}), _no_backward
 
     def pullback(cotangent: PyTree) -> tuple[PyTree, dict[Path, list[Array]]]:
         gradient, at_outputs = vjp(jax.tree.map(_cast_like, cotangent, outputs))
@@ -223,6 +230,10 @@ def capture(
         for kernel, family in by_kernel.items()
     }
     return Captured(outputs, aux, arranged, pullback)
+
+
+def _no_backward(cotangent: PyTree) -> Any:
+    raise ValueError("this forward pass was captured without a backward pass")
 
 
 def _cast_like(cotangent: Array, output: Array) -> Array:

@@ -88,7 +88,7 @@ def estimate(forward: Forward, loss: Loss, params: PyTree, **options: Any) -> Es
 
 
 def estimate_sums(
-    forward: Forward,
+    forward: Forward | Traced,
     loss: Loss,
     params: PyTree,
     *,
@@ -112,7 +112,7 @@ def estimate_sums(
     has no factors is warned of, once.
 
     Args:
-        forward: params -> (outputs, auxiliary values).
+        forward: params -> (outputs, auxiliary values); with layers also what `capture.trace` made of it.
         loss: outputs -> (summed loss, number of terms M). Its label smoothing changes no factors but those of the
             empirical Fisher.
         layers: the layers to estimate factors for; none, by `()` or without a layout, makes this a plain
@@ -143,6 +143,8 @@ def estimate_sums(
     if layers is None and layout is not None:
         raise ValueError("a layout, but no layers: give layers, or `layers=()` on a step without new factors")
     if not layers:
+        if isinstance(forward, Traced):
+            raise ValueError("a traced forward pass, but no layers: give the forward function itself")
         sums, aux = _plain_sums(forward, loss, params, axis_name)
         return sum_over(sums, axis_name), aux, {}
     layout = _checked(
@@ -155,9 +157,9 @@ def estimate_sums(
         rows_per_width=rows_per_width,
         key=key,
     )
-    traced = trace(forward, params)
+    traced = forward if isinstance(forward, Traced) else trace(forward, params)
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
-    captured = capture(traced, params, found, output_factors, axis_name)
+    captured = capture(traced, params, found, output_factors, axis_name, backward=with_gradients or output_factors)
     check_axes(captured.outputs, axis_name)
     summed, loss_pullback, n_terms = jax.vjp(loss, captured.outputs, has_aux=True)
     gradients: PyTree = None

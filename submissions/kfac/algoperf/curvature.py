@@ -18,6 +18,7 @@ from ...algoperf import schedule
 from ...algoperf.contract import Algorithm, StepResult
 from ...algoperf.hyperparameters import LinearDecay
 from ...algoperf.problem import Problem
+from ..capture import trace
 from ..coverage import describe
 from ..estimate import Estimate, Sums, estimate_sums
 from ..fisher import Fisher, Geometry, probe
@@ -27,6 +28,7 @@ from ..sharing import Layout, Sharing, batch_layout, graph_layout
 
 PyTree = Any
 Factors = dict[str, tuple[Array, Array | None]]  # layer name -> (A, B)
+EstimatedSums = tuple[Sums, PyTree, dict[str, str]]  # see `estimate_sums`
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +185,7 @@ def _result(problem: Problem, batch: Estimate, params: PyTree, updates: PyTree, 
 
 def plain_batch(problem: Problem, params: PyTree, h: Any) -> Estimate:
     """Loss and gradient of the batch alone."""
-    return _accumulated(problem, params, h.micro_batches, lambda part, index: {})
+    return _accumulated(problem, h.micro_batches, lambda part, index: estimate_sums(part.forward, part.loss, params))
 
 
 def estimate_factors(
@@ -197,26 +199,29 @@ def estimate_factors(
     output_factors: bool = True,
 ) -> Factors:
     """Layer name -> (A, B) of the batch; B is None without output factors."""
-    fisher, geometry = h.fisher if output_factors else Fisher.SAMPLED, None
-    if output_factors:
-        outputs = jax.eval_shape(lambda p: problem.forward(p)[0], params)
-        fisher, geometry = _fisher(problem, outputs, fisher)
+    if not layers:
+        return {}
 
-    def options(part: Problem, index: Array | None) -> dict[str, Any]:
-        return {
-            "layers": layers,
-            "layout": _layout(part),
-            "sharing": sharing,
-            "with_gradients": False,
-            "output_factors": output_factors,
-            "fisher": fisher,
-            "geometry": geometry,
-            "weights": part.weights,
-            "rows_per_width": h.rows_per_width,
-            "key": key if index is None else jax.random.fold_in(key, index),
-        }
+    def sums(part: Problem, index: Array | None) -> EstimatedSums:
+        traced = trace(part.forward, params)
+        fisher, geometry = _fisher(part, traced.results[0], h.fisher) if output_factors else (Fisher.SAMPLED, None)
+        return estimate_sums(
+            traced,
+            part.loss,
+            params,
+            layers=layers,
+            layout=_layout(part),
+            sharing=sharing,
+            with_gradients=False,
+            output_factors=output_factors,
+            fisher=fisher,
+            geometry=geometry,
+            weights=part.weights,
+            rows_per_width=h.rows_per_width,
+            key=key if index is None else jax.random.fold_in(key, index),
+        )
 
-    return _accumulated(problem, params, h.micro_batches, options).factors
+    return _accumulated(problem, h.micro_batches, sums).factors
 
 
 def _fisher(problem: Problem, outputs: PyTree, wanted: Fisher) -> tuple[Fisher, Geometry | None]:
@@ -241,13 +246,17 @@ def _warn_once(message: str) -> None:
 
 
 def _accumulated(
-    problem: Problem, params: PyTree, n_micro_batches: int, options: Callable[[Problem, Array | None], dict[str, Any]]
+    problem: Problem, n_micro_batches: int, function: Callable[[Problem, Array | None], EstimatedSums]
 ) -> Estimate:
-    """The estimate of the whole batch, summed over micro-batches before it is divided."""
+    """The estimate of the whole batch, summed over micro-batches before it is divided.
+
+    Args:
+        function: (the problem on one micro-batch, its index or None) -> what `estimate_sums` gives.
+    """
     uncaptured: dict[str, str] = {}  # known from tracing alone, the same for every part
 
     def one(part: Problem, index: Array | None) -> tuple[Sums, PyTree]:
-        sums, model_state, reasons = estimate_sums(part.forward, part.loss, params, **options(part, index))
+        sums, model_state, reasons = function(part, index)
         uncaptured.update(reasons)
         return sums, model_state
 

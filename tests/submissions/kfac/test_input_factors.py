@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from submissions.kfac import Geometry, LossKind, Sharing, batch_layout, estimate, find_layers
+from submissions.kfac.capture import trace
 from submissions.kfac.estimate import Sums, estimate_sums
 
 RNG = np.random.default_rng(0)
@@ -60,6 +61,31 @@ def test_they_cost_one_product_a_layer_and_no_second_backward_pass():
     alone, n_draws_alone = n_products()
     assert alone == plain + len(LAYERS) and n_draws_alone == 0
     assert both >= plain + 2 * len(LAYERS) and n_draws > 0
+
+
+def test_without_gradients_no_backward_pass_is_traced():
+    def forward(params):
+        x = jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(X.shape, X.dtype), params["scale"] * X)  # no derivative
+        return Net().apply({"params": params["net"]}, x), None
+
+    params = {"scale": jnp.ones([]), "net": PARAMS}
+    options = {"layers": find_layers(params), "layout": batch_layout(len(X), IS_EXAMPLE), "output_factors": False}
+    factors = estimate(forward, absolute_loss, params, with_gradients=False, **options).factors
+    for name, (a, _) in run().factors.items():
+        np.testing.assert_array_equal(factors[f"net.{name}"][0], a)
+    with pytest.raises(ValueError, match="do not support JVP"):
+        estimate(forward, absolute_loss, params, **options)
+
+
+def test_a_traced_forward_pass_serves_as_well():
+    def forward(p):
+        return Net().apply({"params": p}, X), None
+
+    options = {"layers": LAYERS, "layout": batch_layout(len(X), IS_EXAMPLE), "output_factors": False}
+    once, again = (estimate(f, absolute_loss, PARAMS, **options) for f in (forward, trace(forward, PARAMS)))
+    jax.tree.map(np.testing.assert_array_equal, once[:4], again[:4])
+    with pytest.raises(ValueError, match="no layers"):
+        estimate(trace(forward, PARAMS), absolute_loss, PARAMS)
 
 
 def test_sums_of_parts_add_up():
