@@ -111,19 +111,7 @@ class FlaxWorkload(Workload):
         )
         return logits, None
 
-    def _eval_model_on_split(
-        self,
-        split: str,
-        num_examples: int,
-        global_batch_size: int,
-        params: Any,
-        model_state: Any,
-        rng: Any,
-        data_dir: str | None,
-        global_step: int = 0,
-    ) -> dict[str, float]:
-        del num_examples, global_step
-        batches = self._build_input_queue(rng, split, data_dir, global_batch_size)
+    def _loss_and_metrics(self, params: Any, model_state: Any, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         predictions = self._predictor(params, model_state, batches)
         return {"loss": predictions.mean_loss, **self._metrics(predictions)}
 

@@ -1,7 +1,8 @@
 """The workload half of the AlgoPerf contract, with its names and meanings.
 
 Source: mlcommons/algorithmic-efficiency, `algoperf/spec.py`. Added here: `Target`, `Budget`, `SplitSizes` as
-data, evaluation by steps (`eval_period_steps`), and training queues that can be restored.
+data, evaluation by steps (`eval_period_steps`), and training queues that can be restored. `_loss_and_metrics`
+takes the place of `_eval_model_on_split`.
 
 A batch is a dict of flat global arrays, `{"inputs", "targets", "weights"}`; weight 0 marks padding or a
 missing label.
@@ -259,18 +260,8 @@ class Workload(abc.ABC):
         """Endless batches of random content in the form of training batches, to time steps without a data set."""
 
     @abc.abstractmethod
-    def _eval_model_on_split(
-        self,
-        split: str,
-        num_examples: int,
-        global_batch_size: int,
-        params: Any,
-        model_state: Any,
-        rng: Any,
-        data_dir: str | None,
-        global_step: int = 0,
-    ) -> dict[str, float]:
-        """Loss and metrics over the whole of `split`."""
+    def _loss_and_metrics(self, params: Any, model_state: Any, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        """Loss and metrics over all batches of a split."""
 
     def eval_model(
         self,
@@ -282,17 +273,20 @@ class Workload(abc.ABC):
         imagenet_v2_data_dir: str | None,
         global_step: int,
     ) -> dict[str, float]:
-        """Loss and metrics of every split, as `"train/loss"`, `"validation/..."`, `"test/..."`."""
+        """Loss and metrics of every split, as `"train/loss"`, `"validation/..."`, `"test/..."`.
+
+        ImageNet-V2 is in `data_dir`, too, so `imagenet_v2_data_dir` has no effect.
+        """
+        del imagenet_v2_data_dir, global_step
         splits = [
-            ("train", "eval_train", self.num_eval_train_examples, data_dir),
-            ("validation", "validation", self.num_validation_examples, data_dir),
-            ("test", "test", self.num_test_examples, imagenet_v2_data_dir or data_dir),
+            ("train", "eval_train", self.num_eval_train_examples),
+            ("validation", "validation", self.num_validation_examples),
+            ("test", "test", self.num_test_examples),
         ]
         results: dict[str, float] = {}
-        for prefix, split, n_examples, folder in splits:
-            values = self._eval_model_on_split(
-                split, n_examples, global_batch_size, params, model_state, rng, folder, global_step
-            )
+        for prefix, split, n_examples in splits:
+            batches = self._build_input_queue(rng, split, data_dir, global_batch_size)
+            values = self._loss_and_metrics(params, model_state, batches)
             results |= {f"{prefix}/{name}": value for name, value in values.items()}
             if prefix != "train":
                 results[f"{prefix}/num_examples"] = n_examples

@@ -6,7 +6,7 @@ import pytest
 from workloads import registry
 from workloads.images.memory import LabelledImages
 from workloads.images.mnist_vit import MnistVitWorkload
-from workloads.images.vit import Gate, NormPlacement, Pooling, ViT, position_embedding
+from workloads.images.vit import ViT, position_embedding
 from workloads.images.wide_resnet import WideResNet
 from workloads.images.workload import accuracy
 
@@ -56,9 +56,9 @@ def test_s16_has_algoperfs_parameters_and_names():
 def test_variants_differ_by_their_own_layers():
     gated = 12 * (1536 * 1536 + 1536)
     pooled = 384 + 4 * (384 * 384 + 384) + 2 * 384 + 2 * 384 * 1536 + 1536 + 384
-    assert _count(_shapes(gate=Gate.GLU)) == 22_122_472 + gated
-    assert _count(_shapes(norm=NormPlacement.AFTER)) == 22_122_472 - 2 * 384
-    assert _count(_shapes(pooling=Pooling.ATTENTION)) == 22_122_472 + pooled
+    assert _count(_shapes(is_gated=True)) == 22_122_472 + gated
+    assert _count(_shapes(norm_after=True)) == 22_122_472 - 2 * 384
+    assert _count(_shapes(pools_by_attention=True)) == 22_122_472 + pooled
 
 
 def test_position_embedding_by_hand():

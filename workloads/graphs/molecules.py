@@ -9,9 +9,9 @@ import numpy as np
 class Molecule(NamedTuple):
     """Features as in ogbg-molpcba (`ogb.utils.mol.smiles2graph`); one row per bond, not per direction."""
 
-    atoms: np.ndarray  # [n_atoms, 9] uint8
-    bonds: np.ndarray  # [n_bonds, 3] uint8
-    bond_ends: np.ndarray  # [n_bonds, 2] int: the two atoms' indices within the molecule
+    atoms: np.ndarray  # [n_atoms, 9] int64
+    bonds: np.ndarray  # [n_bonds, 3] int64
+    bond_ends: np.ndarray  # [n_bonds, 2] int64: the two atoms' indices within the molecule
 
 
 def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
@@ -37,15 +37,9 @@ def featurise(smiles: Sequence[str]) -> Iterator[Molecule | None]:
             graph = smiles2graph(text)
             # smiles2graph lists each bond as two adjacent columns, one per direction.
             yield Molecule(
-                atoms=_as_bytes(graph["node_feat"]),
-                bonds=_as_bytes(graph["edge_feat"][::2]),
+                atoms=graph["node_feat"],
+                bonds=graph["edge_feat"][::2],
                 bond_ends=graph["edge_index"].T[::2],
             )
     finally:
         rdBase.EnableLog("rdApp.*")
-
-
-def _as_bytes(features: np.ndarray) -> np.ndarray:
-    if features.size and not 0 <= features.min() <= features.max() <= 255:
-        raise ValueError("a molecule's feature does not fit into a byte: another version of ogb is installed")
-    return features.astype(np.uint8)

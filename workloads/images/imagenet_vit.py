@@ -10,7 +10,7 @@ import numpy as np
 
 from workloads import budgets, tfds_data
 from workloads.images.streaming import StreamedImages, prepare_jpeg
-from workloads.images.vit import Gate, NormPlacement, Pooling, ViT
+from workloads.images.vit import ViT
 from workloads.images.workload import ImageWorkload
 from workloads.spec import SplitSizes, Target
 
@@ -53,18 +53,18 @@ class ImagenetVitWorkload(ImageWorkload):
 
 
 class ImagenetVitGluWorkload(ImagenetVitWorkload):
-    model = _vit_s16(gate=Gate.GLU)
+    model = _vit_s16(is_gated=True)
     validation_target = Target("accuracy", 0.75738)
     test_target = Target("accuracy", 0.6359)
 
 
 class ImagenetVitPostLnWorkload(ImagenetVitWorkload):
-    model = _vit_s16(norm=NormPlacement.AFTER)
+    model = _vit_s16(norm_after=True)
     validation_target = Target("accuracy", 0.75312)
     test_target = Target("accuracy", 0.6286)
 
 
 class ImagenetVitMapWorkload(ImagenetVitWorkload):
-    model = _vit_s16(pooling=Pooling.ATTENTION)
+    model = _vit_s16(pools_by_attention=True)
     validation_target = Target("accuracy", 0.77113)
     test_target = Target("accuracy", 0.6523)

@@ -110,15 +110,23 @@ class StreamedBatches:
         if images.mixup_alpha is not None and self._size < batch_size:
             self._n_before, rows = 1, np.r_[(own_rows.start - 1) % batch_size, rows]  # mixed with the first row
         self._images, self._n_drawn, self._seed = images, len(rows), seed
-        self._n_chunks = -(-len(rows) // _CHUNK)  # of a batch
-        share = _Share(
-            images,
-            grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat(),
-            np.random.SeedSequence(seed).spawn(1)[0].generate_state(2, np.uint64),
-            batch_size=batch_size,
-            rows=rows,
-        )
-        chunks = grain.MapDataset.range(sys.maxsize).map(share.chunk)
+        n_chunks = self._n_chunks = -(-len(rows) // _CHUNK)  # of a batch
+        # Number in the endless stream of epochs -> position in the split.
+        positions = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
+        key = np.random.SeedSequence(seed).spawn(1)[0].generate_state(2, np.uint64)
+
+        def example(number: int) -> tuple[np.ndarray, int]:
+            epoch, position = number // len(images), positions[number]
+            # A counter-based generator: 2**64 blocks of numbers for each (epoch, position), and no cost of seeding.
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, position]))
+            return images.example(position, rng)
+
+        def chunk(number: int) -> list[tuple[np.ndarray, int]]:
+            """Up to `_CHUNK` successive rows of a batch. Chunks are numbered batch by batch."""
+            step, part = divmod(number, n_chunks)
+            return [example(step * batch_size + int(row)) for row in rows[part * _CHUNK : (part + 1) * _CHUNK]]
+
+        chunks = grain.MapDataset.range(sys.maxsize).map(chunk)
         self._chunks = iter(chunks.to_iter_dataset(_read_options(grain)))
         self._sharding = shards.over_devices("batch")
         self._sent: deque[dict[str, jax.Array]] = deque()
@@ -150,35 +158,6 @@ class StreamedBatches:
             batch["inputs"], batch["targets"] = mixed
         own_rows = {name: array[self._n_before :] for name, array in batch.items()}
         return {name: jax.make_array_from_process_local_data(self._sharding, rows) for name, rows in own_rows.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """One process's share of the endless stream of epochs.
-
-    Attributes:
-        positions: number in the stream -> position in the split.
-        key: [2] uint64, from which all random numbers are derived.
-        rows: the process's rows of a batch.
-    """
-
-    images: StreamedImages
-    positions: Sequence[int]
-    key: np.ndarray
-    batch_size: int
-    rows: np.ndarray
-
-    def chunk(self, number: int) -> list[tuple[np.ndarray, int]]:
-        """Up to `_CHUNK` successive rows of a batch. Chunks are numbered batch by batch."""
-        step, part = divmod(number, -(-len(self.rows) // _CHUNK))
-        rows = self.rows[part * _CHUNK : (part + 1) * _CHUNK]
-        return [self._example(step * self.batch_size + int(row)) for row in rows]
-
-    def _example(self, number: int) -> tuple[np.ndarray, int]:
-        epoch, position = number // len(self.images), self.positions[number]
-        # A counter-based generator: 2**64 blocks of numbers for each (epoch, position), without the cost of seeding.
-        rng = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, epoch, position]))
-        return self.images.example(position, rng)
 
 
 def prepare_jpeg(encoded: bytes, rng: np.random.Generator | None, *, size: int) -> np.ndarray:

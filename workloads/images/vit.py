@@ -1,10 +1,10 @@
 """The vision transformer of AlgoPerf's `imagenet_vit`, with its parameter names.
 
 Source: the simplified ViT (Beyer et al. 2022, arXiv 2205.01580): fixed sine-cosine position embedding, mean
-pooling, tanh pre-logits, zero-initialised head. The enums are AlgoPerf's three variants.
+pooling, tanh pre-logits, zero-initialised head. `is_gated`, `norm_after` and `pools_by_attention` make AlgoPerf's
+three variants of it.
 """
 
-import enum
 from collections.abc import Callable
 
 import jax
@@ -12,22 +12,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from workloads.dropout import Dropout
-
-
-class Pooling(enum.Enum):
-    MEAN = "mean"
-    ATTENTION = "attention"
-
-
-class NormPlacement(enum.Enum):
-    BEFORE = "before"
-    AFTER = "after"
-
-
-class Gate(enum.Enum):
-    NONE = "none"
-    GLU = "glu"
-
 
 _TEMPERATURE = 10_000.0
 
@@ -64,13 +48,13 @@ class MlpBlock(nn.Module):
     """[batch, tokens, width] -> the same, through one hidden layer of `mlp_dim`."""
 
     mlp_dim: int
-    gate: Gate = Gate.NONE
+    is_gated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         width = x.shape[-1]
         x = nn.gelu(_dense(self.mlp_dim)(x))
-        if self.gate is Gate.GLU:
+        if self.is_gated:
             x = x * _dense(self.mlp_dim)(x)
         x = Dropout(deterministic=not train)(x, dropout_rate)
         return _dense(width)(x)
@@ -81,20 +65,20 @@ class EncoderBlock(nn.Module):
 
     mlp_dim: int
     num_heads: int
-    gate: Gate
-    norm: NormPlacement
+    is_gated: bool
+    norm_after: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         attention = _attention(self.num_heads, "MultiHeadDotProductAttention_1")
-        mlp = MlpBlock(self.mlp_dim, self.gate, name="MlpBlock_3")
+        mlp = MlpBlock(self.mlp_dim, self.is_gated, name="MlpBlock_3")
         norms = nn.LayerNorm(name="LayerNorm_0"), nn.LayerNorm(name="LayerNorm_2")
         layers: list[Callable[[jax.Array], jax.Array]]
         layers = [attention, lambda y: mlp(y, train=train, dropout_rate=dropout_rate)]
         for layer, norm in zip(layers, norms, strict=True):
-            y = layer(norm(x) if self.norm is NormPlacement.BEFORE else x)
+            y = layer(x if self.norm_after else norm(x))
             x = x + Dropout(deterministic=not train)(y, dropout_rate)
-            if self.norm is NormPlacement.AFTER:
+            if self.norm_after:
                 x = norm(x)
         return x
 
@@ -103,15 +87,17 @@ class Encoder(nn.Module):
     depth: int
     mlp_dim: int
     num_heads: int
-    gate: Gate
-    norm: NormPlacement
+    is_gated: bool
+    norm_after: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
         for index in range(self.depth):
-            block = EncoderBlock(self.mlp_dim, self.num_heads, self.gate, self.norm, name=f"encoderblock_{index}")
+            block = EncoderBlock(
+                self.mlp_dim, self.num_heads, self.is_gated, self.norm_after, name=f"encoderblock_{index}"
+            )
             x = block(x, train=train, dropout_rate=dropout_rate)
-        return nn.LayerNorm(name="encoder_layernorm")(x) if self.norm is NormPlacement.BEFORE else x
+        return x if self.norm_after else nn.LayerNorm(name="encoder_layernorm")(x)
 
 
 class AttentionPooling(nn.Module):
@@ -137,9 +123,9 @@ class ViT(nn.Module):
     depth: int
     mlp_dim: int
     num_heads: int
-    gate: Gate = Gate.NONE
-    norm: NormPlacement = NormPlacement.BEFORE
-    pooling: Pooling = Pooling.MEAN
+    is_gated: bool = False
+    norm_after: bool = False
+    pools_by_attention: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
@@ -150,12 +136,12 @@ class ViT(nn.Module):
         batch, rows, columns, features = x.shape
         x = x.reshape(batch, rows * columns, features) + position_embedding(rows, columns, features)
         x = Dropout(deterministic=not train)(x, dropout_rate)
-        encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.gate, self.norm, name="Transformer")
+        encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.is_gated, self.norm_after, name="Transformer")
         x = encoder(x, train=train, dropout_rate=dropout_rate)
-        if self.pooling is Pooling.MEAN:
-            x = x.mean(axis=1)
-        else:
+        if self.pools_by_attention:
             pooling = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")
             x = pooling(x, train=train, dropout_rate=dropout_rate)
+        else:
+            x = x.mean(axis=1)
         x = nn.tanh(nn.Dense(self.width, name="pre_logits")(x))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
