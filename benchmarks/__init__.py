@@ -1,4 +1,4 @@
-"""What curvature costs: step times, memory, counted operations, and how they grow.
+"""What curvature costs: step times, memory, counted operations, and the work of each of several devices.
 
 May import submissions and workloads.
 """

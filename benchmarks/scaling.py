@@ -4,6 +4,7 @@ Nothing is run, so that simulated devices suffice. As a process has a fixed numb
 compiled in a process of its own, with the arguments "WORKLOAD BATCH_SIZE SEED SUBMISSION...", which prints JSON.
 """
 
+import graphlib
 import json
 import math
 import os
@@ -49,10 +50,14 @@ class Counts(NamedTuple):
 def counts(program: str) -> Counts:
     """Counts in an optimised program's text; the body of a loop counts once per iteration."""
     computations, entry = _computations(program)
+    callees = {
+        name: {called for line in lines for called in _called(line) if called in computations}
+        for name, lines in computations.items()
+    }
     n_calls: dict[str, int] = defaultdict(int)
     n_calls[entry] = 1
     n_bytes = work = 0
-    for name in _callers_first(computations, entry):
+    for name in reversed([*graphlib.TopologicalSorter(callees).static_order()]):  # callers first
         for line in computations[name]:
             kind, operation = _INSTRUCTION.match(line).groups()  # type: ignore[union-attr]
             trips = _TRIPS.search(line)
@@ -123,21 +128,6 @@ def _called(line: str) -> list[str]:
     branches = _BRANCHES.search(line)
     names = _CALLED.findall(line) + (branches[1].split(",") if branches else [])
     return [name.strip().lstrip("%") for name in names]
-
-
-def _callers_first(computations: dict[str, list[str]], entry: str) -> list[str]:
-    order: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order or name not in computations:
-            return
-        for line in computations[name]:
-            for called in _called(line):
-                visit(called)
-        order.append(name)
-
-    visit(entry)
-    return order[::-1]
 
 
 def _arrays(kind: str) -> Iterator[tuple[int, tuple[int, ...]]]:

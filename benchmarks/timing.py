@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -25,34 +24,21 @@ class Deadline:
         return f"Not run, as the {self.minutes:g} minutes were over: {', '.join(map(str, names))}."
 
 
-@dataclass
-class Timing:
-    """Seconds per call, one value per round."""
+def in_turn(functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2) -> dict[str, float]:
+    """Seconds per call of each function: the median of rounds, in which each function runs for about `min_round_s`.
 
-    rounds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
-
-
-def in_turn(
-    functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2
-) -> dict[str, Timing]:
-    """Calls all functions once to warm up, then in rounds, in which each function runs for about `min_round_s`.
-
-    A function returns its arrays. The device carries out the calls in order, so a round ends when the arrays of the
-    last call are ready.
+    Before that, all are called once to warm up. A function returns its arrays. The device carries out the calls in
+    order, so a round ends when the arrays of the last call are ready.
     """
     calls = {}
     for name, function in functions.items():
         jax.block_until_ready(function())
         calls[name] = max(1, round(min_round_s / _seconds(function, 1)))
-    timings = {name: Timing() for name in functions}
+    rounds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(n_rounds):
         for name, function in functions.items():
-            timings[name].rounds.append(_seconds(function, calls[name]))
-    return timings
+            rounds[name].append(_seconds(function, calls[name]))
+    return {name: statistics.median(seconds) for name, seconds in rounds.items()}
 
 
 def _seconds(function: Callable[[], Any], n_calls: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import Deadline, Timing, markdown
+from benchmarks.timing import Deadline, markdown
 from tuning import search_space
 from tuning.clock import CompileTimer
 from tuning.randomness import Keys, Stream
@@ -42,14 +42,14 @@ class StepCosts:
 
     name: str
     compile_s: float
-    timings: dict[bool, Timing]
+    timings: dict[bool, list[float]]
     in_run: Mapping[bool, int]
     in_beginning: Mapping[bool, int]
 
     def means(self, counts: Mapping[bool, int]) -> list[float]:
         """Mean seconds of a step over `counts`, round by round."""
-        n_rounds, n_steps = len(self.timings[False].rounds), sum(counts.values())
-        return [sum(n * self.timings[kind].rounds[i] for kind, n in counts.items()) / n_steps for i in range(n_rounds)]
+        n_rounds, n_steps = len(self.timings[False]), sum(counts.values())
+        return [sum(n * self.timings[kind][i] for kind, n in counts.items()) / n_steps for i in range(n_rounds)]
 
 
 class _Stepper:
@@ -85,14 +85,14 @@ class _Stepper:
             for is_due in self._step_of:
                 self.block(is_due, 1)
         in_run, in_beginning = Counter(are_due), Counter(are_due[:BEGINNING_STEPS])
-        timings = {is_due: Timing() for is_due in self._step_of}
+        timings: dict[bool, list[float]] = {is_due: [] for is_due in self._step_of}
         self.costs = StepCosts(submission.name, compiles.counts.seconds, timings, in_run, in_beginning)
         self._n_calls = {is_due: max(1, round(_ROUND_S / self.block(is_due, 2))) for is_due in self._step_of}
 
     def round(self) -> None:
         """Times either kind of step for about `_ROUND_S` seconds."""
-        for is_due, timing in self.costs.timings.items():
-            timing.rounds.append(self.block(is_due, self._n_calls[is_due]))
+        for is_due, rounds in self.costs.timings.items():
+            rounds.append(self.block(is_due, self._n_calls[is_due]))
 
     def block(self, with_refresh: bool, n_steps: int) -> float:
         """Takes `n_steps` steps, each with or without a refresh, and returns the mean seconds per step."""
@@ -169,8 +169,8 @@ def table(costs: Sequence[StepCosts]) -> str:
             [
                 cost.name,
                 f"{cost.compile_s:.1f}",
-                f"{1e3 * cost.timings[False].median:.1f}",
-                f"{1e3 * cost.timings[True].median:.1f}" if True in cost.timings else "-",
+                f"{1e3 * statistics.median(cost.timings[False]):.1f}",
+                f"{1e3 * statistics.median(cost.timings[True]):.1f}" if True in cost.timings else "-",
                 f"{cost.in_run.get(True, 0)} of {sum(cost.in_run.values())}",
                 f"{run_ratio:.2f}",
                 f"{beginning_ratio:.2f}",

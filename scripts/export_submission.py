@@ -27,7 +27,7 @@ flags.DEFINE_string("version", "1.0", "Version of the submission.")
 def main(values: dict[str, Any]) -> None:
     name = values["submission"]
     beside = Path(__file__).resolve().parents[1] / "submissions" / name
-    info = export.Info(*(values[field] for field in ("submission_name", "authors", "affiliations", "version")))
+    info = {field: values[field] for field in ("submission_name", "authors", "affiliations", "version")}
     path = beside if beside.is_dir() else Path(name)
     out = disk.expanded(values["out"], "out")
     try:

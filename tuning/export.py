@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from tuning import submission, submission_version
@@ -22,21 +22,12 @@ _NAME = re.compile(r"[a-z0-9_]+")
 _REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
 
 
-@dataclass(frozen=True)
-class Info:
-    """What the leaderboard shows of a submission, under the names of its submission_info.yml."""
-
-    submission_name: str
-    authors: str
-    affiliations: str = ""
-    version: str = "1.0"
-
-
-def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Info) -> Path:
+def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Mapping[str, str]) -> Path:
     """Writes `out/RULESET/NAME` and returns it.
 
     Args:
         path: the submission's folder, `.../PACKAGE/NAME`. Imported code in PACKAGE is exported, too.
+        info: "submission_name" (the folder's if empty), "authors", "affiliations" and "version" of submission_info.yml.
 
     Raises:
         UserError: there is no such submission, the ruleset does not allow it, it imports code that cannot be exported,
@@ -49,10 +40,13 @@ def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Info
     if target.exists():
         raise UserError(f"{str(target)!r} exists; remove it, or give another --out")
     files = needed_files(exported.file)
-    contents = {Path("__init__.py"): ""}
+    contents, sources = {Path("__init__.py"): ""}, dict[Path, Path]()
     for file in files:
         # The submission's own files are at the top, beside the package's others.
-        contents[file.relative_to(folder if folder in file.parents else folder.parent)] = _exported_text(file, folder)
+        place = file.relative_to(folder if folder in file.parents else folder.parent)
+        if (other := sources.setdefault(place, file)) != file:
+            raise UserError(f"{str(other)!r} and {str(file)!r} would both be {str(place)!r} in the export; rename one")
+        contents[place] = _exported_text(file, folder)
     contents[Path("requirements.txt")] = "\n".join(_requirements(files, exported.file)) + "\n"
     contents[Path("submission_info.yml")] = _yaml(exported.file, ruleset, info)
     target.mkdir(parents=True)
@@ -128,15 +122,15 @@ def _requirements(files: list[Path], main: Path) -> list[str]:
     return [needed[name] for name in needed if name in others]
 
 
-def _yaml(file: Path, ruleset: TuningRuleset, info: Info) -> str:
+def _yaml(file: Path, ruleset: TuningRuleset, info: Mapping[str, str]) -> str:
     """The values are JSON strings, which YAML reads alike."""
     description = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     values = {
-        "submission_name": info.submission_name or file.parent.name,
+        "submission_name": info["submission_name"] or file.parent.name,
         "submission_folder": file.parent.name,
-        "authors": info.authors,
-        "affiliations": info.affiliations,
-        "version": info.version,
+        "authors": info["authors"],
+        "affiliations": info["affiliations"],
+        "version": info["version"],
         "ruleset": "external" if ruleset is TuningRuleset.EXTERNAL else "self-tuning",
         "framework": "JAX",
         "description": description.split("\n")[0],

@@ -88,9 +88,9 @@ class MetricsLogger:
         if len(self._rows) == self._n_written:
             return
         self._n_written = len(self._rows)
-        records.write_csv(self._trial_dir / "measurements.csv", self._rows, self._write)
+        self._write(self._trial_dir / "measurements.csv", records.csv_text(self._rows).encode("utf-8"))
         if self._eval_rows:
-            records.write_csv(self._trial_dir / "eval_measurements.csv", self._eval_rows, self._write)
+            self._write(self._trial_dir / "eval_measurements.csv", records.csv_text(self._eval_rows).encode("utf-8"))
         for row in fetched:
             self.show(row)
 

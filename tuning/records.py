@@ -51,10 +51,6 @@ def write_json(path: Path, content: Mapping[str, Any], write: Write = write_byte
     write(path, (json.dumps(plain, indent=2) + "\n").encode("utf-8"))
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]], write: Write = write_bytes) -> None:
-    write(path, csv_text(rows).encode("utf-8"))
-
-
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """One column per key, in the order of first occurrence; a row without the key has an empty cell."""
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -90,7 +90,8 @@ def points(space: dict | list, n: int, seed: int, sampling: Sampling = Sampling.
     """
     if isinstance(space, list):
         return [{name: point[name] for name in space[0]} for point in space[:n]]
-    return [_draw(space, uniforms) for uniforms in _uniforms(len(space), n, seed, sampling)]
+    draws = _uniforms(len(space), n, seed, sampling)
+    return [dict(zip(space, map(_value, space.values(), draw), strict=True)) for draw in draws]
 
 
 def as_hyperparameters(point: Mapping[str, Any]) -> Any:
@@ -111,10 +112,6 @@ def _uniforms(n_dimensions: int, n: int, seed: int, sampling: Sampling) -> np.nd
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it warns unless n is a power of two
         return qmc.Sobol(n_dimensions, rng=seed).random(n)
-
-
-def _draw(space: dict[str, dict], uniforms: np.ndarray) -> dict[str, Any]:
-    return {name: _value(choices, u) for (name, choices), u in zip(space.items(), uniforms, strict=True)}
 
 
 def _value(choices: dict[str, Any], u: float) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 _LENGTH = 16  # hexadecimal digits
 _LIBRARY_FOLDERS = {"site-packages", "dist-packages"}  # whosever: an environment's, a user's, or one on PYTHONPATH
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 @functools.cache
@@ -97,11 +98,6 @@ def _top_folder(name: str, root: Path, package: list[str]) -> Path | None:
         return None
     folders = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(folders[0]) if folders else Path(spec.origin) if spec and spec.origin else None
-    if path is None or _LIBRARY_FOLDERS & set(path.parts) or path.is_relative_to(_standard_library()):
+    if path is None or _LIBRARY_FOLDERS & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY):
         return None
     return path.parent
-
-
-@functools.cache
-def _standard_library() -> str:
-    return sysconfig.get_path("stdlib")

@@ -18,11 +18,11 @@ from tests.harness.runner import Run
 from tests.harness.test_conformance import FIRST_ORDER, SETTINGS
 from tests.harness.workloads import KINDS
 from tuning.errors import UserError
-from tuning.export import Info, export
+from tuning.export import export
 from tuning.ruleset import TuningRuleset
 
 FOLDER = Path(submissions.__path__[0])
-INFO = Info("K-FAC: reduce", "A. Author, B. Author")
+INFO = {"submission_name": "K-FAC: reduce", "authors": "A. Author, B. Author", "affiliations": "", "version": "1.0"}
 
 # CPU seconds, which other processes do not lengthen.
 IMPORT = """
@@ -101,3 +101,19 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             export(other, TuningRuleset.EXTERNAL, tmp_path, INFO)
     assert not (tmp_path / "external_tuning" / "mine").exists()
+
+
+def test_two_files_that_would_have_one_place_in_the_export_are_refused(tmp_path):
+    own = tmp_path / "colliding" / "mine"
+    own.mkdir(parents=True)
+    functions = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
+    text = "from . import common\nfrom .. import common as shared\n"
+    (own / "submission.py").write_text(text + "\n".join(f"def {f}(*a, **k): pass" for f in functions))
+    (own / "tuning_search_space.json").write_text(json.dumps([{"a": 1}]))
+    for folder in (own, own.parent):
+        (folder / "__init__.py").touch()
+        (folder / "common.py").write_text(f"# of {folder.name}")
+    words = "colliding/(mine/)?common.py' and '.*common.py' would both be 'common.py' in the export; rename one"
+    with pytest.raises(UserError, match=words):
+        export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert not (tmp_path / "external_tuning").exists()
