@@ -14,7 +14,7 @@ import numpy as np
 from tuning import scoring
 from tuning.report import escapes, points
 from tuning.report.drawing import GREY, INK, STYLE, new_figure, short, words
-from tuning.report.protocols import Cost, cost_to_target
+from tuning.report.protocols import Cost, cost_to_target, known_costs
 from tuning.report.reading import Trial
 from tuning.report.summary import Comparison, SubmissionResult, Summary
 
@@ -67,7 +67,7 @@ def figures(summary: Summary) -> list[Figure]:
             title = f"{name}: where the seconds of the best point's trials go"
             alt = "Bars: training, compilation, evaluation and logging, of each submission."
             found.append(Figure(f"seconds_{file}", c.workload, title, alt, partial(_seconds, c)))
-    if summary.comparisons and summary.score_by in summary.performance:
+    if summary.performance.get(summary.score_by):
         alt = "For each submission the part of the workloads on which it is within a factor of the best."
         title = f"Performance profile of {summary.scored}, by {_AXES[summary.score_by]}"
         found.append(Figure("performance_profile", None, title, alt, partial(_profile, summary, looks)))
@@ -109,12 +109,13 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     are_timed = any(trial.phase.is_timed for result in c.results for trial in result.best_trials)
     others = others[:: max(1, math.ceil(len(others) / _MAX_BACKGROUND_CURVES))]
     for axes, cost in zip(panels, costs, strict=True):
+        is_comparable = cost is Cost.STEPS or not are_timed  # a search's seconds are not, beside timed trials
         for trial in others:
-            is_comparable = cost is Cost.STEPS or not are_timed  # a search's seconds are not, beside timed trials
             if is_comparable and (x := _axis(trial, cost)) is not None:
                 axes.plot(x, trial.values, color=GREY, alpha=0.25, linewidth=0.6, rasterized=True)
         for result in c.results:
-            _best_point_curves(axes, result, cost, looks[result.submission])
+            if is_comparable or any(trial.phase.is_timed for trial in result.best_trials):
+                _best_point_curves(axes, result, cost, looks[result.submission])
         if c.target is not None:
             axes.axhline(c.target, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xlabel(_AXES[cost])
@@ -161,7 +162,7 @@ def _seconds(c: Comparison) -> Any:
     results = [result for result in c.results if Cost.SECONDS in result.costs][::-1]
     figure = new_figure(9, 1.2 + 0.36 * len(results))
     axes = figure.subplots()
-    means = {cost: [_mean_cost(result, cost) for result in results] for cost in Cost}
+    means = {cost: [_mean_cost(result, cost) for result in results] for cost in (Cost.SECONDS, Cost.TRAINING_SECONDS)}
     has_compile_seconds = [result.compile_seconds is not None for result in results]
     compilation = np.subtract(means[Cost.SECONDS], means[Cost.TRAINING_SECONDS])
     parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
@@ -182,8 +183,8 @@ def _seconds(c: Comparison) -> Any:
     axes.set_yticks(positions, [short(result.submission) for result in results])
     for row, result in enumerate(results):
         clock = Cost.TRAINING_SECONDS if result.compile_seconds is not None else Cost.SECONDS
-        if means[Cost.STEPS][row]:
-            ms_per_step = 1e3 * means[clock][row] / means[Cost.STEPS][row]
+        if n_steps := np.mean([trial.steps[end] for trial, end in _ended(result)]):
+            ms_per_step = 1e3 * means[clock][row] / n_steps
             axes.annotate(
                 f"{ms_per_step:.1f} ms a step", (start[row], row), (4, 0), "data", "offset points", va="center"
             )
@@ -193,15 +194,21 @@ def _seconds(c: Comparison) -> Any:
     return figure
 
 
+def _ended(result: SubmissionResult) -> list[tuple[Trial, int]]:
+    """The best point's trials without those that broke off, each with the index of its hit or last evaluation."""
+    ended = [trial for trial in result.best_trials if all(map(math.isfinite, known_costs([trial], Cost.SECONDS)))]
+    hits = [trial.hit_at(trial.target) for trial in ended]
+    return [(trial, -1 if hit is None else hit) for trial, hit in zip(ended, hits, strict=True)]
+
+
 def _mean_cost(result: SubmissionResult, cost: Cost) -> float:
-    """The mean over the best point's trials, without those that broke off or have no such cost on record."""
-    values = [cost_to_target(trial, cost) for trial in result.best_trials]
-    known = [value for value in values if value is not None and math.isfinite(value)]
+    """The mean over the trials that ended and have this cost on record."""
+    known = known_costs([trial for trial, _ in _ended(result)], cost)
     return float(np.mean(known)) if known else 0.0
 
 
 def _overhead(result: SubmissionResult, column: str) -> float:
-    return float(np.mean([trial.overhead[column] for trial in result.best_trials]))
+    return float(np.mean([trial.overhead[column][end] for trial, end in _ended(result)]))
 
 
 def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:

@@ -43,7 +43,7 @@ class Location:
     """
     Attributes:
         workload: None if the trial does not lie in a workload's folder.
-        experiment: its folder. If no name above the trial is known, it is what the user named.
+        experiment: its folder, in full. If no name above the trial is known, it is what the user named.
     """
 
     workload: str | None
@@ -53,8 +53,8 @@ class Location:
 
     @classmethod
     def of(cls, folder: TrialFolder) -> "Location":
-        workload, study, phase, experiment = None, 1, Phase.SEARCH, folder.root
-        place = folder.path.parent
+        workload, study, phase, experiment = None, 1, Phase.SEARCH, absolute(folder.root)
+        place = absolute(folder.path).parent
         if match := _WORKLOAD.fullmatch(place.name):
             workload, experiment, place = match[1], place.parent, place.parent
         if match := _STUDY.fullmatch(place.name):
@@ -65,7 +65,7 @@ class Location:
 
 
 def absolute(path: PurePath | str) -> PurePath:
-    """The path in full, so that `.` has a name, too."""
+    """The path in full, so that `.` and the folders above it have names, too."""
     return PurePath(os.path.abspath(path))
 
 

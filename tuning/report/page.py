@@ -83,6 +83,8 @@ def verdict(c: Comparison, rank_by: Cost) -> str:
     hits = [result for result in c.results if rank_by in result.costs and not result.costs[rank_by].is_lower_bound]
     if c.target is None:
         return f"{c.workload} has no target."
+    if not any(rank_by in result.costs for result in c.results):
+        return f"{c.workload}: there are no {rank_by.words} to compare."
     if not hits:
         return f"{c.workload}: no submission's best point reached {c.metric} {c.target:.4g} on most of its seeds."
     level = _least(hits, rank_by)
@@ -167,9 +169,10 @@ def _official(summary: Summary) -> str:
 
 
 def _ranked(summary: Summary) -> list[str]:
-    """Submissions by score, the best first."""
+    """Submissions by score, the best first; those without a score by this clock come last."""
     cost = summary.score_by
-    return sorted(summary.performance.get(cost, {}), key=lambda name: -summary.score(name, cost))
+    scores = {name: summary.score(name, cost) for name in summary.performance.get(cost, {})}
+    return sorted(summary.performance.get(Cost.STEPS, {}), key=lambda name: -scores.get(name, -1))
 
 
 def _searched(result: SubmissionResult) -> str:

@@ -107,16 +107,17 @@ def _one_per_seed(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def median_of_best(studies: Mapping[int, Sequence[Trial]], cost: Cost) -> float | None:
-    """The median over studies of the best trial; None if it is a miss, or a hit's cost is not on record."""
-    best = []
+    """The median over studies of the best trial; None if it is a miss, NaN if a hit's cost is not on record."""
+    best, is_known = [], True
     for trials in studies.values():
         hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
         times = known_costs(hits, cost)
-        if len(times) < len(hits):
-            return None
-        best.append(min(times, default=math.inf))
-    median = statistics.median(best) if best else math.inf
-    return median if math.isfinite(median) else None
+        is_known = is_known and len(times) == len(hits)
+        best.append(min(times, default=0.0 if hits else math.inf))
+    median = statistics.median(best or [math.inf])
+    if math.isinf(median):
+        return None  # whatever the hits' costs are
+    return median if is_known else math.nan
 
 
 def cost_to_target(trial: Trial, cost: Cost, target: float | None = None) -> float | None:

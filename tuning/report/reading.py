@@ -35,9 +35,9 @@ _META = {
     **dict.fromkeys(("workload.target_metric_name", "workload.target_direction"), str),
     **dict.fromkeys(("workload.validation_target_value", "workload.max_allowed_runtime_sec"), _NUMBER),
     **dict.fromkeys(("workload.eval_period_time_sec", "workload.step_hint"), _NUMBER),
-    "rng_seed": int,
+    **dict.fromkeys(("workload.eval_period_steps", "rng_seed"), int),
 }
-_FLAGS = {"submission_path": str, "tuning_ruleset": str, "rng_seed": int}
+_FLAGS = {"submission_path": str, "tuning_ruleset": str, "rng_seed": int, "step_budget": int}
 _CURE = "; restore it, or remove it and run the trial again with --resume"
 
 
@@ -46,15 +46,18 @@ class Trial:
     """The content of one trial folder. Values that are not on record are None or empty.
 
     Attributes:
+        folder: as the user named it.
         experiment: the folder above the workload's and the phase's. It distinguishes submissions of one name.
         is_self_tuned: whether the submission chose its own hyperparameters (AlgoPerf's self-tuning ruleset).
         metric, target: name and value to reach on the validation split.
         steps, seconds, values, test_values: `[evaluations]`; seconds are the submission's, compilation included.
-        overhead: column -> accumulated seconds off the clock, at the last evaluation.
+        overhead: column -> `[evaluations]`, accumulated seconds off the clock.
         compile_seconds: until the target was reached, or of the whole trial.
         budget: steps.
+        is_timing_disturbed: whether the seconds contain a resumption's compilation or a profiler's cost.
     """
 
+    folder: str
     experiment: str
     workload: str
     submission: str
@@ -71,9 +74,10 @@ class Trial:
     seconds: np.ndarray
     values: np.ndarray
     test_values: np.ndarray
-    overhead: Mapping[str, float]
+    overhead: Mapping[str, np.ndarray]
     compile_seconds: float | None
     budget: int | None
+    is_timing_disturbed: bool
     environment: Mapping[str, Any]
 
     def hit_at(self, target: float | None) -> int | None:
@@ -145,9 +149,10 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     if metric is not None:
         table = files.read_evaluations(folder, metrics[0], metrics[1:], problems)
     trial = Trial(
+        folder=str(folder.path),
         experiment=str(place.experiment),
         workload=workload,
-        submission=submission or location.absolute(place.experiment).name,
+        submission=submission or place.experiment.name,
         study=place.study,
         phase=place.phase,
         is_self_tuned=is_self_tuned,
@@ -161,9 +166,10 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         seconds=table["accumulated_submission_time"],
         values=table[metrics[0]],
         test_values=table[metrics[1]],
-        overhead={name: float(table[name][-1]) if table[name].size else 0.0 for name in files.TIMES[1:]},
+        overhead={name: table[name] for name in files.TIMES[1:]},
         compile_seconds=_compile_seconds(outcome),
-        budget=outcome.get("step_budget") or meta.get("workload.step_hint"),
+        budget=outcome.get("step_budget") or flags.get("step_budget") or meta.get("workload.step_hint"),
+        is_timing_disturbed=bool(outcome.get("resumptions") or outcome.get("profiled_steps")),
         environment=outcome.get("environment") or {name: meta[name] for name in meta if "." not in name},
     )
     trial = replace(trial, state=_state(trial, outcome, meta, hardware_profile))
@@ -220,6 +226,8 @@ def _state(trial: Trial, outcome: Mapping[str, Any], meta: Mapping[str, Any], ha
     if trial.is_self_tuned:
         limit_s *= TuningRuleset.SELF.budget_factor
     period_s = meta.get("workload.eval_period_time_sec") or (official.eval_period_s if official else 0)
+    if meta.get("workload.eval_period_steps"):
+        period_s = 0  # evaluations do not follow the clock
     is_spent = trial.seconds[-1] + _PERIODS_TO_LIMIT * period_s >= limit_s
     return str(Miss.BUDGET) if is_spent or trial.steps[-1] >= (trial.budget or math.inf) else UNFINISHED
 

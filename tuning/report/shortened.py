@@ -14,7 +14,16 @@ NAMES = (OUTCOME, "hparams.json", "meta_data_0.json", FLAGS, EVALUATIONS)
 _DIGITS = 6  # of a time; a metric is not rounded, since it might cross its target
 # Entries of meta_data_0.json that are kept besides "workload.…"; the harness records hundreds of others.
 _META_KEPT = ("rng_seed", "git_commit")
-_FLAGS_KEPT = ("submission_path", "workload", "rng_seed", "framework", "hardware_profile", "tuning_ruleset")
+_FLAGS_KEPT = (
+    "submission_path",
+    "workload",
+    "rng_seed",
+    "framework",
+    "hardware_profile",
+    "tuning_ruleset",
+    "step_budget",
+)
+_PLACES = ("data_dir", "submission_path")  # folders of the machine
 
 
 def shortened(folder: TrialFolder, name: str) -> bytes:
@@ -37,7 +46,15 @@ def _json(name: str, content: Any) -> bytes:
     content = {key: value for key, value in content.items() if key != "data_dir"}
     if isinstance(path := content.get("submission_path"), str):
         content["submission_path"] = PurePosixPath(path).relative_to(PurePosixPath(path).parent.parent).as_posix()
+    if isinstance(resumptions := content.get("resumptions"), list):
+        content["resumptions"] = [_without_places(resumption) for resumption in resumptions]
     return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _without_places(resumption: Any) -> Any:
+    if not isinstance(resumption, dict) or not isinstance(changes := resumption.get("changes"), dict):
+        return resumption
+    return resumption | {"changes": {name: change for name, change in changes.items() if name not in _PLACES}}
 
 
 def _csv(text: str) -> bytes:

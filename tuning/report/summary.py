@@ -40,11 +40,12 @@ class SubmissionResult:
         trials: all trials, of every phase.
         searched: dimension -> its values in the search; the least and the greatest if all are numbers.
         best_trials: the trials of the best point, one per seed. `protocol` describes how they were chosen.
-        costs: medians over `best_trials`, of the costs that are on record.
+        costs: medians over `best_trials`, of the costs that are on record; of trials that are not timed only the steps
+            where timed ones are scored.
         compile_seconds: median over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
         studies: study -> its trials that are scored; see `protocols.Scored`.
-        study_medians: medians over `studies` of the best trial; None for a miss or no record.
+        study_medians: medians over `studies` of the best trial; None for a miss, NaN if not on record.
         search_hits: (hits, ended trials) of the search.
         test_at_hit: median test metric of `best_trials` when they reached the target.
     """
@@ -96,9 +97,6 @@ class Comparison:
     ratios: Mapping[str, Mapping[str, Ratio]]
     warnings: tuple[str, ...]
 
-    def result(self, submission: str) -> SubmissionResult:
-        return next(result for result in self.results if result.submission == submission)
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -107,7 +105,8 @@ class Summary:
         rank_by: the cost that orders the results, and by which the reference is chosen.
         score_by: the clock of the performance profile; AlgoPerf's, unless training seconds rank the submissions.
         scored: the times that `performance` and `speed_ups` are made from.
-        performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4.
+        performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4; without
+            submissions of which a time is not on record.
         speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
         provenance: name -> the different values in the trials.
     """
@@ -160,16 +159,16 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
         for name, trials in sorted(trials_of.items())
         if any(trial.metric for trial in trials)
     )
-    times = {cost: _times(comparisons, cost) for cost in Cost if _is_on_record(comparisons, cost)}
+    times = {cost: _times(comparisons, cost) for cost in Cost}
     score_by = Cost.TRAINING_SECONDS if rank_by is Cost.TRAINING_SECONDS else Cost.SECONDS
-    by_clock = times.get(score_by, {})
-    of_reference = {c.workload: by_clock[c.reference][c.workload] for c in comparisons if by_clock and c.reference}
+    by_clock = times[score_by]
+    of_reference = {c.workload: by_clock[c.reference][c.workload] for c in comparisons if c.reference}
     return Summary(
         comparisons,
         rank_by,
         score_by,
         scored,
-        {cost: scoring.performance_ratios(by_submission) for cost, by_submission in times.items()},
+        {cost: scoring.performance_ratios(known) for cost, own in times.items() if (known := _on_record(own))},
         {name: scoring.speed_up(by_workload, of_reference) for name, by_workload in by_clock.items()},
         provenance.of(records.trials),
         records.hardware_profile,
@@ -178,14 +177,15 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
     )
 
 
-def _is_on_record(comparisons: Sequence[Comparison], cost: Cost) -> bool:
-    """Whether any submission has this cost. Logs of the official harness have no training seconds."""
-    return cost is not Cost.TRAINING_SECONDS or any(
-        result.study_medians[cost] is not None for c in comparisons for result in c.results
-    )
+def _on_record(times: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """The submissions whose times are all on record; none if these are misses alone, beside others that are not."""
+    known = {name: own for name, own in times.items() if not any(map(math.isnan, own.values()))}
+    is_any_hit = any(math.isfinite(time) for own in known.values() for time in own.values())
+    return known if is_any_hit or len(known) == len(times) else {}
 
 
 def _times(comparisons: Sequence[Comparison], cost: Cost) -> dict[str, dict[str, float]]:
+    """submission -> workload -> time; infinite for a miss, NaN if it is not on record."""
     times: dict[str, dict[str, float]] = defaultdict(dict)
     for comparison in comparisons:
         for result in comparison.results:
@@ -215,6 +215,7 @@ def _compare(
     candidates = [
         result for result in results if result.submission.split(" (")[0] in references and rank_by in result.costs
     ]
+    candidates.sort(key=lambda result: Cost.SECONDS not in result.costs)  # those without seconds to compare come last
     reference = candidates[0] if candidates else None
     ratios = {result.submission: _ratios(result, reference) for result in results if reference and result.costs}
     warnings = _warnings(results, reference, references, rank_by)
@@ -234,7 +235,8 @@ def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float, float]
 def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
     best_trials, protocol = protocols.best_point(trials)
-    costs = {cost: protocols.seed_median(best_trials, cost) for cost in Cost}
+    is_comparable = scored is Scored.STUDIES or any(trial.phase.is_timed for trial in best_trials)
+    costs = {cost: protocols.seed_median(best_trials, cost) for cost in (Cost if is_comparable else (Cost.STEPS,))}
     at_levels = {level: protocols.seed_median(best_trials, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
     metrics = [trial.best for trial in trials if trial.best is not None]
@@ -305,8 +307,15 @@ def _warnings(
         warnings.append(
             f"Compilation is not on record, so that there are no training seconds, of {', '.join(unknown)}."
         )
+    timed = [trial for result in results for trial in result.best_trials if trial.phase.is_timed]
+    disturbed = [trial.folder for trial in timed if trial.is_timing_disturbed]
+    if disturbed:
+        warnings.append(
+            "These timed trials were resumed or profiled, so that their seconds contain a second compilation or the "
+            f"profiler's cost: {', '.join(disturbed)}."
+        )
     if reference is None:
-        problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} on record here"
+        problem = f"None of the first-order references ({', '.join(references)}) has {rank_by.words} to compare here"
         return [*warnings, f"{problem}: no ratios."]
     own = reference.costs[rank_by]
     if own.is_lower_bound:

@@ -81,6 +81,17 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def known(value: float | None) -> float | None:
+    """The value; None for NaN, which means that it is not on record."""
+    return None if value is None or math.isnan(value) else value
+
+
+def scored_time(result: SubmissionResult, cost: Cost) -> str:
+    """The time that is scored, 'miss', or a dash if there is none on record."""
+    median = result.study_medians[cost]
+    return "miss" if median is None and result.studies else number(median, _DIGITS[cost])
+
+
 def heading(comparison: Comparison) -> str:
     target = "no target" if comparison.target is None else f"{comparison.metric} {comparison.target:.6g}"
     return f"{comparison.workload}: to {target}"
@@ -125,7 +136,7 @@ def as_csv(summary: Summary) -> str:
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """All numbers, for programs. A miss is null."""
+    """All numbers, for programs. A miss is null, and so is what is not on record."""
     return {
         "ranked_by": summary.rank_by,
         "scored": summary.scored,
@@ -178,7 +189,7 @@ def _record(comparison: Comparison, result: SubmissionResult) -> dict[str, Any]:
         "test_metric_at_hit": result.test_at_hit,
         "compile_seconds": result.compile_seconds,
         "n_studies": result.n_studies,
-        **{f"algoperf_{cost}": median for cost, median in result.study_medians.items()},
+        **{f"algoperf_{cost}": known(median) for cost, median in result.study_medians.items()},
     }
     for name, value in (*result.costs.items(), *result.levels.items()):
         fields = {"median": value.median, "is_bound": value.is_lower_bound, "n": value.n, "n_misses": value.n_misses}

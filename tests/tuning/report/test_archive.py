@@ -31,12 +31,15 @@ def test_an_archive_does_not_tell_the_machines_folders(tmp_path):
     trial = folder / "digits" / "kfac" / "search" / "trial_2"
     outcome = json.loads((trial / "outcome.json").read_text())
     places = {"data_dir": "/home/someone/data", "submission_path": "/home/someone/submissions/kfac/submission.py"}
+    changes = {name: ["/home/someone/else", place] for name, place in places.items()} | {"step_budget": [10, 100]}
+    places |= {"resumptions": [{"global_step": 10, "changes": changes}]}
     (trial / "outcome.json").write_text(json.dumps(outcome | places))
     archive.pack([folder], tmp_path / "trials.tar.xz")
     with tarfile.open(tmp_path / "trials.tar.xz") as packed:
         contents = [packed.extractfile(member).read().decode() for member in packed.getmembers()]
     assert not any("someone" in content for content in contents)
     assert any('"submission_path":"kfac/submission.py"' in content for content in contents)
+    assert any('"resumptions":[{"global_step":10,"changes":{"step_budget":[10,100]}}]' in each for each in contents)
 
 
 def test_a_metric_is_not_rounded_over_its_target(tmp_path):
@@ -83,15 +86,16 @@ def test_a_folder_without_trials_is_refused_beside_others(tmp_path):
     assert not (tmp_path / "trials.tar.xz").exists()
 
 
-def test_a_ruleset_of_the_official_harness_is_packed(tmp_path):
+def test_what_the_flags_alone_say_is_packed(tmp_path):
     for name in ("external", "self"):
         place = write_trial(tmp_path / "logs" / name / "ogbg_jax" / "trial_1", [0.9], point={})
-        flags = {"submission_path": "x/kfac/submission.py", "tuning_ruleset": name, "data_dir": "/home/someone"}
+        flags = {"submission_path": "x/kfac/submission.py", "tuning_ruleset": name, "step_budget": 70}
         (place / "flags_0.json").write_text(json.dumps(flags))
     archive.pack([tmp_path / "logs"], tmp_path / "trials.tar.xz")
     for root in (tmp_path / "logs", tmp_path / "trials.tar.xz"):
         records = reading.read([root])
-        assert {trial.submission for trial in records.trials} == {"kfac", "kfac (self-tuning)"}
+        found = {(trial.submission, trial.budget) for trial in records.trials}
+        assert found == {("kfac", 70), ("kfac (self-tuning)", 70)}
         assert not records.problems
 
 

@@ -12,7 +12,7 @@ from tuning.report.location import Location, Phase
 
 def located(path: str, root: str = "in") -> tuple:
     place = Location.of(TrialFolder(PurePath(path), PurePath(root), (), lambda name: ""))
-    return place.workload, place.study, place.phase, place.experiment.as_posix()
+    return place.workload, place.study, place.phase, place.experiment.relative_to(Path.cwd()).as_posix()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,15 @@ def test_the_workloads_folder_is_no_part_of_the_name():
     """Of two evidence runs, so that a submission has one score over the workloads of each."""
     keys = [(workload, f"{run}/{workload}/kfac") for run in ("cpu", "gpu") for workload in ("b3db", "mnist_vit")]
     assert [location.distinct_names(keys)[key] for key in keys] == ["cpu/kfac"] * 2 + ["gpu/kfac"] * 2
+
+
+@pytest.mark.parametrize("root", [".", "study_2/digits_jax", "../../kfac", "../repeat"])
+def test_a_place_does_not_depend_on_how_it_is_spelled(tmp_path, monkeypatch, root):
+    write_trial(tmp_path / "kfac" / "repeat" / "study_2" / "digits_jax" / "trial_1", [0.9], point={})
+    monkeypatch.chdir(tmp_path / "kfac" / "repeat")
+    for spelled in (Path(root), tmp_path / "kfac" / "repeat" / root):
+        (trial,) = reading.read([spelled]).trials
+        assert (trial.phase, trial.study, trial.submission) == (Phase.REPEAT, 2, "kfac")
 
 
 def test_a_relative_folder_has_a_name(tmp_path, monkeypatch):

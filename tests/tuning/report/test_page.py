@@ -119,6 +119,21 @@ def test_colours_are_explained_where_there_are_any(tmp_path, best, n_axes):
     assert len(points.draw().axes) == n_axes
 
 
+def test_a_bar_ends_at_the_hit_and_a_step_counts_if_it_was_made(tmp_path):
+    """0.1 s a step: hits at 20 steps, one trained on to 50, a miss out of time after 30, and one that diverged."""
+    cases = [([0.1, 0.9], None), ([0.1, 0.9, 0.9, 0.9, 0.9], None), ([0.1] * 3, "budget"), ([0.1] * 4, "diverged")]
+    for seed, (values, reason) in enumerate(cases):
+        place = tmp_path / "kfac" / f"study_{seed + 1}" / "digits_jax" / "trial_1"
+        write_trial(place, values, point={}, seed=seed, outcome={"submission": "kfac", "reason": reason})
+    (bars,) = [f for f in page.figures.figures(page.summarise(page.read([tmp_path]), ["sgd"])) if "seconds" in f.name]
+    (axes,) = bars.draw().axes
+    assert [text.get_text() for text in axes.texts] == ["100.0 ms a step"]
+    widths = {bar.get_label(): bar[0].get_width() for bar in axes.containers}
+    mean = (2 + 2 + 3) / 3  # evaluations until then, of 0.5 s, and as many logs, of 0.25 s
+    assert widths["evaluation (off the clock)"] == pytest.approx(0.5 * mean)
+    assert widths["logging (off the clock)"] == pytest.approx(0.25 * mean)
+
+
 def test_a_workload_without_a_target(tmp_path):
     write_trial(tmp_path / "x" / "wrn_jax" / "trial_1", [0.9], point={"a": 1.0}, target=None)
     page.write([tmp_path / "x"], tmp_path / "out", ["sgd"])

@@ -7,6 +7,9 @@ import pytest
 from tests.tuning.report.folders import write_trial
 from tuning.report import reading
 
+# A workload that is evaluated by steps, as this project's are: the period in seconds is the time limit.
+STEPWISE = {"workload.eval_period_steps": 10, "workload.eval_period_time_sec": 20}
+
 
 def only(folder):
     records = reading.read([folder])
@@ -117,6 +120,8 @@ def test_an_empty_cell_of_the_metric_is_no_number_and_means_diverged(tmp_path):
         ({"workload.max_allowed_runtime_sec": 20.9, "workload.eval_period_time_sec": 10}, "digits", "budget"),
         ({"workload.max_allowed_runtime_sec": 22, "workload.eval_period_time_sec": 10}, "digits", "unfinished"),
         ({"workload.max_allowed_runtime_sec": None}, "digits", "unfinished"),
+        (STEPWISE | {"workload.max_allowed_runtime_sec": 20}, "digits", "unfinished"),
+        (STEPWISE | {"workload.max_allowed_runtime_sec": 10}, "digits", "budget"),
         # The hardware profile: 12,011 s, and an evaluation every 240.
         ({"workload.max_allowed_runtime_sec": None}, "ogbg", "unfinished"),
     ],
@@ -146,6 +151,14 @@ def test_self_tuning_has_half_as_much_time_again(tmp_path, seconds, state):
     (place / "flags_0.json").write_text(json.dumps({"tuning_ruleset": "self"}))
     trial, problems = only(tmp_path)
     assert (trial.state, problems) == (state, [])
+
+
+def test_the_step_budget_of_a_trial_without_an_outcome_is_that_of_its_flags(tmp_path):
+    """Under the self-tuning ruleset it is larger than the step hint, 100."""
+    place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.1] * 12, point={})
+    (place / "flags_0.json").write_text(json.dumps({"tuning_ruleset": "self", "step_budget": 150}))
+    trial, _ = only(tmp_path)
+    assert (trial.budget, trial.state) == (150, "unfinished")
 
 
 def test_a_metrics_direction_comes_from_the_record(tmp_path):

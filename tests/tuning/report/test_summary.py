@@ -18,6 +18,10 @@ def summary_of(*folders: Path, references=("sgd",), rank_by=Cost.STEPS):
     return summarise(reading.read(folders), references, rank_by)
 
 
+def result_of(comparison, submission):
+    return next(result for result in comparison.results if result.submission == submission)
+
+
 @pytest.fixture
 def digits(tmp_path):
     summary = summary_of(write_comparison(tmp_path / "comparison"))
@@ -28,7 +32,7 @@ def digits(tmp_path):
 
 def test_steps_and_their_ratio(digits):
     """kfac: the median of 20, 30, 40; sgd: of 50, 70 and a miss."""
-    kfac, sgd = digits.result("kfac").costs[Cost.STEPS], digits.result("sgd").costs[Cost.STEPS]
+    kfac, sgd = result_of(digits, "kfac").costs[Cost.STEPS], result_of(digits, "sgd").costs[Cost.STEPS]
     assert (kfac.median, kfac.n, kfac.n_misses, kfac.is_lower_bound) == (30, 3, 0, False)
     assert (sgd.median, sgd.n, sgd.n_misses, sgd.is_lower_bound) == (70, 3, 1, False)
     assert digits.reference == "sgd"
@@ -48,7 +52,7 @@ def test_the_interval_is_that_of_all_ways_to_draw_the_seeds_again(digits):
 
 def test_both_clocks(digits):
     """kfac: 20 steps of 0.2 s, 30 and 40 of 0.1 s, a second each of it compilation; sgd: 5, 7 and 10 s, none."""
-    kfac, sgd = digits.result("kfac"), digits.result("sgd")
+    kfac, sgd = result_of(digits, "kfac"), result_of(digits, "sgd")
     assert kfac.costs[Cost.SECONDS].median == pytest.approx(4)
     assert kfac.costs[Cost.TRAINING_SECONDS].median == pytest.approx(3) and kfac.compile_seconds == 1
     assert sgd.costs[Cost.SECONDS].median == sgd.costs[Cost.TRAINING_SECONDS].median == pytest.approx(7)
@@ -129,7 +133,8 @@ def test_a_target_reached_before_the_first_step(tmp_path):
     write_trial(tmp_path / "kfac/digits_jax/trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     summary = summary_of(tmp_path)
     (comparison,) = summary.comparisons
-    assert comparison.result("sgd").costs[Cost.STEPS].median == 0 and comparison.result("sgd").counts == {"hit": 1}
+    sgd = result_of(comparison, "sgd")
+    assert sgd.costs[Cost.STEPS].median == 0 and sgd.counts == {"hit": 1}
     assert not comparison.ratios["kfac"] and not summary.problems
 
 
@@ -151,10 +156,10 @@ def test_dimensions_of_mixed_types_are_categories(tmp_path):
 
 
 def test_counts_dimensions_and_the_best_metric(digits):
-    kfac = digits.result("kfac")
+    kfac = result_of(digits, "kfac")
     assert kfac.counts == {"hit": 5, "budget": 1} and kfac.n_searched_trials == 3
     assert dict(kfac.searched) == {"damping": (1e-3, 3e-3), "learning_rate": (0.1, pytest.approx(0.3))}
-    assert list(digits.result("sgd").searched) == ["learning_rate"]
+    assert list(result_of(digits, "sgd").searched) == ["learning_rate"]
     assert kfac.best == 0.81
 
 
@@ -164,7 +169,7 @@ def test_easier_targets(tmp_path):
     write_trial(tmp_path / "y/digits_jax/trial_1", [0.1, 0.1, 0.79, 0.9], point={}, outcome={"submission": "sgd"})
     (comparison,) = summary_of(tmp_path).comparisons
     assert dict(comparison.levels) == {"target": 0.8, "98 %": pytest.approx(0.784), "95 %": pytest.approx(0.76)}
-    assert [steps.median for steps in comparison.result("kfac").levels.values()] == [30, 20, 10]
+    assert [steps.median for steps in result_of(comparison, "kfac").levels.values()] == [30, 20, 10]
     ratios = comparison.ratios["kfac"]
     assert [ratios[level].value for level in comparison.levels] == [30 / 40, 20 / 30, 10 / 30]
 
@@ -281,6 +286,18 @@ def test_warnings(tmp_path):
     for expected in ("in jax: 0.10.2; 0.9", "in devices: 1 × V100; 1 × cpu", "sgd missed the target on 1 of 1 seeds"):
         assert expected in told
     assert "sgd was searched with 1 trials, another submission with 2" in told
+
+
+def test_timed_trials_that_were_resumed_or_profiled_are_named(tmp_path):
+    cases = {"resumed": {"resumptions": [{"global_step": 10, "changes": {}}]}, "traced": {"profiled_steps": [3, 5]}}
+    for phase in ("search", "repeat"):
+        for name, more in (cases | {"whole": {"resumptions": [], "profiled_steps": None}}).items():
+            place = tmp_path / name / phase / "digits_jax" / "trial_1"
+            write_trial(place, [0.9], point={}, outcome={"submission": name} | more)
+    (comparison,) = summary_of(tmp_path, references=("whole",)).comparisons
+    (warning,) = comparison.warnings
+    assert warning.startswith("These timed trials were resumed or profiled, ")
+    assert warning.endswith(": " + ", ".join(f"{tmp_path}/{name}/repeat/digits_jax/trial_1" for name in cases) + ".")
 
 
 def test_a_search_on_shared_cores_is_no_difference_to_what_is_timed_alone(tmp_path):
