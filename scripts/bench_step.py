@@ -4,7 +4,6 @@ python scripts/bench_step.py --tables=steps --workloads=mnist_vit,b3db --submiss
 python scripts/bench_step.py --suite=gpu --minutes=8
 """
 
-from pathlib import Path
 from typing import Any
 
 import command
@@ -13,6 +12,7 @@ from absl import flags
 
 from benchmarks import tables
 from benchmarks.timing import Deadline
+from tuning import disk
 
 
 def _is_positive(number: str) -> bool:
@@ -66,7 +66,7 @@ def main(values: dict[str, Any]) -> None:
         deadline=Deadline(values["minutes"]),
         seed=values["rng_seed"],
         data_dir=values["data_dir"],
-        out=Path(values["out"]),
+        out=disk.expanded(values["out"], "out"),
     )
     if values["suite"] == "gpu":
         tables.write_gpu_suite(options, print)

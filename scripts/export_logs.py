@@ -3,7 +3,6 @@
 python scripts/export_logs.py --out=logs experiments/first experiments/second
 """
 
-from pathlib import Path
 from typing import Any
 
 import command
@@ -18,7 +17,7 @@ flags.DEFINE_string("out", None, "Folder that SUBMISSION/study_N/WORKLOAD_jax/tr
 def main(values: dict[str, Any], experiments: list[str]) -> None:
     out = disk.expanded(values["out"], "out")
     try:
-        trials = official_logs.export([Path(experiment).expanduser() for experiment in experiments], out)
+        trials = official_logs.export([disk.expanded(experiment) for experiment in experiments], out)
     except OSError as error:
         raise UserError(f"cannot copy the trials to {str(out)!r} ({one_line(error)}): give another --out") from error
     print(f"{len(trials)} trials written to {out}")

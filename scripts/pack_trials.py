@@ -3,7 +3,6 @@
 python scripts/pack_trials.py experiments/evidence/b3db --out=results/evidence/b3db.tar.xz
 """
 
-from pathlib import Path
 from typing import Any
 
 import command
@@ -20,7 +19,7 @@ def main(values: dict[str, Any], folders: list[str]) -> None:
     out = disk.expanded(values["out"], "out")
     if not out.name.endswith(files.ARCHIVE_ENDING):
         raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
-    n = archive.pack([Path(folder).expanduser() for folder in folders], out)
+    n = archive.pack([disk.expanded(folder) for folder in folders], out)
     print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
 
 

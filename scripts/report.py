@@ -29,7 +29,7 @@ flags.DEFINE_integer("watch_period_s", 30, "Seconds between two reports.", lower
 
 
 def main(values: dict[str, Any], folders: list[str]) -> None:
-    paths = [Path(folder).expanduser() for folder in folders]
+    paths = [disk.expanded(folder) for folder in folders]
     for path in paths:
         if not path.is_dir() and not (path.is_file() and path.name.endswith(files.ARCHIVE_ENDING)):
             raise UserError(

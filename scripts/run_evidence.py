@@ -12,7 +12,7 @@ from typing import Any
 import command
 from absl import flags
 
-from tuning import evidence, submission, supervised_command
+from tuning import disk, evidence, submission, supervised_command
 from tuning.report import archive, files
 
 _REFERENCES = ["nesterov", "nadamw"]
@@ -43,7 +43,7 @@ flags.FLAGS.set_default("rng_seed", 2000)
 
 
 def main(values: dict[str, Any]) -> None:
-    folder, out = Path(values["experiment_dir"]).expanduser(), Path(values["out"]).expanduser()
+    folder, out = (disk.expanded(values[flag], flag) for flag in ("experiment_dir", "out"))
     trial_flags = [f"--data_dir={values['data_dir']}"]
     trial_flags += [f"--max_global_steps={values['max_global_steps']}"] if values["max_global_steps"] else []
     archives = []
@@ -57,8 +57,9 @@ def main(values: dict[str, Any]) -> None:
             n_seeds=values["num_seeds"],
             seed=values["rng_seed"],
             workers=values["workers"],
-            targets=Path(values["targets"]) if values["targets"] else None,
+            targets=disk.expanded(values["targets"], "targets") if values["targets"] else None,
             flags=tuple(trial_flags),
+            search_flags=(f"--compilation_cache_dir={flags.FLAGS['compilation_cache_dir'].value}",),
         )
         evidence.carry_out(protocol, supervised_command.run)
         archives.append(out / f"{workload}{files.ARCHIVE_ENDING}")

@@ -5,13 +5,12 @@ Run again, it continues.
 python scripts/set_target.py --workloads=b3db,mnist_vit,pydoc_lm --experiment_dir=experiments/targets --workers=2
 """
 
-import functools
 from typing import Any
 
 import command
 from absl import flags
 
-from tuning import disk, target
+from tuning import disk, plain_output, target
 from tuning.interruption import RUN_AGAIN, Interruption
 
 flags.DEFINE_list("workloads", None, "Names of the workloads, whose targets are not set yet.", required=True)
@@ -59,7 +58,7 @@ def main(values: dict[str, Any]) -> None:
         for workload in open_workloads
     ]
     with Interruption(RUN_AGAIN) as interruption, interruption.interruptible():
-        for result in target.find_targets(protocols, values["workers"], log=functools.partial(print, flush=True)):
+        for result in target.find_targets(protocols, values["workers"], log=plain_output.print_at_once):
             files = target.write(result, out, presets)
             print(
                 f"{result['workload']}: validation target {result['validation_target']}, test {result['test_target']}"

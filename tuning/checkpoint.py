@@ -137,7 +137,8 @@ class Checkpoints:
         return {f"environment.{name}": [earlier.get(name), self._environment[name]] for name in names}
 
     def _refuse_other_formats(self) -> None:
-        others = [path.name for path in self._folder.glob("*") if path.suffix != _SUFFIX]
+        names = [path.name for path in self._folder.glob("*") if path.suffix != _SUFFIX]
+        others = [name for name in names if not name.startswith(".") and not name.endswith("~")]  # no editor's backups
         if others:
             problem = f"{str(self._folder)!r} holds {others[0]!r}, which this version of the project cannot read"
             raise UserError(f"{problem}: {START_AGAIN}")

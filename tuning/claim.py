@@ -132,8 +132,8 @@ class Claim:
         gone = self.folder / f"{_CLAIM}-{self._staging.name}"
         try:
             os.rename(self._staging, gone)
-        except FileNotFoundError:
-            return  # taken over
+        except OSError:
+            return  # taken over, or the disk failed, where the lease ends by itself
         shutil.rmtree(gone, ignore_errors=True)
         _remove_empty([*self._created, self.folder / _CLAIM])
 

@@ -29,16 +29,17 @@ _OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another process 
 OF_THE_MACHINE = FULL | {errno.EIO, errno.ESTALE} | _OF_THE_PROCESS | {errno.EACCES, errno.EPERM}
 
 
-def expanded(path: str, flag: str) -> Path:
+def expanded(path: str, flag: str | None = None) -> Path:
     """The path with `~` as the home folder.
 
     Raises:
-        UserError: there is no home folder; the message names the flag that makes one unnecessary.
+        UserError: there is no home folder; the message names the flag, if the path is one's value, that needs another.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path!r} needs a home folder, and this user has none: give --{flag}, or set HOME") from error
+        cure = f"give --{flag}" if flag else "give the path in full"
+        raise UserError(f"{path!r} needs a home folder, and this user has none: {cure}, or set HOME") from error
 
 
 def check_writable(folder: Path) -> None:

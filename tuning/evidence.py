@@ -21,10 +21,11 @@ from typing import Any
 
 from tuning import records, submission_version
 from tuning.errors import UserError, one_line
-from tuning.outcome import Miss
+from tuning.plain_output import print_at_once
 from tuning.report import protocols, reading
 from tuning.report.location import Phase
 from tuning.submission import submission_path
+from tuning.supervised_command import CommandFailed
 from workloads import registry
 from workloads.spec import Direction
 
@@ -43,6 +44,7 @@ class Protocol:
         workers: processes of a search. Repetitions run one at a time.
         targets: folder of {workload}.json, whose first-order configurations are the references; None for no references.
         flags: passed to every trial.
+        search_flags: passed to the sweeps alone, and free to change.
     """
 
     workload: str
@@ -55,6 +57,7 @@ class Protocol:
     workers: int = 2
     targets: Path | None = None
     flags: tuple[str, ...] = ()
+    search_flags: tuple[str, ...] = ()
 
     def submission_folder(self, submission: str) -> Path:
         return self.folder / self.workload / Path(submission).name
@@ -69,7 +72,7 @@ class Candidate:
     point: Mapping[str, Any]
 
 
-def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) -> None:
+def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print_at_once) -> None:
     """Runs every trial of the protocol that has not run yet.
 
     Args:
@@ -78,7 +81,8 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print) 
 
     Raises:
         UserError: a submission has no ended trial, the target's file cannot be used, or the folder holds a run with
-            another number of points or of confirmed points, another seed or budget, or another version of a submission.
+            another number of points or of confirmed points, another seed or budget, another point to repeat, or another
+            version of a submission.
     """
     _refuse_other_settings(protocol)
     candidates = references(protocol)
@@ -186,6 +190,7 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
         *_command(protocol, "run_sweep.py", path, protocol.submission_folder(path), phase, seed),
         f"--num_tuning_trials={n_points}",
         f"--workers={min(protocol.workers, n_points)}",
+        *protocol.search_flags,
     ]
 
 
@@ -197,26 +202,31 @@ def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> N
     file = candidate.folder.parent / "repeated_point.json"
     _write_points(file, [candidate.point])
     command = _command(protocol, "run_trial.py", candidate.submission, candidate.folder, name, seed)
-    # Without the compilation cache, so that AlgoPerf's clock counts the compilation of a first run.
-    run([*command, f"--tuning_search_space={file}", "--resume", "--compilation_cache_dir="])
+    # Without the compilation cache, and anew after a stop, so that AlgoPerf's clock counts one compilation.
+    anew = ["--overwrite", "--checkpoints_to_keep=0", "--compilation_cache_dir="]
+    try:
+        run([*command, f"--tuning_search_space={file}", *anew])
+    except CommandFailed:
+        if not _is_done(outcome, candidate):  # a trial that crashed by its own fault is done, and a miss
+            raise
 
 
 def _is_done(file: Path, candidate: Candidate) -> bool:
-    """Whether the trial has ended, so that no process needs to start for it.
+    """Whether the trial has ended, so that no process needs to start for it. A crash ends it, too.
 
     Raises:
-        UserError: another version of the submission made it.
+        UserError: another version of the submission made it, or it is of another point.
     """
     try:
         outcome = json.loads(file.read_text(encoding="utf-8"))
-        if outcome["hyperparameters"] != candidate.point or outcome["reason"] == Miss.CRASHED:
-            return False
-        version = outcome["submission_version"]
+        point, version = outcome["hyperparameters"], outcome["submission_version"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    cure = "remove that submission's folder, or give another --experiment_dir"
+    if point != candidate.point:
+        raise UserError(f"{str(file)!r} is of the point {json.dumps(point)}, not {json.dumps(candidate.point)}; {cure}")
     if version != submission_version.of(Path(candidate.submission, "submission.py")):
-        problem = f"{str(file)!r} was made by another version of {candidate.submission!r}"
-        raise UserError(f"{problem}; remove that submission's folder, or give another --experiment_dir")
+        raise UserError(f"{str(file)!r} was made by another version of {candidate.submission!r}; {cure}")
     return True
 
 

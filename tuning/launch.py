@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning import disk, machine
+from tuning import disk, machine, parent
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import CHECKPOINTS_KEPT, RUN_AGAIN, Interrupted, Interruption
 from tuning.sweep import Sweep
@@ -19,6 +19,7 @@ from tuning.sweep_view import counts
 
 _MAX_UNFIT = 2  # starts of a worker in a row that find the machine or its devices unfit
 _PAUSE_S = 5.0  # before the next such start
+_WORKED_S = 60.0  # a worker that lived for longer had found the machine fit
 _SAVE_S = 60.0  # time for workers to save their state when the sweep is stopped
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class _Slot:
     process: subprocess.Popen | None = None
     n_unfit: int = 0  # workers in a row that found the machine unfit
     starts_at: float = 0.0
+    started_at: float = 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -113,7 +115,7 @@ class _Supervisor:
             if returncode != 0:
                 self._handle_death(slot, returncode)
         if slot.n_unfit < _MAX_UNFIT and time.monotonic() >= slot.starts_at:
-            slot.process = _start_worker(self._command, slot)
+            slot.process, slot.started_at = _start_worker(self._command, slot), time.monotonic()
 
     def _handle_death(self, slot: _Slot, returncode: int) -> None:
         """Raises UserError if another worker would die for the same reason."""
@@ -136,8 +138,9 @@ class _Supervisor:
             )
 
     def _give_up_if_unfit(self, slot: _Slot) -> None:
-        slot.n_unfit += 1
-        slot.starts_at = time.monotonic() + _PAUSE_S
+        now = time.monotonic()
+        slot.n_unfit = 1 if now - slot.started_at > _WORKED_S else slot.n_unfit + 1
+        slot.starts_at = now + _PAUSE_S
         if slot.n_unfit < _MAX_UNFIT:
             return
         if all(other.n_unfit >= _MAX_UNFIT for other in self._slots):
@@ -189,7 +192,9 @@ def _cores_of_slot(slot: int, n_workers: int) -> list[int]:
 
 
 def _start_worker(command: Sequence[str], slot: _Slot) -> subprocess.Popen:
-    environment = os.environ | ({} if slot.devices is None else {"CUDA_VISIBLE_DEVICES": slot.devices})
+    environment = os.environ | {parent.SUPERVISOR: str(os.getpid())}
+    if slot.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.devices
     with open(slot.log, "ab") as log:
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
     if slot.cores:

@@ -114,7 +114,7 @@ class Scalars:
 
             # The library names files by the second, in which a trial may end and resume; the suffix tells them apart.
             suffix = f".from_step_{first_step:012d}"
-            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=suffix)
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step, filename_suffix=suffix)
 
             def write(values: dict[str, float], step: int) -> None:
                 for name, value in values.items():
@@ -125,7 +125,9 @@ class Scalars:
         if monitoring.wandb_project is not None:
             import wandb
 
-            experiment, trial = folder.parents[1].name, f"trial {description['trial_index']}"
+            parent, trial = folder.parents[1], f"trial {description['trial_index']}"
+            is_study = parent.name.startswith("study_")
+            experiment = f"{parent.parent.name}/{parent.name}" if is_study else parent.name
             name = f"{description['workload']} {description['submission']} {experiment} {trial}"
             id_file = folder / _WANDB_ID
             if first_step == 0 or not id_file.exists():

@@ -1,6 +1,7 @@
-"""Text for terminals and pipes that cannot show all of Unicode."""
+"""Text for terminals and pipes that cannot show all of Unicode, or that hold lines back."""
 
 import codecs
+import functools
 import sys
 import unicodedata
 
@@ -17,6 +18,9 @@ _PLAIN = {
     "”": '"',
     "µ": "u",
 }
+
+# A file gets what stdout buffers at the process's end only, after the lines of stderr.
+print_at_once = functools.partial(print, flush=True)
 
 
 def use() -> None:

@@ -20,7 +20,19 @@ def has_ended(process: Mapping[str, Any]) -> bool:
     machine = _machine()
     if None in machine.values() or any(process.get(name) != value for name, value in machine.items()):
         return False
-    return _start(process["process_id"]) != process["start"]
+    start = _start(process["process_id"])
+    return not _is_hidden(process["process_id"]) if start is None else start != process["start"]
+
+
+def _is_hidden(process_id: int) -> bool:
+    """Whether it is another user's live process, of which /proc shows nothing if it is mounted with hidepid."""
+    try:
+        os.kill(process_id, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        pass
+    return False
 
 
 def _machine() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The display of a run on the terminal: live text while it runs, and a table of outcomes at its end."""
 
+import datetime
 import math
 import os
 import sys
@@ -116,14 +117,8 @@ def describe(title: str, progress: Progress, target_value: float, steps_per_s: f
     ]
     if steps_per_s:
         left_s = (progress.step_budget - progress.global_step) / steps_per_s
-        parts.append(f"{steps_per_s:.1f} steps/s, at most {_duration(left_s)} left")
+        parts.append(f"{steps_per_s:.1f} steps/s, at most {datetime.timedelta(seconds=round(left_s))} left")
     return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:

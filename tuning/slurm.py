@@ -28,6 +28,7 @@ def submit(
     options: Mapping[str, str],
 ) -> None:
     """Submits `n_workers` jobs of `command` and waits until the sweep is done. Then it cancels the remaining jobs.
+    If the sweep is done it submits none.
 
     A job that Slurm preempts, or that reaches its time limit, is queued again and continues from its checkpoint. A job
     that dies is not replaced, but another worker takes over its trial.
@@ -41,17 +42,16 @@ def submit(
             before the sweep did.
         Interrupted: a signal came; the jobs are cancelled, and save their state.
     """
-    executor = _executor(sweep, devices_per_worker, options)
-    try:
-        with executor.batch():
-            jobs = [executor.submit(_picklable_run(), [sys.executable, *command]) for _ in range(n_workers)]
-    except Exception as error:  # submitit raises sbatch's message
-        raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
-    array = jobs[0].job_id.split("_")[0]
-    interruption, status = Interruption(), []
+    interruption, jobs, array, status = Interruption(), [], "", []
     with interruption:
         try:
             with interruption.interruptible():
+                status = sweep.status()
+            if any(point.state != "done" for _, point in status):
+                executor = _executor(sweep, devices_per_worker, options)
+                jobs = _submitted(executor, [sys.executable, *command], n_workers, interruption)
+                array = jobs[0].job_id.split("_")[0]
+            with interruption.interruptible():  # a signal while sbatch ran ends it here, when the jobs are known
                 while True:
                     status = sweep.status()
                     if all(point.state == "done" for _, point in status):
@@ -66,8 +66,18 @@ def submit(
         except Interrupted as stop:
             raise Interrupted(stop.signal_name, f"{counts(status)}; {CHECKPOINTS_KEPT}", RUN_AGAIN) from None
         finally:
-            subprocess.run(["scancel", array], capture_output=True)
+            if array:
+                subprocess.run(["scancel", array], capture_output=True)
     show(sweep, 0)
+
+
+def _submitted(executor: Any, command: Sequence[str], n_workers: int, interruption: Interruption) -> list[Any]:
+    try:
+        with executor.batch():
+            return [executor.submit(_picklable_run(), command) for _ in range(n_workers)]
+    except Exception as error:  # submitit raises sbatch's message
+        interruption.raise_if_signalled()  # Ctrl-C ends sbatch, too
+        raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
 
 
 def _n_alive(array: str, n_workers: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tuning import official_api
+from tuning import disk, official_api
 from tuning.errors import UserError, setup_phase
 
 _OWN = Path(__file__).resolve().parents[1] / "submissions"
@@ -92,7 +92,7 @@ def load(path: str | Path) -> Submission:
     Raises:
         UserError: there is no submission, its import fails, or a function of the contract is missing.
     """
-    file = _submission_file(Path(path).expanduser())
+    file = _submission_file(disk.expanded(str(path)))
     official_api.provide()
     with setup_phase():
         functions = vars(_import(file))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tuning.errors import UserError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class CommandFailed(UserError):

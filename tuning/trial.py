@@ -81,7 +81,9 @@ def run_trial(
     try:
         with jax.default_matmul_precision(description.matmul_precision):
             training.set_up()
-            if not (resume and training.resume()):
+            if resume and training.resume():
+                _remove_crash(claim)
+            else:
                 _remove_earlier_files(claim)
             if not checkpoints_to_keep:
                 training.checkpoints = None  # it was only to be read
@@ -112,6 +114,9 @@ def _train(
     first_step, description = training.counters.global_step, training.description.to_json()
     with closing(Scalars(monitoring, claim.folder, first_step, description)) as scalars:
         training.logger.show = scalars
+        for row in training.logger.rows()["rows"]:
+            if row["global_step"] >= first_step:  # the checkpoint's evaluation, which TensorBoard hides with lost steps
+                scalars(row)
         _write_start(claim, training, environment)
         return training.run(report, should_prune)
 
@@ -177,6 +182,13 @@ def _remove_earlier_files(claim: Claim) -> None:
     for pattern in _OUTPUT_FILES:
         for file in claim.folder.glob(pattern):
             claim.discard(file)
+
+
+def _remove_crash(claim: Claim) -> None:
+    """Removes the outcome of a crash, as the trial goes on: it may be stopped, and has then not crashed."""
+    content = _read_outcome(file := claim.folder / "outcome.json")
+    if content is not None and content["reason"] == Miss.CRASHED:
+        claim.discard(file)
 
 
 def _write_start(claim: Claim, training: Training, environment: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tuning.description import TrialDescription
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.outcome import Miss, Progress
+from tuning.plain_output import print_at_once
 from tuning.point_queue import Lease
 from tuning.sweep import Sweep
 from tuning.trial import finished_outcome, run_trial
@@ -51,7 +52,7 @@ class Worker:
         log: called with a line about each point.
     """
 
-    def __init__(self, sweep: Sweep, log: Callable[[str], None] = print):
+    def __init__(self, sweep: Sweep, log: Callable[[str], None] = print_at_once):
         self._sweep, self._request, self._log = sweep, sweep.request, log
         self._interruption = Interruption(RUN_AGAIN)
         self._probed_at = float("-inf")

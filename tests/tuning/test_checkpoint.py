@@ -149,6 +149,13 @@ def test_files_of_another_format_are_refused(checkpoints, claim):
         checkpoints().newest(_arrays(0))
 
 
+def test_files_that_other_programs_left_are_passed_over(checkpoints, claim):
+    _save(checkpoints(), 10)
+    for name in (".DS_Store", "._10.checkpoint", "10.checkpoint~", "notes.txt~"):
+        (claim.folder / "checkpoints" / name).write_text("stray")
+    assert checkpoints().newest(_arrays(0)).record["global_step"] == 10
+
+
 def test_another_number_of_devices_or_cores_is_said_and_returned(checkpoints, caplog):
     _save(checkpoints(), 10)
     with caplog.at_level(logging.WARNING):

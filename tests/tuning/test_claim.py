@@ -1,5 +1,6 @@
 """Who owns a folder: one process at a time, and none that was taken over writes again."""
 
+import errno
 import json
 import os
 import signal
@@ -154,6 +155,17 @@ def test_a_process_of_another_machine_is_never_looked_up():
     assert not process_identity.has_ended({})
 
 
+def test_a_live_process_of_another_user_is_not_taken_for_ended_where_proc_hides_it(monkeypatch):
+    def refuse(process_id, number):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    own = process_identity.current()
+    monkeypatch.setattr(process_identity, "_start", lambda process_id: None)
+    assert process_identity.has_ended(own)  # a zombie
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not process_identity.has_ended(own)
+
+
 @pytest.mark.parametrize("torn", ["owner.json", "beat"])
 def test_what_a_loss_of_power_tore_is_judged_by_its_lease(tmp_path, monkeypatch, torn):
     monkeypatch.setattr(claims, "LEASE_S", 0.2)
@@ -172,6 +184,16 @@ def test_comers_that_were_killed_leave_nothing(tmp_path):
     (alive / "owner.json").write_text(json.dumps({"process": dead}))
     with Claim.take(tmp_path / "t"):
         assert not place.parent.exists() and alive.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_while_a_folder_is_released_hides_no_error(tmp_path, monkeypatch, number):
+    def fail(source, target):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match="^cannot write$"), Claim.take(tmp_path / "t"):
+        monkeypatch.setattr(os, "rename", fail)
+        raise UserError("cannot write")
 
 
 def test_a_place_where_no_folder_can_be_is_one_line(tmp_path):

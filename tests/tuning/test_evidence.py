@@ -42,6 +42,7 @@ def machine(tmp_path, monkeypatch):
     def run(command):
         flags = dict(word.removeprefix("--").split("=", 1) for word in command[2:] if "=" in word)
         flags["script"] = Path(command[1]).name
+        flags["switches"] = " ".join(word for word in command[2:] if "=" not in word)
         commands.append(flags)
         points = [{"learning_rate": rate} for rate in (0.0, 0.1, 0.2, 0.3, 0.4)]
         if "tuning_search_space" in flags:
@@ -79,7 +80,10 @@ def test_the_best_of_two_seeds_is_repeated_in_turns(machine, tmp_path):
     assert rates == [[0.3], [0.4], [0.2], [0.2]]
     confirmed = json.loads((tmp_path / "out/digits/kfac/confirmed_points.json").read_text())
     assert [point["learning_rate"] for point in confirmed] == [0.1, 0.2, 0.3]
-    assert all(c["compilation_cache_dir"] == "" for c in commands if c["script"] == "run_trial.py")
+    timed = [c for c in commands if c["script"] == "run_trial.py"]
+    assert all(c["compilation_cache_dir"] == "" for c in timed)
+    # A stopped one begins anew, as a resumption compiles a second time.
+    assert {(c["switches"], c["checkpoints_to_keep"]) for c in timed} == {("--overwrite", "0")}
 
 
 def test_a_point_that_was_drawn_twice_is_confirmed_once(machine, tmp_path):
@@ -109,7 +113,7 @@ def test_the_report_reads_it(machine):
     assert medians == {"adam (target's own)": 10, "kfac": 30, "sgd": 30, "sgd (target's own)": 90}
     assert comparison.reference == "adam (target's own)"
     assert comparison.ratios["kfac"][Cost.STEPS].value == 3
-    assert comparison.result("kfac").search_hits == (4, 5)
+    assert {result.submission: result.search_hits for result in comparison.results}["kfac"] == (4, 5)
 
 
 def test_it_continues_wherever_it_was_stopped(machine):
@@ -130,6 +134,59 @@ def test_it_continues_wherever_it_was_stopped(machine):
     evidence.carry_out(protocol, stopping, log=lambda line: None)
     timed = [(c["experiment_dir"], c["experiment_name"]) for c in commands if c["script"] == "run_trial.py"]
     assert len(timed) == len(set(timed)) == 8
+
+
+def test_a_repetition_that_crashes_by_its_own_fault_is_a_miss_and_the_others_run(machine):
+    protocol, commands, run = machine
+
+    def crashing(command):
+        run(command)
+        if commands[-1]["script"] == "run_trial.py" and commands[-1]["experiment_name"] == "study_1":
+            (file,) = Path(commands[-1]["experiment_dir"]).rglob("study_1/digits_jax/trial_1/outcome.json")
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"reason": "crashed"}))
+            raise supervised_command.CommandFailed("ended with code 1", 1)
+
+    for _ in range(2):
+        evidence.carry_out(protocol, crashing, log=lambda line: None)
+    assert sum(c["script"] == "run_trial.py" for c in commands) == 8
+
+    def failing(command):
+        if "study_3" in str(command):
+            raise supervised_command.CommandFailed("ended with code 69", 69)
+
+    with pytest.raises(supervised_command.CommandFailed, match="69"):
+        evidence.carry_out(dataclasses.replace(protocol, n_seeds=3), failing, log=lambda line: None)
+
+
+def test_a_repetition_of_another_point_is_refused_and_kept(machine, tmp_path):
+    protocol, commands, run = machine
+    evidence.carry_out(protocol, run, log=lambda line: None)
+    (tmp_path / "out" / "digits" / "kfac" / "best_point.json").write_text('[{"learning_rate": 0.7}]')
+    n_run = sum(c["script"] == "run_trial.py" for c in commands)
+    with pytest.raises(
+        UserError, match=r"is of the point .*0.2}, not .*0.7}; remove that submission's folder, or give"
+    ):
+        evidence.carry_out(protocol, run, log=lambda line: None)
+    assert sum(c["script"] == "run_trial.py" for c in commands) == n_run
+
+
+def test_searches_alone_keep_compiled_programs_where_they_are_told_to(machine, tmp_path):
+    protocol, commands, run = machine
+    evidence.carry_out(
+        dataclasses.replace(protocol, search_flags=("--compilation_cache_dir=here",)), run, log=lambda line: None
+    )
+    folders = {(c["script"], c["compilation_cache_dir"]) for c in commands}
+    assert folders == {("run_sweep.py", "here"), ("run_trial.py", "")}
+    assert "here" not in (tmp_path / "out" / "digits" / "protocol.json").read_text()
+
+
+def test_the_script_finds_home_and_names_a_missing_target_in_one_line(tmp_path):
+    command = [sys.executable, Path(__file__).parents[2] / "scripts" / "run_evidence.py", "--workloads=nosuch"]
+    command += ["--targets=~/targets", "--experiment_dir=~/trials", "--out=~/out", "--compilation_cache_dir="]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"cannot take the references' configurations from {tmp_path}/targets/nosuch.json" in done.stderr
 
 
 def test_another_version_of_a_submission_is_refused(machine, monkeypatch):
@@ -176,12 +233,13 @@ def test_a_failed_command_is_named_with_its_code():
     assert failure.value.exit_code == 7
 
 
-def test_a_signal_goes_to_the_command_which_ends_first(tmp_path):
-    """SIGTERM to the parent; the child takes a moment to save its state, and its code is the parent's."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_a_signal_goes_to_the_command_which_ends_first(tmp_path, number):
+    """A signal to the parent; the child takes a moment to save its state, and its code is the parent's."""
     child = (
         "import pathlib, signal, sys, time\n"
         "def stop(*_): time.sleep(0.5); pathlib.Path('saved').touch(); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)"
+        f"signal.signal({int(number)}, stop); pathlib.Path('ready').touch(); time.sleep(60)"
     )
     parent = f"from tuning import supervised_command as s\ntry: s.run([{sys.executable!r}, '-c', {child!r}])\n"
     parent += "except s.CommandFailed as error: raise SystemExit(error.exit_code)"
@@ -189,7 +247,7 @@ def test_a_signal_goes_to_the_command_which_ends_first(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env={"PYTHONPATH": root})
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(30) == 75 and (tmp_path / "saved").exists()
 
 
@@ -213,6 +271,7 @@ def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
     command = [sys.executable, script, "--workloads=mnist_vit", "--submissions=nadamw", "--num_tuning_trials=1"]
     command += ["--num_confirmed=1", "--num_seeds=1", "--max_global_steps=2", "--targets="]
     command += [f"--experiment_dir={tmp_path / 'trials'}", f"--out={tmp_path / 'out'}"]
+    command += [f"--compilation_cache_dir={tmp_path / 'cache'}"]
     archive = tmp_path / "out" / "mnist_vit.tar.xz"
     archives = []
     for _ in range(2):
@@ -225,4 +284,4 @@ def test_a_reduced_run_from_the_search_to_the_table(tmp_path):
         ]
         assert "| nadamw" in (tmp_path / "out" / "table.md").read_text()
         archives.append(archive.read_bytes())
-    assert archives[0] == archives[1]
+    assert archives[0] == archives[1] and any((tmp_path / "cache").iterdir())

@@ -10,7 +10,7 @@ import pytest
 from fake_trial import FakeWorkload, fake_submission
 from rich.console import Console
 
-from tuning import compilation_cache, experiment, progress, trials_request
+from tuning import compilation_cache, experiment, progress, submission, trials_request
 from tuning.claim import Claim, FolderClaimed
 from tuning.errors import UserError
 from tuning.experiment import Request, run_experiment
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_per_trial_with_both_clocks(request_for):
 def test_the_progress_line_tells_step_metric_rate_and_time_left():
     at_30 = Progress(30, 230, "accuracy", 0.5)
     line = progress.describe("t", at_30, 0.9, steps_per_s=2.0)
-    assert line == "t  step 30/230  accuracy 0.5000 (target 0.9000)  2.0 steps/s, at most 1:40 left"
+    assert line == "t  step 30/230  accuracy 0.5000 (target 0.9000)  2.0 steps/s, at most 0:01:40 left"
     early = Progress(1, 20000, "accuracy", None)
     assert progress.describe("t", early, math.inf, None) == "t  step 1/20000  accuracy - (no target)"
 
@@ -109,7 +109,7 @@ def test_without_a_terminal_lines_are_few_and_plain(monkeypatch):
             now[0] += 0.125
     lines = text.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["1/500", "81/500", "161/500", "241/500", "250/500"]
-    assert lines[1].endswith("8.0 steps/s, at most 0:52 left") and "\x1b" not in text.getvalue()
+    assert lines[1].endswith("8.0 steps/s, at most 0:00:52 left") and "\x1b" not in text.getvalue()
 
 
 def test_on_a_narrow_terminal_the_live_line_shows_target_rate_and_time_left():
@@ -181,6 +181,8 @@ def test_no_home_is_one_line_that_names_the_flag(monkeypatch, caplog):
     for name in ("experiment_dir", "data_dir"):
         with pytest.raises(UserError, match=f"'~/data' needs a home folder, .*: give --{name}, or set HOME"):
             experiment.disk.expanded("~/data", name)
+    with pytest.raises(UserError, match="'~/mine' needs a home folder, .*: give the path in full, or set HOME"):
+        submission.load("~/mine")
     kept = compilation_cache.jax.config.jax_compilation_cache_dir
     with caplog.at_level(logging.WARNING):
         compilation_cache.use("~/cache")

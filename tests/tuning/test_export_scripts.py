@@ -42,6 +42,16 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, trial, out, script
     assert done.stderr.startswith("error: cannot ") and done.stderr.endswith(": give another --out\n")
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("pack_trials.py", ["--out=t.tar.xz"]), ("export_logs.py", ["--out=logs"]), ("report.py", ["--out=report"])],
+)
+def test_a_tilde_without_a_home_folder_is_one_line(tmp_path, script, words):
+    done = run(tmp_path, script, "~nobody_of_this_name/trials", *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert ": give the path in full, or set HOME" in done.stderr
+
+
 def test_a_tilde_is_the_home_folder(tmp_path, trial):
     """The shell leaves it as it is after `--out=`."""
     assert run(tmp_path, "export_logs.py", tmp_path / "first", "--out=~/logs").returncode == 0

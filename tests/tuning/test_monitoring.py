@@ -16,7 +16,10 @@ from tuning.monitoring import Monitoring, Scalars, parse_steps
 
 
 def scalars(folder):
-    """[(step, name, value)] of the event files, which are TFRecords of protocol buffers."""
+    """[(step, name, value)] that TensorBoard shows of the event files, which are TFRecords of protocol buffers.
+
+    The start of a session hides all events before it from its step on.
+    """
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     found = []
     for file in sorted((folder / "tensorboard").iterdir()):
@@ -24,12 +27,17 @@ def scalars(folder):
         while content:
             (length,) = struct.unpack("<Q", content[:8])
             event = event_pb2.Event.FromString(content[12 : 12 + length])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                found = [one for one in found if one[0] < event.step]
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             content = content[16 + length :]
     return found
 
 
-def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(tmp_path):
+@pytest.mark.parametrize("checkpoints_to_keep", [2, 0])
+def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(tmp_path, checkpoints_to_keep):
+    """Without a checkpoint it starts again at step 0."""
+
     class Cut(BaseException):
         pass
 
@@ -37,9 +45,11 @@ def test_tensorboard_has_what_the_measurements_have_and_a_resumed_trial_goes_on(
         if progress.global_step == 25:
             raise Cut
 
-    own = dict(monitoring=Monitoring(tensorboard=True), checkpoints_to_keep=2, resume=True)
+    own = dict(monitoring=Monitoring(tensorboard=True), checkpoints_to_keep=checkpoints_to_keep, resume=True)
     with pytest.raises(Cut):
         run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), report=cut, **own)
+    for file in (tmp_path / "tensorboard").iterdir():  # its name has the second, which may be the same for both runs
+        file.rename(file.with_name(f"an_earlier_{file.name}"))
     run_fake_trial(tmp_path, FakeWorkload(), fake_submission(log_loss), **own)
     found = scalars(tmp_path)
     losses = [(step, value) for step, name, value in found if name == "loss"]
@@ -85,7 +95,8 @@ def test_wandb_without_an_account_is_one_line_and_no_crash_of_the_trial(tmp_path
     assert not (tmp_path / "outcome.json").exists()
 
 
-def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("experiment", ["e", "e/study_2"])
+def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch, experiment):
     """A stand-in with the three calls of wandb's that are used."""
     logged, asked, ended = [], {}, []
     module = _wandb(monkeypatch)
@@ -93,9 +104,9 @@ def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch):
     module.init = lambda **options: asked.update(options) or run
     monitoring = Monitoring(wandb_project="molecules")
     monitoring.refuse_missing()
-    run_fake_trial(tmp_path / "e" / "w" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
+    run_fake_trial(tmp_path / experiment / "w" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
     assert asked["project"] == "molecules" and asked["config"]["rng_seed"] == 0 and ended == [1]
-    assert asked["group"] == "e" and asked["resume"] == "allow"
+    assert asked["group"] == experiment and asked["resume"] == "allow"
     assert [(step, row["loss"]) for step, row in logged if "loss" in row] == [(i, 1 / (1 + i)) for i in range(40)]
 
 

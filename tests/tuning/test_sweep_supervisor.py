@@ -1,13 +1,18 @@
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tuning import launch
+from tests.tuning import sweeps
+from tuning import launch, parent, slurm
 from tuning.errors import UserError
+from tuning.interruption import Interrupted
 from tuning.point_status import PointStatus
 
 pytest.importorskip("optuna")
@@ -46,6 +51,8 @@ def test_more_workers_than_devices_are_refused(monkeypatch):
 class _SweepWithoutEnd:
     """Of which no trial ends."""
 
+    state = "running"
+
     def __init__(self, folder, max_retries=1):
         self.request = SimpleNamespace(experiment_folder=folder, max_retries=max_retries, heartbeat_s=1)
         self.given_back = []
@@ -54,7 +61,7 @@ class _SweepWithoutEnd:
         pass
 
     def status(self):
-        return [(1, PointStatus(1, {}, "running", 0, None))]
+        return [(1, PointStatus(1, {}, self.state, 0, None))]
 
     def give_back(self, process_ids):
         self.given_back += process_ids
@@ -84,6 +91,83 @@ def test_machines_that_do_not_work_are_tried_twice_and_then_left(tmp_path, monke
     code = "import sys; print('start', flush=True); print('error: device 0 fails', file=sys.stderr); sys.exit(69)"
     line, starts = _supervise(tmp_path, code, monkeypatch)
     assert line == "no worker can run here: device 0 fails; no point was lost" and starts == 4
+
+
+def test_a_machine_that_fails_now_and_then_is_not_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_WORKED_S", 0.2)
+    code = (
+        "import pathlib, sys, time; log = next(pathlib.Path(sys.argv[1], 'logs').iterdir())\n"
+        "print('start', flush=True); time.sleep(0.4)\n"
+        "sys.exit(69) if log.read_text().count('start') < 4 else (print('no data', flush=True), sys.exit(2))\n"
+    )
+    line, starts = _supervise(tmp_path, code, monkeypatch, n_workers=1)
+    assert line == "a worker refused: no data" and starts == 4
+
+
+def test_workers_end_with_a_supervisor_that_is_killed(tmp_path):
+    worker = (
+        "import pathlib, signal, sys, time; from tuning import parent\n"
+        "def stop(*_): pathlib.Path('stopped').touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop); parent.end_with_supervisor(); time.sleep(0.5)\n"
+        "pathlib.Path('ready').touch(); time.sleep(60)\n"
+    )
+    supervisor = (
+        "import pathlib, sys, time; from tuning import launch\n"
+        "launch._start_worker(['-c', sys.argv[1]], launch._Slot(None, None, pathlib.Path('log'))); time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", supervisor, worker], cwd=tmp_path, env=environment)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert not (tmp_path / "stopped").exists()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < deadline, "the worker goes on"
+        time.sleep(0.02)
+
+
+def test_a_worker_whose_supervisor_is_gone_already_ends(tmp_path):
+    worker = sweeps.start(tmp_path, "e", "--worker", env=os.environ | {parent.SUPERVISOR: "0"})
+    try:
+        output, _ = worker.communicate(timeout=60)
+    finally:
+        worker.kill()
+    assert worker.returncode == 75 and "stopped by SIGTERM" in output and not (tmp_path / "e" / "b3db_jax").exists()
+
+
+@pytest.fixture
+def sbatch(monkeypatch):
+    """submitit's executor with a signal while sbatch runs, and the commands of Slurm that are run."""
+    commands = []
+
+    class Executor:
+        def batch(self):
+            return contextlib.nullcontext()
+
+        def submit(self, *arguments):
+            commands.append(["sbatch"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            return SimpleNamespace(job_id="17_0")
+
+    monkeypatch.setattr(slurm, "_executor", lambda *arguments: Executor())
+    monkeypatch.setattr(slurm.subprocess, "run", lambda command, **options: commands.append(command))
+    return commands
+
+
+def test_a_signal_during_the_submission_cancels_the_jobs(sbatch, tmp_path):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: .*; the running trials' checkpoints are kept"):
+        slurm.submit([], _SweepWithoutEnd(tmp_path), 1, 1, lambda *_: None, options={})
+    assert sbatch == [["sbatch"], ["scancel", "17"]]
+
+
+def test_no_job_is_submitted_for_a_sweep_that_is_done(sbatch, tmp_path):
+    sweep, shown = _SweepWithoutEnd(tmp_path), []
+    sweep.state = "done"
+    slurm.submit([], sweep, 1, 1, lambda *arguments: shown.append(arguments), options={})
+    assert sbatch == [] and shown == [(sweep, 0)]
 
 
 def test_a_refusal_ends_the_sweep_and_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fake_trial import FakeWorkload, fake_submission
 from tests.molecules import data_dir
 from tuning import search_space, target, target_workers
 from tuning.claim import Claim
-from tuning.errors import UserError
+from tuning.errors import MachineFault, UserError
 from tuning.outcome import Miss, Progress
 from tuning.target import Protocol
 from workloads import registry
@@ -178,6 +179,11 @@ def test_the_reference_runs_point_is_written_as_a_search_space(world, tmp_path):
     assert point == found["hyperparameters"] and preset.name == "fake_one.json"
     with pytest.raises(UserError, match="the target of fake is set: .*remove that file to set it anew"):
         target.write(found, tmp_path / "targets", tmp_path / "presets")
+
+
+def test_a_worker_that_is_killed_is_one_line_with_the_cure():
+    with pytest.raises(MachineFault, match="^a worker died; run the command again$"), target_workers.pool(2):
+        raise BrokenProcessPool("a process was terminated abruptly")
 
 
 @pytest.mark.slow

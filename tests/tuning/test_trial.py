@@ -155,6 +155,27 @@ def test_a_crash_is_written_and_raised(run, tmp_path):
     assert rows(tmp_path / "measurements.csv")[-1]["global_step"] == "12"
 
 
+def test_a_crashed_trial_that_goes_on_has_not_crashed_when_it_is_stopped(run, tmp_path):
+    class Stopped(BaseException):
+        pass
+
+    def fail_at_12(call):
+        if call.global_step == 12:
+            raise ValueError("a bug, then fixed")
+
+    def stop(progress):
+        if progress.global_step == 15:
+            raise Stopped
+
+    options = dict(checkpoints_to_keep=2, resume=True)
+    with pytest.raises(ValueError, match="then fixed"):
+        run(FakeWorkload(), fake_submission(fail_at_12), **options)
+    with pytest.raises(Stopped):
+        run(FakeWorkload(), fake_submission(), report=stop, **options)
+    assert not (tmp_path / "outcome.json").exists() and (tmp_path / "eval_measurements.csv").exists()
+    assert run(FakeWorkload(), fake_submission(), **options).reason == "budget"
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -1,6 +1,8 @@
 """What a worker does with a point whose trial ends in this way or that; the trials themselves are made up."""
 
+import contextlib
 import errno
+import inspect
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ pytest.importorskip("rdkit")
 pytest.importorskip("grain")
 
 from tests.tuning.limits import fill, small_disk
-from tuning import worker
+from tuning import evidence, worker
 from tuning.claim import Claim, ClaimLost, FolderClaimed
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import Interrupted
@@ -69,6 +71,15 @@ def test_checkpoints_are_made_at_a_period_too(run, period_s):
 def test_trials_are_shown_as_asked_for(run):
     run(tensorboard=True)
     assert run.options["monitoring"] == Monitoring(tensorboard=True)
+
+
+@pytest.mark.parametrize("function", [Worker.__init__, evidence.carry_out])
+def test_a_line_is_in_the_log_before_an_error_that_follows_it(tmp_path, function):
+    """Standard output, if it is a file, is buffered, and standard error is not."""
+    log = inspect.signature(function).parameters["log"].default
+    with open(tmp_path / "log", "w") as file, contextlib.redirect_stdout(file):
+        log("trial 3: target at step 480")
+        assert (tmp_path / "log").read_text() == "trial 3: target at step 480\n"
 
 
 def states(status):
