@@ -1,6 +1,6 @@
-"""Training at one point, evaluation at a moving average of such points.
+"""Training at the iterate, evaluation at a moving average of the iterates.
 
-With a large learning rate the iterates scatter around a better point, and their average is close to it. Averaging
+With a large learning rate the iterates scatter around better parameters, and their average is close to these. Averaging
 therefore replaces the decay at the end of a schedule, so that the schedule may be longer than the time to a target.
 """
 

@@ -96,6 +96,17 @@ class Submission:
             self._own_point = namedtuple("Hyperparameters", self_tuning)(**self_tuning)
             hparams.read(algorithm.hyperparameters, self._own_point)
 
+    @property
+    def functions(self) -> tuple[Callable, ...]:
+        """data_selection, get_batch_size, init_optimizer_state, prepare_for_eval and update_params, to be exported."""
+        return (
+            self.data_selection,
+            self.get_batch_size,
+            self.init_optimizer_state,
+            self.prepare_for_eval,
+            self.update_params,
+        )
+
     def _read(self, hyperparameters: Any) -> hparams.Hyperparameters:
         """The given hyperparameters; under the self-tuning ruleset none are given, and the submission's own count."""
         if hyperparameters is None and self._own_point is None:
@@ -288,6 +299,4 @@ class Programs:
         return program
 
 
-@functools.lru_cache(maxsize=16)
-def _programs(workload: Any, algorithm: Algorithm, static: hparams.Static) -> Programs:
-    return Programs(workload, algorithm, static)
+_programs = functools.lru_cache(maxsize=16)(Programs)

@@ -39,7 +39,7 @@ class Hyperparameters:
     dropout_rate: float | None = None
     micro_batches: int = 1
 
-    # name -> (least, most); both may be reached.
+    # name -> (least, most); both may be reached. A class adds those of its own names.
     bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "learning_rate": (0, float("inf")),
         "weight_decay": (0, float("inf")),
@@ -66,7 +66,7 @@ class LinearDecay(Hyperparameters):
     decay_steps_factor: float = 1.0
     end_factor: float = 0.1
 
-    bounds = Hyperparameters.bounds | {"decay_steps_factor": (0, 1), "end_factor": (0, 1)}
+    bounds = {"decay_steps_factor": (0, 1), "end_factor": (0, 1)}
 
 
 def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
@@ -82,9 +82,9 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     if unknown or missing:
         problem = f"unknown hyperparameter {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
         raise ValueError(f"{problem}; known are {', '.join(fields)} (needed: {', '.join(sorted(required))})")
-    hints = _type_hints(kind)  # type: ignore[arg-type]  # mypy takes the hash of the instances for that of the class
+    hints, bounds = _hints_and_bounds(kind)  # type: ignore[arg-type]  # mypy takes the hash of the instances for its
     values = {name: _convert(name, value, hints[name]) for name, value in given.items()}
-    for name, (least, most) in kind.bounds.items():
+    for name, (least, most) in bounds.items():
         if values.get(name) is not None and not least <= values[name] <= most:
             raise ValueError(f"hyperparameter {name} is {values[name]}, outside [{least}, {most}]")
     return kind(**values)
@@ -106,8 +106,12 @@ def join(static: Static, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
 
 
 @functools.cache
-def _type_hints(kind: type[Hyperparameters]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints_and_bounds(kind: type[Hyperparameters]) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+    """By name, those of the class and of all that it inherits from."""
+    classes = reversed(kind.__mro__)
+    return typing.get_type_hints(kind), {
+        name: ends for own in classes for name, ends in vars(own).get("bounds", {}).items()
+    }
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:

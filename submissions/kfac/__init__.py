@@ -1,4 +1,7 @@
-"""K-FAC-expand and K-FAC-reduce as an optax gradient transformation, for models of Flax Linen, NNX and plain JAX."""
+"""Kronecker factors of Flax Linen, NNX and plain JAX models, and optimisers that use them.
+
+The optimisers are `kfac`, `kfac_muon` and `eigenbasis_adam`, all optax transformations.
+"""
 
 from .adaptive import eigenbasis_adam
 from .coverage import CurvatureWarning, describe

@@ -10,7 +10,7 @@ On steps without new factors, call `estimate` without layers and `update` with `
 than K-FAC's: with `factors.gradient_covariances`, those of Shampoo, it is SOAP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from .accumulation import (
     init_factors,
     init_fallbacks,
 )
-from .eigenbasis import Bases, identity, refresh, rotate, rotate_back, transfer
+from .eigenbasis import Bases, identity, refresh, rotate, rotate_back
 from .groups import Parts, group_by_shape, split
 from .layers import Layer
 from .moments import lookahead, mean_squares
@@ -112,10 +112,11 @@ def eigenbasis_adam(
 
         def direction(parts: Parts, state: EigenbasisState, params: PyTree | None) -> tuple[Parts, EigenbasisState]:
             del params
-            state, ahead, squares = _moments(state, parts, beta1, beta2)
-            updates = _adam(ahead, squares, epsilon, relative_epsilon)
-            back = {name: rotate_back(stack, state.bases[name]) for name, stack in updates.matrices.items()}
-            return updates._replace(matrices=back), state
+            first, ahead = lookahead(state.first_moment, parts, beta1, state.count)
+            parts, ahead = (_mapped(rotate, own, state.bases) for own in (parts, ahead))
+            second, squares = mean_squares(state.second_moment, parts, beta2, state.count)
+            updates = _mapped(rotate_back, _adam(ahead, squares, epsilon, relative_epsilon), state.bases)
+            return updates, state._replace(first_moment=first, second_moment=second)
 
         update = update_with_curvature(
             groups,
@@ -135,26 +136,18 @@ def eigenbasis_adam(
 
 def _refresh(state: EigenbasisState, full_refreshes: int | None, mesh: Mesh | None) -> EigenbasisState:
     is_full = None if full_refreshes is None else state.count < full_refreshes
-    new = refresh(averaged_values(state.factors), state.bases, is_full, mesh)
-    second = {name: transfer(stack, new.overlaps[name]) for name, stack in state.second_moment.matrices.items()}
+    bases, overlaps, is_good = refresh(averaged_values(state.factors), state.bases, is_full, mesh)
     return state._replace(
-        bases=new.bases,
-        second_moment=state.second_moment._replace(matrices=second),
-        fallbacks=state.fallbacks.plus(n_faulty=count_false(new.is_good.values())),
+        bases=bases,
+        # In the new coordinates, those of the old taken as uncorrelated.
+        second_moment=_mapped(rotate, state.second_moment, overlaps),
+        fallbacks=state.fallbacks.plus(n_faulty=count_false(is_good.values())),
     )
 
 
-def _moments(
-    state: EigenbasisState, gradients: Parts, beta1: Scalar, beta2: Scalar
-) -> tuple[EigenbasisState, Parts, Parts]:
-    """The new state, and in the eigenbases, without bias: the first moment a step ahead (Nesterov), and the second."""
-    first, ahead = lookahead(state.first_moment, gradients, beta1, state.count)
-    gradients, ahead = (
-        parts._replace(matrices={name: rotate(stack, state.bases[name]) for name, stack in parts.matrices.items()})
-        for parts in (gradients, ahead)
-    )
-    second, squares = mean_squares(state.second_moment, gradients, beta2, state.count)
-    return state._replace(first_moment=first, second_moment=second), ahead, squares
+def _mapped(function: Callable[[Array, Bases], Array], parts: Parts, bases: Mapping[str, Bases]) -> Parts:
+    """The parts, with the function of each group's matrices and its bases."""
+    return parts._replace(matrices={name: function(stack, bases[name]) for name, stack in parts.matrices.items()})
 
 
 def _adam(ahead: Parts, squares: Parts, epsilon: Scalar, relative_epsilon: Scalar) -> Parts:

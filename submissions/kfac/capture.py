@@ -207,7 +207,7 @@ def capture(
     structure = jax.tree.structure(traced.results)
 
     def run(p: PyTree, perturbations: dict[Key, Array]) -> tuple[PyTree, tuple[PyTree, dict[Key, Array]]]:
-        results, inputs = replay(traced.closed, jax.tree.leaves(p), products, perturbations)
+        results, inputs = replay(traced.closed.jaxpr, traced.closed.consts, jax.tree.leaves(p), products, perturbations)
         outputs, aux = jax.tree.unflatten(structure, results)
         return outputs, (aux, inputs)
 

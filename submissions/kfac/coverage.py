@@ -2,17 +2,18 @@
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from .capture import Family, Forward, families, trace
+from .capture import Family, Forward, KernelUse, families, trace
 from .discovery import layers_of
 from .finder import Products
 from .fisher import Fisher
-from .layers import KERNEL_NAMES, Layer, Path, is_diagonal, named_leaves
-from .placement import ambiguous, unmasked, with_described_rows
+from .layers import KERNEL_NAMES, MAX_FACTOR_WIDTH, Layer, Path, is_diagonal, named_leaves
+from .placement import positions, with_described_rows
+from .products import Kind
 from .sharing import Layout
 
 PyTree = Any
@@ -78,8 +79,12 @@ def describe(
 
 
 def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dict[Path, str]:
-    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data."""
+    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data.
+
+    Those whose sides are both wider than the layers' `max_width` are left out on purpose, and not named here.
+    """
     known = {layer.kernel_path for layer in layers}
+    max_width = max((layer.max_width for layer in layers), default=MAX_FACTOR_WIDTH)
     reasons = {}
     for path, leaf in named_leaves(params).items():
         problem = products.problems.get(path)
@@ -88,9 +93,12 @@ def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dic
         is_kernel = path in products.by_leaf or (path in products.kernels and is_matrix) or is_named
         if not is_kernel or path in known:
             continue
+        own = layers_of(path, tuple(leaf.shape), products, max_width) if problem is None else []
+        if own and all(own[0].are_diagonal):
+            continue
         if problem is not None:
             reasons[path] = f"it goes into {problem}, not into linear layers' products alone"
-        elif not layers_of(path, tuple(leaf.shape), products):
+        elif not own:
             reasons[path] = "its products are not those of one matrix, whose rows are leading axes of the kernel"
         else:
             reasons[path] = "its layer is not among those given"
@@ -131,14 +139,22 @@ def report(
 
 def report_positions(families: Mapping[Path, Family], layout: Layout) -> None:
     """Warn if the example axis cannot be told from the position axis, or if a layer's positions match no mask."""
-    if names := ambiguous(families, layout):
+
+    def names(has_use: Callable[[KernelUse], bool]) -> str:
+        own = (family for family in families.values() if any(map(has_use, family.uses)))
+        return ", ".join(layer.name for family in own for layer in family.layers)
+
+    def is_ambiguous(use: KernelUse) -> bool:
+        return use.product.kind is not Kind.CONVOLUTION and layout.is_ambiguous(positions(use, layout))
+
+    if found := names(is_ambiguous):
         warn_once(
-            f"inputs of {', '.join(names)} have two leading axes of the batch's length; the first is taken as the "
-            "examples'. Say so by `batch_layout(..., example_axis=0)`, or for time-major data `example_axis=1`."
+            f"inputs of {found} have two leading axes of the batch's length; the first is taken as the examples'. "
+            "Give the layout `example_axis=0` to say so, or `example_axis=1` for time-major data."
         )
-    if names := unmasked(families, layout):
+    if found := names(lambda use: layout.lacks_positions(positions(use, layout))):
         warn_once(
-            f"inputs of {', '.join(names)} have other positions than those whose padding the layout describes; all of "
+            f"inputs of {found} have other positions than those whose padding the layout describes; all of "
             "them count. Describe these positions, too, by `row_layout`."
         )
 

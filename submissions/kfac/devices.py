@@ -45,16 +45,10 @@ def check_axes(outputs: PyTree, axis_name: AxisNames | None) -> None:
     """
     if axis_name is None:
         return
-    varying = set().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(outputs)))
+    kinds: list[Any] = [jax.typeof(leaf) for leaf in jax.tree.leaves(outputs)]  # a value's type says its axes
+    varying = set().union(*(k.manual_axis_type.varying if hasattr(k, "manual_axis_type") else k.vma for k in kinds))
     if others := sorted(varying - set(_names(axis_name))):
         raise ValueError(f"the outputs vary along the axis {others[0]!r}, too: name all axes in `axis_name`")
-
-
-def _varying_axes(x: Array) -> frozenset[str]:
-    """The axes of `shard_map` along which a value varies, as its type says."""
-    kind: Any = jax.typeof(x)
-    axes: frozenset[str] = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
-    return axes
 
 
 def _names(axis_name: AxisNames) -> tuple[str, ...]:
@@ -70,11 +64,6 @@ def on_all_devices(rows: Array) -> dict[str, Any]:
     """Arguments of `jnp.einsum` for a product of split rows: on an explicit mesh, its result is on every device."""
     mesh = jax.typeof(rows).sharding.mesh
     return {"out_sharding": NamedSharding(mesh, PartitionSpec())} if is_explicit(mesh) else {}
-
-
-def own_key(key: Array | None, axis_name: AxisNames | None) -> Array | None:
-    """A key for each device along the axes; the key itself, if there is one, without axes."""
-    return key if key is None or axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 
 def sum_over(tree: PyTree, axis_name: AxisNames | None) -> PyTree:

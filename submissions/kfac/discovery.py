@@ -46,7 +46,8 @@ def layers_of(path: Path, shape: tuple[int, ...], products: Products, max_width:
     if n_inputs is None:
         return []
     is_transposed = any(product.contracted[0] != 0 for product in uses)
-    bias = None if is_transposed else products.bias_of(path)
+    is_lookup = any(product.kind is Kind.LOOKUP for product in uses)
+    bias = None if is_transposed or is_lookup else products.bias_of(path)
     if bias is not None and bias[:-1] != path[:-1]:
         bias = None
     layer = Layer(
@@ -57,7 +58,7 @@ def layers_of(path: Path, shape: tuple[int, ...], products: Products, max_width:
         max_width=max_width,
         kernel=path[-1],
         bias=bias[-1] if bias else "bias",
-        is_embedding=any(product.kind is Kind.LOOKUP for product in uses),
+        is_embedding=is_lookup,
     )
     return [dataclasses.replace(layer, index=index) for index in range(shape[0])] if is_stacked else [layer]
 

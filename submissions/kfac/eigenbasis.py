@@ -10,7 +10,7 @@ is refreshed by a rotation R, Q <- Q R, found from M = Qᵀ A Q, which is nearly
     power iteration: R is the orthogonal factor of M's QR decomposition. As A Q = Q M, this is one step of power
         iteration on all eigenvectors at once. It takes half to two thirds of the time on a CPU and two fifths on an
         H100 (n = 1,537). The off-diagonal part that it leaves has about 1e-2 of the factor's norm (2e-2 before),
-        after an eigendecomposition 1e-6. SOAP is published with it.
+        after an eigendecomposition a few 1e-6. SOAP is published with it.
 Both keep the basis of a factor that did not change, up to the order of its vectors, and also the null space of a
 rank-deficient factor. A side that is too wide for a whole factor has a diagonal one and keeps its own axes.
 """
@@ -56,21 +56,6 @@ class Bases(NamedTuple):
     outputs: Array | None
 
 
-class Refreshed(NamedTuple):
-    """What a refresh gave.
-
-    Attributes:
-        bases: group name -> its layers' new bases.
-        overlaps: group name -> (Q_oldᵀ Q_new)², elementwise, of both bases.
-        is_good: group name -> whether both of a layer's factors gave an orthogonal basis `[n_layers]`; one that gives
-            none keeps its own.
-    """
-
-    bases: dict[str, Bases]
-    overlaps: dict[str, Bases]
-    is_good: dict[str, Array]
-
-
 def identity(input_shape: Sequence[int], output_shape: Sequence[int], dtype: Any = jnp.float32) -> Bases:
     """Before a first refresh of factors of these shapes: the parameters' own axes."""
 
@@ -85,7 +70,7 @@ def refresh(
     bases: Mapping[str, Bases],
     is_full: Array | None = None,
     mesh: Mesh | None = None,
-) -> Refreshed:
+) -> tuple[dict[str, Bases], dict[str, Bases], dict[str, Array]]:
     """New bases for every layer, orthogonal to 1e-5.
 
     If a factor is not finite, its basis stays. If it is zero, the basis stays up to the order of its columns.
@@ -95,6 +80,10 @@ def refresh(
         bases: group name -> the bases so far.
         is_full: `[]` bool, whether by eigendecompositions, not a step of power iteration; None is always.
         mesh: one-dimensional, of the devices that share the work.
+
+    Returns:
+        By group name: its layers' new bases; (Q_oldᵀ Q_new)², elementwise, of both bases; and whether both of a layer's
+        factors gave an orthogonal basis `[n_layers]`, as one that gives none keeps its own.
     """
     sides = {
         (name, i): (factors[name][i], basis)
@@ -111,7 +100,7 @@ def refresh(
     else:
         done = jax.lax.cond(is_full, lambda: refreshed(eigenvectors), lambda: refreshed(power_iteration))
     pairs = {name: [done.get((name, i), (None, None, True)) for i in (0, 1)] for name in factors}
-    return Refreshed(
+    return (
         {name: Bases(*(side[0] for side in pair)) for name, pair in pairs.items()},
         {name: Bases(*(side[1] for side in pair)) for name, pair in pairs.items()},
         {name: pair[0][2] & pair[1][2] for name, pair in pairs.items()},
@@ -128,11 +117,6 @@ def rotate(matrix: Array, bases: Bases) -> Array:
 def rotate_back(matrix: Array, bases: Bases) -> Array:
     """Q_A U Q_Bᵀ of matrices in the eigenbasis `[..., n_rows, d_out]`."""
     return rotate(matrix, Bases(*(None if basis is None else basis.mT for basis in bases)))
-
-
-def transfer(second_moment: Array, overlaps: Bases) -> Array:
-    """Second moments `[..., n_rows, d_out]` of the new coordinates, from those of the old, taken as uncorrelated."""
-    return rotate(second_moment, overlaps)
 
 
 def in_basis(factor: Array, basis: Array) -> Array:

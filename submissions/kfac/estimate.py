@@ -11,8 +11,8 @@ from jax import Array
 from .arguments import check_geometry, check_layers, check_member, checked_forward, checked_loss
 from .capture import Captured, Family, Forward, Traced, capture, families, trace
 from .coverage import Reasons, left_out, report, report_positions
-from .devices import AxisNames, check_axes, own_key, sum_over, vary
-from .family import InputSums, Method, OutputSums, combined, input_products, output_products
+from .devices import AxisNames, check_axes, sum_over, vary
+from .family import InputSums, OutputSums, combined, input_products, output_products
 from .fisher import Fisher, Geometry, n_root_columns, root_column, sample_cotangent
 from .heads import Head, heads_of
 from .layers import Layer, Path, at_least_float32
@@ -138,7 +138,9 @@ def estimate_sums(
     Raises:
         ValueError: an argument is missing or of the wrong form, or in strict mode a layer has no factors.
     """
-    params, key = vary(params, axis_name), own_key(key, axis_name)
+    params = vary(params, axis_name)
+    if key is not None and axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))  # each device's own
     loss = checked_loss(loss)
     if layers is None and layout is not None:
         raise ValueError("a layout, but no layers: give layers, or `layers=()` on a step without new factors")
@@ -147,16 +149,7 @@ def estimate_sums(
             raise ValueError("a traced forward pass, but no layers: give the forward function itself")
         sums, aux = _plain_sums(forward, loss, params, axis_name)
         return sum_over(sums, axis_name), aux, {}
-    layout = _checked(
-        layers=layers,
-        layout=layout,
-        sharing=sharing,
-        output_factors=output_factors,
-        fisher=fisher,
-        geometry=geometry,
-        rows_per_width=rows_per_width,
-        key=key,
-    )
+    layout = _checked(layers, layout, sharing, output_factors, fisher, geometry, rows_per_width, key)
     traced = forward if isinstance(forward, Traced) else trace(forward, params)
     found, uncaptured = _with_factors(traced, params, layers, layout, fisher if output_factors else None, strict)
     captured = capture(traced, params, found, output_factors, axis_name, backward=with_gradients or output_factors)
@@ -167,13 +160,12 @@ def estimate_sums(
     if with_gradients or (output_factors and fisher is Fisher.EMPIRICAL):
         gradients, at_outputs = captured.pullback(loss_pullback(jnp.ones_like(summed))[0])
     row_key = jax.random.fold_in(key, _ROWS) if rows_per_width and key is not None else None
-    method = Method(layout, sharing, rows_per_width, row_key)
     outputs: ByLayer = {}
     if output_factors and found:
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
-        squares = functools.partial(output_products, found, method=method)
+        squares = functools.partial(output_products, found, layout=layout, sharing=sharing)
         outputs = _output_sums(captured, heads, fisher, key, at_outputs, squares, axis_name)
-    inputs = input_products(found, captured.inputs, method)
+    inputs = input_products(found, captured.inputs, layout, sharing, rows_per_width, row_key)
     sums = Sums(summed, n_terms, gradients if with_gradients else None, inputs, outputs)
     return sum_over(sums, axis_name), captured.aux, uncaptured
 
@@ -204,7 +196,6 @@ def _with_factors(
 
 
 def _checked(
-    *,
     layers: Sequence[Layer],
     layout: Layout | None,
     sharing: Sharing,

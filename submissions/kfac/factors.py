@@ -114,7 +114,8 @@ def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array, diagona
     if sharing is Sharing.REDUCE:
         size = jnp.square(rows).sum()
         rows, _ = _reduced(uses)
-        rows = jnp.where(jnp.square(rows).sum() > _CANCELLED * size, rows, 0)
+        cancels = jnp.isfinite(size) & (jnp.square(rows).sum() <= _CANCELLED * size)
+        rows = jnp.where(cancels, 0, rows)
     return second_moment(rows, diagonal) / n_terms.astype(rows.dtype)
 
 

@@ -53,39 +53,37 @@ class OutputSums(NamedTuple):
     transposed: Array | None
 
 
-class Method(NamedTuple):
-    """How factors are made; see `estimate.estimate_sums`."""
-
-    layout: Layout
-    sharing: Sharing
-    rows_per_width: int = 0
-    row_key: Array | None = None
-
-
-def input_products(families: Families, inputs: ByKernel, method: Method) -> dict[str, InputSums]:
-    """Layer name -> sums of its inputs."""
+def input_products(
+    families: Families,
+    inputs: ByKernel,
+    layout: Layout,
+    sharing: Sharing,
+    rows_per_width: int = 0,
+    row_key: Array | None = None,
+) -> dict[str, InputSums]:
+    """Layer name -> sums of its inputs; see `factors.input_sums`."""
+    options = (rows_per_width, row_key)
 
     def sums(family: Family, values: Sequence[Array]) -> InputSums:
         layer = family.layers[0]
-        direct, transposed = _placed(family, values, method.layout, is_input=True)
-        options = (method.rows_per_width, method.row_key)
+        direct, transposed = _placed(family, values, layout, is_input=True)
         return InputSums(
-            _direct_inputs(family, layer, direct, method) if direct else None,
-            input_sums(transposed, method.sharing, False, layer.are_diagonal[1], *options) if transposed else None,
+            _direct_inputs(family, layer, direct, sharing, options) if direct else None,
+            input_sums(transposed, sharing, False, layer.are_diagonal[1], *options) if transposed else None,
         )
 
     return _by_layer(families, sums, inputs)
 
 
-def output_products(families: Families, gradients: ByKernel, method: Method) -> dict[str, OutputSums]:
+def output_products(families: Families, gradients: ByKernel, layout: Layout, sharing: Sharing) -> dict[str, OutputSums]:
     """Layer name -> sums of its output gradients."""
 
     def sums(family: Family, values: Sequence[Array]) -> OutputSums:
         layer, one = family.layers[0], jnp.ones([])
-        direct, transposed = _placed(family, values, method.layout, is_input=False)
+        direct, transposed = _placed(family, values, layout, is_input=False)
         return OutputSums(
-            output_factor(direct, method.sharing, one, layer.are_diagonal[1]) if direct else None,
-            output_factor(transposed, method.sharing, one, layer.are_diagonal[0]) if transposed else None,
+            output_factor(direct, sharing, one, layer.are_diagonal[1]) if direct else None,
+            output_factor(transposed, sharing, one, layer.are_diagonal[0]) if transposed else None,
         )
 
     return _by_layer(families, sums, gradients)
@@ -112,15 +110,16 @@ def _per_term(sums: Array, n_terms: Array) -> Array:
     return sums / n_terms.astype(sums.dtype)
 
 
-def _direct_inputs(family: Family, layer: Layer, uses: Sequence[Use], method: Method) -> Counted:
+def _direct_inputs(
+    family: Family, layer: Layer, uses: Sequence[Use], sharing: Sharing, options: tuple[int, Array | None]
+) -> Counted:
     lookups = [use for use, own in zip(uses, _direct(family), strict=True) if own.product.kind is Kind.LOOKUP]
     dense = [use for use, own in zip(uses, _direct(family), strict=True) if own.product.kind is not Kind.LOOKUP]
     parts = []
     if lookups:
-        parts.append(lookup_sums(lookups, method.sharing, layer.d_in))
+        parts.append(lookup_sums(lookups, sharing, layer.d_in))
     if dense:
-        options = (method.rows_per_width, method.row_key)
-        parts.append(input_sums(dense, method.sharing, layer.has_bias, layer.are_diagonal[0], *options))
+        parts.append(input_sums(dense, sharing, layer.has_bias, layer.are_diagonal[0], *options))
     products, counts = zip(*parts, strict=True)
     return sum(products[1:], products[0]), sum(counts[1:], counts[0])
 

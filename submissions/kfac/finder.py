@@ -32,6 +32,7 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoi
 REMATERIALISED = ("remat2", "remat", "checkpoint")
 # Operations with a program inside that is not followed.
 _OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "cond", "while", "shard_map", "pallas_call")
+_EXPERTS = ("ragged_dot", "ragged_dot_general")  # products with one kernel for each group of rows
 _KEEP_VALUES = (
     "convert_element_type",
     "copy",
@@ -161,7 +162,7 @@ class _Finder:
             parameters = frozenset().union(*map(leaves_of, tags))
             if parameters and (derived := derived_from(eqn, tags)):
                 return [derived for _ in eqn.outvars]
-            if match or name in _OPAQUE:
+            if match or name in (*_OPAQUE, *_EXPERTS):
                 self.found.kernels |= parameters
             return nothing
         products = tuple(dataclasses.replace(each, key=at, lengths=lengths) for each in products)
@@ -185,7 +186,7 @@ class _Finder:
                 inner.append(tag)
             elif not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
                 self.consume(tag, "a `scan`, as its carry" if is_carry else "a `scan`, not by its first axis")
-                inner.append(None)
+                inner.append(Derived(leaves_of(tag)) if is_sliced and leaves_of(tag) else None)
             elif is_sliced:
                 axes = tuple(None if axis is None else axis - 1 for axis in tag.axes[1:])
                 inner.append(View(tag.leaf, axes, (*tag.is_sliced, True), tag.is_broadcast))

@@ -1,6 +1,6 @@
 """Which parameters are the weights of a linear layer, and how a layer's weights form one matrix.
 
-A linear layer is `s = a W + b` with input `a [d_in]` and output `s [d_out]`. Its kernel W is one leaf of the parameter
+A linear layer is `s = Wᵀ a + b` with input `a [d_in]` and output `s [d_out]`. Its kernel W is one leaf of the parameter
 tree, its bias b another leaf of the same node. An embedding is a layer whose input is a one-hot vector.
 
 A leaf is named by the keys on its way from the root, so that any tree will do: nested dicts, NNX states, dataclasses.
@@ -90,7 +90,7 @@ class Layer:
     @property
     def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of A and of B: `[n, n]`, or `[n, 1]` for its diagonal."""
-        is_whole = self.n_rows <= self.max_width and not self.is_embedding
+        is_whole = self.d_in <= self.max_width and not self.is_embedding
         inputs = (self.n_rows, self.n_rows if is_whole else 1)
         return inputs, (self.d_out, self.d_out if self.d_out <= self.max_width else 1)
 
@@ -228,6 +228,7 @@ def replace_layers(tree: PyTree, layers: Sequence[Layer], matrices: Mapping[str,
 
     def replaced(keys: Sequence[Any], leaf: Array) -> Array:
         value = new.get(leaf_path(keys), leaf)
-        return (jnp.stack(value) if isinstance(value, list) else value).astype(leaf.dtype)
+        value = jnp.stack(value) if isinstance(value, list) else value
+        return value.reshape(leaf.shape).astype(leaf.dtype)  # the leaf may have axes of length 1
 
     return jax.tree_util.tree_map_with_path(replaced, tree)

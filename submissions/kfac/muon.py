@@ -11,7 +11,7 @@ On steps without new factors, call `estimate` without layers and `update` with `
 A layer's input factor A tells how far a change U of its weights moves its outputs on the data: by E‖Uᵀa‖² = ‖A^½ U‖²_F.
 The steepest descent on a gradient G under ‖A^p U‖ ≤ ρ, in the spectral norm, is
 
-    U = -ρ A^-p polar(A^-p G),    polar(U S Vᵀ) = U Vᵀ.
+    U = -ρ A^-p polar(A^-p G),    polar(P S Qᵀ) = P Qᵀ.
 
 With p = 0 this is Muon, with p = ½ the metric is the change of the outputs. The default, p = ¼, is between. It needs A
 alone: no second backward pass, no pseudo-targets and no geometry of the loss.

@@ -1,7 +1,7 @@
 """Which example each of a layer's rows belongs to, by the batch's layout."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax import Array
@@ -14,8 +14,6 @@ from .layers import Path
 from .products import Kind
 from .sharing import Layout, LayoutError
 
-_SHARED = "its rows are common to all examples, for which the Fisher must be sampled"
-
 
 def place(use: KernelUse, values: Array, layout: Layout, is_raw: bool = False) -> Use:
     """A use's inputs or output gradients, of one layer, with their rows.
@@ -26,7 +24,7 @@ def place(use: KernelUse, values: Array, layout: Layout, is_raw: bool = False) -
     """
     if _is_time_major(use, layout):
         values = jnp.moveaxis(values, 1 + len(use.time), 0)
-    rows, n_axes = layout.rows(_positions(use, layout))
+    rows, n_axes = layout.rows(positions(use, layout))
     convolution = use.raw_convolution if is_raw else None
     if n_axes > 1:
         values = patches(values, convolution) if convolution else values
@@ -41,49 +39,26 @@ def with_described_rows(
     kept: dict[Path, Family] = {}
     reasons: dict[str, str] = {}
     for kernel, family in families.items():
-        reason = next(filter(None, (_reason(use, layout, fisher) for use in family.uses)), None)
-        reason = reason or _mixed(family, layout)
-        if reason:
+        if reason := _reason(family, layout, fisher):
             reasons |= {layer.name: reason for layer in family.layers}
         else:
             kept[kernel] = family
     return kept, reasons
 
 
-def ambiguous(families: Mapping[Path, Family], layout: Layout) -> list[str]:
-    """Names of the layers whose inputs would look the same with time first."""
-
-    def is_ambiguous(use: KernelUse) -> bool:
-        return use.product.kind is not Kind.CONVOLUTION and layout.is_ambiguous(_positions(use, layout))
-
-    return _names(families, is_ambiguous)
-
-
-def unmasked(families: Mapping[Path, Family], layout: Layout) -> list[str]:
-    """Names of the layers with positions of their own, other than those whose padding the layout knows."""
-    return _names(families, lambda use: layout.lacks_positions(_positions(use, layout)))
-
-
-def _names(families: Mapping[Path, Family], has_use: Callable[[KernelUse], bool]) -> list[str]:
-    """The layers that have such a use."""
-    return [layer.name for family in families.values() if any(map(has_use, family.uses)) for layer in family.layers]
-
-
-def _reason(use: KernelUse, layout: Layout, fisher: Fisher) -> str | None:
+def _reason(family: Family, layout: Layout, fisher: Fisher) -> str | None:
+    """Why the layout does not describe a family's rows, or why its uses cannot be combined; None where all is well."""
     try:
-        rows, _ = layout.rows(_positions(use, layout))
+        rows = [layout.rows(positions(use, layout))[0] for use in family.uses]
     except LayoutError as error:
         return str(error)
-    return _SHARED if rows.is_shared and fisher is not Fisher.SAMPLED else None
+    if fisher is not Fisher.SAMPLED and any(own.is_shared for own in rows):
+        return "its rows are common to all examples, for which the Fisher must be sampled"
+    is_mixed = len({(own.n_examples, own.is_shared) for own in rows}) > 1
+    return "its uses have rows of different kinds, or of different numbers of examples" if is_mixed else None
 
 
-def _mixed(family: Family, layout: Layout) -> str | None:
-    """Why the uses of one kernel cannot be combined; None where they can."""
-    kinds = {(rows.n_examples, rows.is_shared) for rows, _ in (layout.rows(_positions(u, layout)) for u in family.uses)}
-    return "its uses have rows of different kinds, or of different numbers of examples" if len(kinds) > 1 else None
-
-
-def _positions(use: KernelUse, layout: Layout) -> tuple[int, ...]:
+def positions(use: KernelUse, layout: Layout) -> tuple[int, ...]:
     """Lengths of the axes `[lead, *time, *sites]`, examples first."""
     first, *others = use.positions
     if _is_time_major(use, layout):

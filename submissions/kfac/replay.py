@@ -14,7 +14,12 @@ ByKey = dict[Key, Array]
 
 
 def replay(
-    closed: ClosedJaxpr, arguments: Sequence[Any], products: Mapping[Key, Product], perturbations: Mapping[Key, Array]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    products: Mapping[Key, Product],
+    perturbations: Mapping[Key, Array],
+    at: Key = (),
 ) -> tuple[list[Any], ByKey]:
     """The jaxpr's results, and the input of every product.
 
@@ -22,18 +27,8 @@ def replay(
         products: the products to perturb and to take inputs of, by their places.
         perturbations: added to their outputs; a product may have none. Scans around a product are leading axes, of
             perturbations and inputs alike, outermost first.
+        at: the jaxpr's own place.
     """
-    return _run(closed.jaxpr, closed.consts, arguments, products, perturbations, ())
-
-
-def _run(
-    jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    arguments: Sequence[Any],
-    products: Mapping[Key, Product],
-    perturbations: Mapping[Key, Array],
-    at: Key,
-) -> tuple[list[Any], ByKey]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
     inputs: ByKey = {}
     for index, eqn in enumerate(jaxpr.eqns):
@@ -44,7 +39,7 @@ def _run(
             inputs[here] = operands[products[here].operand]
             results = [output + perturbations[here] if here in perturbations else output]
         elif any(key[: len(here)] == here for key in products):
-            results, inside = _call(eqn, operands, products, _within(perturbations, here), here)
+            results, inside = _call(eqn, operands, products, perturbations, here)
             inputs |= inside
         else:
             results = _evaluate(jaxpr, eqn, operands)
@@ -53,19 +48,20 @@ def _run(
 
 
 def _call(
-    eqn: JaxprEqn, operands: list[Any], products: Mapping[Key, Product], perturbations: ByKey, at: Key
+    eqn: JaxprEqn, operands: list[Any], products: Mapping[Key, Product], perturbations: Mapping[Key, Array], at: Key
 ) -> tuple[list[Any], ByKey]:
     """A call or scan with products inside; a jitted function becomes part of the one around it."""
     inner, consts = inner_jaxpr(eqn), _consts(eqn)
+    within = {key: value for key, value in perturbations.items() if key[: len(at)] == at}
 
     def body(arguments: list[Any], added: ByKey) -> tuple[list[Any], ByKey]:
-        return _run(inner, consts, arguments, products, added, at)
+        return replay(inner, consts, arguments, products, added, at)
 
     if eqn.primitive.name == "scan":
-        return _scan(eqn, operands, body, perturbations)
+        return _scan(eqn, operands, body, within)
     if eqn.primitive.name in REMATERIALISED:
         body = jax.checkpoint(body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    return body(operands, perturbations)
+    return body(operands, within)
 
 
 def _scan(eqn: JaxprEqn, operands: list[Any], body: Any, perturbations: ByKey) -> tuple[list[Any], ByKey]:
@@ -85,10 +81,6 @@ def _scan(eqn: JaxprEqn, operands: list[Any], body: Any, perturbations: ByKey) -
     options = {"length": p["length"], "reverse": p["reverse"], "unroll": p["unroll"]}
     carry, (stacked, inputs) = jax.lax.scan(step, carry, (slices, perturbations), **options)
     return [*carry, *stacked], inputs
-
-
-def _within(by_key: Mapping[Key, Array], at: Key) -> ByKey:
-    return {key: value for key, value in by_key.items() if key[: len(at)] == at}
 
 
 def _consts(eqn: JaxprEqn) -> Sequence[Any]:

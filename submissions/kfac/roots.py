@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from .layers import is_diagonal
-from .stacks import map_by_size, matmul_float32
+from .stacks import in_turn, map_by_size, matmul_float32
 
 # (a, b, c) of the best polynomials one after another, for singular values in [1e-3, 1].
 # Source: Amsel et al., "The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon Algorithm",
@@ -45,7 +45,7 @@ _ROOM = 1.01
 
 
 def polar_factor(matrices: Array) -> Array:
-    """U Vᵀ of the singular value decompositions U S Vᵀ of matrices `[..., n, m]`, approximately.
+    """P Qᵀ of the singular value decompositions P S Qᵀ of matrices `[..., n, m]`, approximately.
 
     In bfloat16 on accelerators that multiply it faster than float32, unless JAX is set to float32 products.
     Singular values above 1e-3 of the Frobenius norm come to within 0.15 of one, smaller ones to less. Zeros give zeros.
@@ -120,7 +120,7 @@ def inverse_root(matrices: Array, power: float) -> Array:
     """
     roots: Array = jax.lax.platform_dependent(
         matrices,
-        cpu=lambda stack: jax.lax.map(lambda matrix: root_by_eigenvectors(matrix, power), stack),
+        cpu=functools.partial(in_turn, lambda matrix: root_by_eigenvectors(matrix, power)),
         default=lambda stack: root_by_products(stack, power),
     )
     return roots

@@ -6,10 +6,11 @@ of this optimiser's; one whose bias is taken out is a layer without a bias.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -32,8 +33,8 @@ def routed(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser that `build` makes of those `layers` that are in the tree that it is given.
 
-    Its `update` takes factors of any layers and uses those of its own. `refresh` (static) is whether to recompute what
-    is made of the averaged factors; by default, whenever `factors` are given.
+    It refuses complex parameters. Its `update` takes factors of any layers and uses those of its own. `refresh`
+    (static) is whether to recompute what is made of the averaged factors; by default, whenever `factors` are given.
     """
     check_layers(layers)
     if not layers:
@@ -45,6 +46,12 @@ def routed(
         )
 
     def init(params: PyTree) -> PyTree:
+        for path, leaf in named_leaves(params).items():
+            if jnp.iscomplexobj(leaf):
+                raise ValueError(
+                    f"the parameter {'.'.join(path)} is complex: give another optimizer to complex parameters, by "
+                    "`optax.multi_transform`"
+                )
         return build(layers_in(layers, params)).init(params)
 
     def update(
@@ -85,7 +92,7 @@ def layers_in(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
         if len(indices) < known[path].shape[0]:
             given = f"{len(indices)} of the {known[path].shape[0]} layers that are stacked in {'.'.join(path)}"
             raise ValueError(f"the optimizer has {given}: give it all of them, or none")
-    return tuple(layer if _has_its_bias(layer, known) else dataclasses.replace(layer, has_bias=False) for layer in own)
+    return tuple(dataclasses.replace(layer, has_bias=layer.bias_path in known) for layer in own)
 
 
 def _stacked(layers: Sequence[Layer]) -> dict[Path, set[int]]:
@@ -95,10 +102,6 @@ def _stacked(layers: Sequence[Layer]) -> dict[Path, set[int]]:
         if layer.index is not None:
             found.setdefault(layer.kernel_path, set()).add(layer.index)
     return found
-
-
-def _has_its_bias(layer: Layer, known: Container[Path]) -> bool:
-    return not layer.has_bias or layer.bias_path in known
 
 
 def states_of(optimizer_state: PyTree, kind: type) -> list[Any]:

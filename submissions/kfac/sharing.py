@@ -114,7 +114,8 @@ def batch_layout(
     """The layout of a batch whose leading axis is the example.
 
     Args:
-        is_example: `[n_examples]` 1 for an example and 0 for padding; None where all are examples.
+        is_example: `[n_examples]` 1 for an example and 0 for padding. None: those with a real token are examples, and
+            without `is_token` all.
         is_token: `[n_examples, positions]` 1 for a real token and 0 for padding: a layer whose input begins with these
             two axes has the padding left out of its factors, and reduce's means are over the real tokens. Of a layer
             with another number of positions all count, and a warning says so; `row_layout` describes several numbers.
@@ -129,16 +130,17 @@ def batch_layout(
         raise ValueError(f"n_examples is a {type(n_examples).__name__}; it must be an int, as len(images)")
     if is_example is not None and is_example.shape != (n_examples,):
         raise ValueError(f"is_example must be [{n_examples}]; its shape is {list(is_example.shape)}")
-    if example_axis not in (None, 0, 1):
-        raise ValueError(f"example_axis is {example_axis}; it must be 0, 1 or None")
-    by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
-    if is_token is not None:
-        is_token = jnp.asarray(is_token)
-        if is_token.ndim != 2 or is_token.shape[0] != n_examples:
-            raise ValueError(f"is_token must be [{n_examples}, positions]; its shape is {is_token.shape}")
-        example_of = jnp.repeat(jnp.arange(n_examples), is_token.shape[1])
-        by_shape[is_token.shape] = Rows(n_examples, example_of, is_example, is_token.reshape(-1))
-    return Layout(by_shape, example_axis)
+    _check_example_axis(example_axis)
+    if is_token is None:
+        return Layout({(n_examples,): Rows(n_examples, None, is_example)}, example_axis)
+    is_token = jnp.asarray(is_token)
+    if is_token.ndim != 2 or is_token.shape[0] != n_examples:
+        raise ValueError(f"is_token must be [{n_examples}, positions]; its shape is {is_token.shape}")
+    if is_example is None:
+        is_example = (is_token > 0).any(1)
+    example_of = jnp.repeat(jnp.arange(n_examples), is_token.shape[1])
+    tokens = Rows(n_examples, example_of, is_example, is_token.reshape(-1))
+    return Layout({(n_examples,): Rows(n_examples, None, is_example), is_token.shape: tokens}, example_axis)
 
 
 def row_layout(
@@ -147,6 +149,7 @@ def row_layout(
     *,
     is_example: Array | None = None,
     shared: Sequence[int] = (),
+    example_axis: int | None = None,
 ) -> Layout:
     """A layout that says whose example each row is, where rows are not one example's each.
 
@@ -157,13 +160,14 @@ def row_layout(
         n_examples: examples in the batch; a leading axis of this length is the examples, as in `batch_layout`.
         examples: int arrays `[*lead]`, each for layers whose inputs have these leading axes: the example of each entry,
             or below 0 for padding.
-        is_example: as for `batch_layout`.
+        is_example, example_axis: as for `batch_layout`; with 1, `examples` keep the examples first.
         shared: lengths of leading axes whose entries belong to all examples, such as a table of positions. Such a
             layer's factors need the sampled Fisher, in which examples are independent.
 
     Raises:
         ValueError: two of these have the same leading axes, or `examples` is no sequence.
     """
+    _check_example_axis(example_axis)
     if hasattr(examples, "shape"):
         raise ValueError("examples is one array: give a sequence of them, as [example_of_each_row]")
     by_shape: dict[tuple[int, ...], Rows | None] = {(n_examples,): Rows(n_examples, None, is_example)}
@@ -173,7 +177,12 @@ def row_layout(
         if shape in by_shape:
             raise ValueError(f"two kinds of rows have the leading axes {'x'.join(map(str, shape))}")
         by_shape[shape] = own
-    return Layout(by_shape)
+    return Layout(by_shape, example_axis)
+
+
+def _check_example_axis(example_axis: int | None) -> None:
+    if example_axis not in (None, 0, 1):
+        raise ValueError(f"example_axis is {example_axis}; it must be 0, 1 or None")
 
 
 def graph_layout(n_node: Array, n_edge: Array, total_nodes: int, total_edges: int, is_example: Array) -> Layout:

@@ -1,5 +1,6 @@
 """Functions of many square matrices: one batch for each size, split over the devices."""
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -39,18 +40,24 @@ def map_by_size(
 
 
 def one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Maps a function of one matrix over a stack `[k, n, n]`: as a batch, but on a CPU one matrix after another.
-
-    There jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
-    """
+    """Maps a function of one matrix over a stack `[k, n, n]`: as a batch, but on a CPU one matrix after another."""
 
     def mapped(stack: Array) -> Array:
         result: Array = jax.lax.platform_dependent(
-            stack, cpu=lambda matrices: jax.lax.map(function, matrices), default=jax.vmap(function)
+            stack, cpu=functools.partial(in_turn, function), default=jax.vmap(function)
         )
         return result
 
     return mapped
+
+
+def in_turn(function: Callable[[Array], Array], stack: Array) -> Array:
+    """A function of one matrix mapped over a stack `[k, n, n]`, never as a batch, not even under `jax.vmap`.
+
+    On CPUs jaxlib's batched LAPACK kernels wait for tasks on the thread pool that they run on, and may wait forever.
+    """
+    result: Array = jax.lax.map(jax.custom_batching.sequential_vmap(function), stack)
+    return result
 
 
 def matmul_float32(a: Array, b: Array) -> Array:

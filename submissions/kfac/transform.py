@@ -143,20 +143,56 @@ def kfac(
     is_layerwise, is_coupled = length is Length.LAYERWISE, weight_decay_kind is WeightDecay.COUPLED
 
     def build(layers: Sequence[Layer]) -> optax.GradientTransformationExtraArgs:
-        smoothing = _momentum(momentum, momentum_kind)
+        groups = group_by_shape(layers)
+        smoothing, afterwards = _momentum(momentum, momentum_kind), optax.identity()
+        if not is_layerwise:  # momentum adds up directions, not gradients
+            smoothing, afterwards = afterwards, smoothing
+
+        def init(params: PyTree) -> KFACState:
+            parts = split(params, groups)
+            dtypes = {name: stack.dtype for name, stack in parts.matrices.items()}
+            return KFACState(
+                count=jnp.zeros([], jnp.int32),
+                fallbacks=init_fallbacks(),
+                factors=init_factors(groups, parts),
+                inverses={group.name: init_inverses(*group.factor_shapes, dtypes[group.name]) for group in groups},
+                smoothing=smoothing.init(parts),
+                second_moment=jax.tree.map(jnp.zeros_like, parts),
+            )
+
+        def refresh_state(state: KFACState) -> KFACState:
+            averages = averaged_values(state.factors)
+            inverses, n_failed = damped_inverses(
+                scale_to_unit_mean_eigenvalue(averages) if is_layerwise else averages,
+                jnp.asarray(damping),
+                state.inverses,
+                has_estimates(state.factors),
+                mesh,
+            )
+            return state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
+
+        def direction(parts: Parts, state: KFACState, params: PyTree | None) -> tuple[Parts, KFACState]:
+            if is_coupled:
+                parts = jax.tree.map(lambda g, p: g + weight_decay * p, parts, split(params, groups))
+            parts, smoothed = smoothing.update(parts, state.smoothing)
+            second, fallback = adam(state.second_moment, parts, parts, _FALLBACK_DECAY, _FALLBACK_EPSILON, state.count)
+            fallback = jax.tree.map(lambda u: u * fallback_rate, fallback)
+            steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
+            is_ready = {name: has_inverse(inverses) for name, inverses in state.inverses.items()}
+            bound = None if is_layerwise else jnp.asarray(kl_clip)
+            updates = bounded_or_fallback(steps, parts, is_ready, fallback, bound)
+            return updates, state._replace(smoothing=smoothed, second_moment=second)
+
+        update = update_with_curvature(
+            groups,
+            grad_clip=grad_clip,
+            factor_decay=factor_decay,
+            refresh_state=refresh_state,
+            direction=direction,
+        )
         return optax.chain(
-            _scale_by_kfac(
-                layers,
-                grad_clip=grad_clip,
-                coupled_decay=weight_decay if is_coupled else None,
-                smoothing=smoothing if is_layerwise else optax.identity(),
-                damping=damping,
-                factor_decay=factor_decay,
-                kl_clip=None if is_layerwise else kl_clip,
-                fallback_rate=fallback_rate,
-                mesh=mesh,
-            ),
-            optax.identity() if is_layerwise else smoothing,
+            optax.GradientTransformationExtraArgs(init, update),
+            afterwards,
             optax.identity() if is_coupled else optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -173,71 +209,3 @@ def _momentum(decay: Scalar, kind: Momentum) -> optax.GradientTransformation:
         return jax.tree.map(lambda new, old: new.astype(old.dtype), smoothed, updates), state
 
     return optax.GradientTransformation(lambda params: trace.init(jax.tree.map(at_least_float32, params)), update)
-
-
-def _scale_by_kfac(
-    layers: Sequence[Layer],
-    *,
-    grad_clip: Scalar | None,
-    coupled_decay: Scalar | None,
-    smoothing: optax.GradientTransformation,
-    damping: Scalar,
-    factor_decay: Scalar,
-    kl_clip: Scalar | None,
-    fallback_rate: Scalar,
-    mesh: Mesh | None,
-) -> optax.GradientTransformationExtraArgs:
-    """Precondition the layers' gradients by their damped Kronecker factors, the rest by the fallback.
-
-    The gradients are clipped, have the weight decay added, and are smoothed first. `kl_clip` None is
-    `Length.LAYERWISE`.
-
-    The fallback, for every parameter outside `layers` and for a layer without inverses yet, is the gradient divided by
-    the root of its running mean square (RMSProp with bias correction), times `fallback_rate`; like the rest it is then
-    multiplied by the learning rate, so its rate follows the searched one.
-    """
-    groups = group_by_shape(layers)
-
-    def init(params: PyTree) -> KFACState:
-        parts = split(params, groups)
-        dtypes = {name: stack.dtype for name, stack in parts.matrices.items()}
-        return KFACState(
-            count=jnp.zeros([], jnp.int32),
-            fallbacks=init_fallbacks(),
-            factors=init_factors(groups, parts),
-            inverses={group.name: init_inverses(*group.factor_shapes, dtypes[group.name]) for group in groups},
-            smoothing=smoothing.init(parts),
-            second_moment=jax.tree.map(jnp.zeros_like, parts),
-        )
-
-    def refresh_state(state: KFACState) -> KFACState:
-        averages = averaged_values(state.factors)
-        inverses, n_failed = damped_inverses(
-            scale_to_unit_mean_eigenvalue(averages) if kl_clip is None else averages,
-            jnp.asarray(damping),
-            state.inverses,
-            has_estimates(state.factors),
-            mesh,
-        )
-        return state._replace(inverses=inverses, fallbacks=state.fallbacks.plus(n_faulty=n_failed))
-
-    def direction(parts: Parts, state: KFACState, params: PyTree | None) -> tuple[Parts, KFACState]:
-        if coupled_decay is not None:
-            parts = jax.tree.map(lambda g, p: g + coupled_decay * p, parts, split(params, groups))
-        parts, smoothed = smoothing.update(parts, state.smoothing)
-        second, fallback = adam(state.second_moment, parts, parts, _FALLBACK_DECAY, _FALLBACK_EPSILON, state.count)
-        fallback = jax.tree.map(lambda u: u * fallback_rate, fallback)
-        steps = {name: precondition(stack, state.inverses[name]) for name, stack in parts.matrices.items()}
-        is_ready = {name: has_inverse(inverses) for name, inverses in state.inverses.items()}
-        bound = None if kl_clip is None else jnp.asarray(kl_clip)
-        updates = bounded_or_fallback(steps, parts, is_ready, fallback, bound)
-        return updates, state._replace(smoothing=smoothed, second_moment=second)
-
-    update = update_with_curvature(
-        groups,
-        grad_clip=grad_clip,
-        factor_decay=factor_decay,
-        refresh_state=refresh_state,
-        direction=direction,
-    )
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -7,8 +7,4 @@ from ..kfac.sharing import Sharing
 
 _submission = Submission(Averaged(KFAC(Sharing.EXPAND)))
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

@@ -10,8 +10,4 @@ SELF_TUNING = {"learning_rate": 0.02, "damping": 1e-2, "schedule_fraction": 0.4}
 
 _submission = Submission(Averaged(KFACMuon(Sharing.REDUCE)), SELF_TUNING)
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

@@ -31,7 +31,7 @@ class MuonHyperparameters(AveragingOptions, LinearDecay):
     one_minus_beta1: float = 0.05
     beta2: float = 0.999
 
-    bounds = LinearDecay.bounds | AveragingOptions.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
 def _matrices(params: PyTree) -> PyTree:
@@ -65,8 +65,4 @@ def _optimizer(h: Any, params: PyTree) -> optax.GradientTransformation:
 
 _submission = Submission(Averaged(FirstOrder(MuonHyperparameters, _optimizer, schedule.polynomial)))
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

@@ -18,7 +18,7 @@ class NAdamWHyperparameters(Hyperparameters):
     one_minus_beta1: float = 0.1
     beta2: float = 0.999
 
-    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
@@ -28,8 +28,4 @@ def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
 
 _submission = Submission(FirstOrder(NAdamWHyperparameters, _optimizer, schedule.cosine))
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

@@ -18,7 +18,7 @@ class NesterovHyperparameters(LinearDecay):
     one_minus_beta1: float = 0.1
     end_factor: float = 1e-3
 
-    bounds = LinearDecay.bounds | {"one_minus_beta1": (0, 1)}
+    bounds = {"one_minus_beta1": (0, 1)}
 
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
@@ -31,8 +31,4 @@ def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:
 
 _submission = Submission(FirstOrder(NesterovHyperparameters, _optimizer, schedule.polynomial))
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

@@ -25,14 +25,14 @@ class ScheduleFreeHyperparameters(Hyperparameters):
     one_minus_beta1: float = 0.1
     beta2: float = 0.999
 
-    bounds = Hyperparameters.bounds | {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
 
 
 class ScheduleFreeState(NamedTuple):
     """
     Attributes:
         inner: optax's state.
-        params: the point to train at.
+        params: the parameters to train at.
     """
 
     inner: PyTree
@@ -40,7 +40,7 @@ class ScheduleFreeState(NamedTuple):
 
 
 class ScheduleFreeAdamW(FirstOrder):
-    """Trains at one point; its parameters, as the caller sees them, are the average of such points."""
+    """Trains at parameters in its state; the caller's are their average."""
 
     def __init__(self):
         super().__init__(ScheduleFreeHyperparameters, _optimizer, _schedule)
@@ -71,8 +71,4 @@ def _schedule(step: int, length: int, h: Any) -> float:
 
 _submission = Submission(ScheduleFreeAdamW())
 
-data_selection = _submission.data_selection
-get_batch_size = _submission.get_batch_size
-init_optimizer_state = _submission.init_optimizer_state
-prepare_for_eval = _submission.prepare_for_eval
-update_params = _submission.update_params
+data_selection, get_batch_size, init_optimizer_state, prepare_for_eval, update_params = _submission.functions

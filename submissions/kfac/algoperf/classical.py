@@ -32,12 +32,7 @@ class KFACHyperparameters(AveragingOptions, FactorOptions, CurvatureHyperparamet
     momentum_kind: Momentum = Momentum.NESTEROV
     weight_decay_kind: WeightDecay = WeightDecay.DECOUPLED
 
-    bounds = (
-        CurvatureHyperparameters.bounds
-        | FactorOptions.bounds
-        | AveragingOptions.bounds
-        | {"damping": (1e-30, float("inf")), "kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
-    )
+    bounds = {"damping": (1e-30, float("inf")), "kl_clip": (0, float("inf")), "fallback_rate": (0, float("inf"))}
 
 
 class KFAC(KroneckerAlgorithm):

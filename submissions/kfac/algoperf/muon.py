@@ -23,12 +23,7 @@ class KFACMuonHyperparameters(AveragingOptions, FactorOptions, CurvatureHyperpar
     damping: float = 1e-2
     beta2: float = 0.99
 
-    bounds = (
-        CurvatureHyperparameters.bounds
-        | FactorOptions.bounds
-        | AveragingOptions.bounds
-        | {"damping": (1e-30, float("inf")), "beta2": (0, 1 - 1e-6)}
-    )
+    bounds = {"damping": (1e-30, float("inf")), "beta2": (0, 1 - 1e-6)}
 
 
 class KFACMuon(KroneckerAlgorithm):

@@ -36,18 +36,14 @@ class SOAPHyperparameters(AveragingOptions, CurvatureHyperparameters):
     refresh_period: int = 10
     full_steps: int = 3
 
-    bounds = (
-        CurvatureHyperparameters.bounds
-        | AveragingOptions.bounds
-        | {
-            "beta2": (0, 1 - 1e-6),
-            "epsilon": (1e-30, float("inf")),
-            "relative_epsilon": (0, float("inf")),
-            "factor_decay": (0, 1),
-            "refresh_period": (1, float("inf")),
-            "full_steps": (1, float("inf")),
-        }
-    )
+    bounds = {
+        "beta2": (0, 1 - 1e-6),
+        "epsilon": (1e-30, float("inf")),
+        "relative_epsilon": (0, float("inf")),
+        "factor_decay": (0, 1),
+        "refresh_period": (1, float("inf")),
+        "full_steps": (1, float("inf")),
+    }
 
 
 class SOAP(CurvatureAlgorithm):

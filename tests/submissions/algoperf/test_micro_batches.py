@@ -14,7 +14,7 @@ from submissions.algoperf import micro_batches
 from submissions.algoperf.contract import Submission
 from submissions.algoperf.problem import Problem
 from submissions.kfac.algoperf import KFAC
-from submissions.kfac.algoperf.curvature import estimate_factors, plain_batch
+from submissions.kfac.algoperf.curvature import plain_batch
 from submissions.kfac.fisher import Fisher
 from submissions.kfac.layers import find_layers
 from submissions.kfac.sharing import Sharing
@@ -78,7 +78,7 @@ def test_sums_over_parts_are_the_whole_batchs(workload, sharing, fisher, n):
 
     def estimate(n_parts: int) -> dict:
         h = KFAC.hyperparameters(**point, micro_batches=n_parts)
-        factors = jax.jit(lambda p: estimate_factors(problem, p, layers, sharing, h, jax.random.PRNGKey(2)))(params)
+        factors = jax.jit(lambda p: KFAC(sharing).factors(problem, p, layers, h, jax.random.PRNGKey(2)))(params)
         batch = jax.jit(lambda p: plain_batch(problem, p, h))(params)
         return {"factors": factors, "loss": batch.loss, "gradients": batch.gradients}
 

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from submissions.kfac.accumulation import usable_gradients
+from submissions.kfac.factors import Use, output_factor
 from submissions.kfac.groups import group_by_shape, join, split
 from submissions.kfac.layers import find_layers
+from submissions.kfac.sharing import Rows, Sharing
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_gradients_that_are_not_finite_give_no_harmless_zeros(sharing, broken):
+    rows = Rows(2, jnp.asarray([0, 0, 1, 1]))
+    gradients = jnp.ones((4, 3)).at[0, 0].set(broken)
+    assert not jnp.isfinite(output_factor([Use(gradients, rows)], sharing, jnp.ones([]))).all()
+
 
 PARAMS = {
     "one": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)},

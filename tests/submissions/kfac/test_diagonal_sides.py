@@ -63,6 +63,13 @@ def test_the_limit_is_8192(width, shape):
     assert [layer.factor_shapes for layer in find_layers(params)] == [((3, 3), shape)]
 
 
+def test_a_bias_does_not_count_for_the_limit():
+    """So that a layer whose bias has another optimizer keeps its kind of factors."""
+    shapes = {"kernel": (8192, 3), "bias": (3,)}
+    params = {"dense": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}}
+    assert [layer.factor_shapes for layer in find_layers(params)] == [((8193, 8193), (3, 3))]
+
+
 def orthogonal(size: int) -> jax.Array:
     return jnp.asarray(np.linalg.qr(RNG.normal(size=(size, size)))[0], jnp.float32)
 

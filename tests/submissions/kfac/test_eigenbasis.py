@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from submissions.kfac import eigenbasis
-from submissions.kfac.eigenbasis import Bases, identity, refresh, rotate, rotate_back, transfer
+from submissions.kfac.eigenbasis import Bases, identity, refresh, rotate, rotate_back
 
 ORTHOGONAL = 1e-5
 FULL, POWER = True, False
@@ -25,12 +25,12 @@ def factor(size: int, rank: int, seed: int = 0, decades: float = 3.0) -> np.ndar
 def refreshed(matrix: np.ndarray, basis: jax.Array, is_full: bool) -> tuple[np.ndarray, np.ndarray, bool]:
     """New basis and overlap of one factor, which stands on both sides."""
     pair = {"layer": (jnp.asarray(matrix, jnp.float32)[None],) * 2}
-    new = JITTED(pair, {"layer": Bases(basis[None], basis[None])}, is_full)
-    np.testing.assert_array_equal(new.bases["layer"].inputs, new.bases["layer"].outputs)
+    bases, overlaps, is_good = JITTED(pair, {"layer": Bases(basis[None], basis[None])}, is_full)
+    np.testing.assert_array_equal(bases["layer"].inputs, bases["layer"].outputs)
     return (
-        np.asarray(new.bases["layer"].inputs[0], np.float64),
-        np.asarray(new.overlaps["layer"].inputs[0], np.float64),
-        bool(new.is_good["layer"][0]),
+        np.asarray(bases["layer"].inputs[0], np.float64),
+        np.asarray(overlaps["layer"].inputs[0], np.float64),
+        bool(is_good["layer"][0]),
     )
 
 
@@ -106,9 +106,9 @@ def test_a_basis_called_orthogonal_is(size, error):
 def test_a_turn_that_is_not_a_number_keeps_the_basis(monkeypatch):
     monkeypatch.setattr(eigenbasis, "power_iteration", lambda m: jnp.full_like(m, jnp.nan))
     pair = {"layer": (jnp.asarray(factor(33, 33), jnp.float32)[None],) * 2}
-    new = refresh(pair, {"layer": identity((1, 33, 33), (1, 33, 33))}, jnp.asarray(POWER))
-    assert not new.is_good["layer"].any()
-    for side in (*new.bases["layer"], *new.overlaps["layer"]):
+    bases, overlaps, is_good = refresh(pair, {"layer": identity((1, 33, 33), (1, 33, 33))}, jnp.asarray(POWER))
+    assert not is_good["layer"].any()
+    for side in (*bases["layer"], *overlaps["layer"]):
         np.testing.assert_array_equal(side[0], np.eye(33))
 
 
@@ -152,16 +152,18 @@ def test_layers_of_different_sizes_are_refreshed_each_by_its_own():
         name: tuple(jnp.asarray([factor(size, size, seed) for seed in range(n)], jnp.float32) for size in sizes)
         for name, (n, *sizes) in shapes.items()
     }
-    new = refresh(factors, {name: identity(*(f.shape for f in pair)) for name, pair in factors.items()})
+    new_bases, _, is_good = refresh(
+        factors, {name: identity(*(f.shape for f in pair)) for name, pair in factors.items()}
+    )
     for name, pair in factors.items():
-        assert new.is_good[name].tolist() == [True] * shapes[name][0]
-        for stack, bases in zip(pair, new.bases[name], strict=True):
+        assert is_good[name].tolist() == [True] * shapes[name][0]
+        for stack, bases in zip(pair, new_bases[name], strict=True):
             assert bases.shape == stack.shape
             for matrix, basis in zip(np.asarray(stack, np.float64), np.asarray(bases, np.float64), strict=True):
                 assert off_diagonal(matrix, basis) < 1e-5
 
 
-def test_rotations_and_transfer_by_hand():
+def test_rotations_by_hand():
     rng = np.random.default_rng(0)
     qa, qb = (np.linalg.qr(rng.normal(size=(n, n)))[0].astype(np.float32) for n in (4, 3))
     g = rng.normal(size=(2, 4, 3)).astype(np.float32)
@@ -171,4 +173,4 @@ def test_rotations_and_transfer_by_hand():
     # Uncorrelated coordinates of variance v have variance Σ_kl qa[k, i]² v[k, l] qb[l, j]² in the new axes.
     v = rng.uniform(size=(4, 3)).astype(np.float32)
     expected = np.einsum("ki,kl,lj->ij", qa**2, v, qb**2)
-    np.testing.assert_allclose(transfer(v, Bases(jnp.square(qa), jnp.square(qb))), expected, rtol=1e-5)
+    np.testing.assert_allclose(rotate(v, Bases(jnp.square(qa), jnp.square(qb))), expected, rtol=1e-5)

@@ -85,6 +85,30 @@ def test_indices_that_a_lookup_clips_count_as_the_last():
     np.testing.assert_allclose(a[:, 0], np.array([2, 1, 0, 0, 3]) / 6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", [kfac, kfac_muon, eigenbasis_adam])
+def test_a_vector_that_is_added_to_a_lookup_is_no_bias_of_it(optimizer):
+    params = {"table": jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32), "shift": jnp.ones(2)}
+    tokens = jnp.asarray([[3, 0], [2, 4], [1, 0]])
+
+    def forward(p):
+        return (p["table"][tokens] + p["shift"]).mean(1), None
+
+    layers = trace_layers(params, forward)
+    assert [(layer.name, layer.has_bias) for layer in layers] == [("table", False)]
+    batch = estimate(
+        forward,
+        lambda z: (0.5 * jnp.square(z).sum(), jnp.float32(3)),
+        params,
+        layers=layers,
+        layout=batch_layout(3),
+        fisher=Fisher.EMPIRICAL,
+    )
+    damping = {"damping": 0.1} if optimizer is kfac else {}
+    transformation = optimizer(layers, learning_rate=0.1, **damping)
+    updates, _ = transformation.update(batch.gradients, transformation.init(params), params, factors=batch.factors)
+    assert all(jax.tree.leaves(jax.tree.map(lambda u: bool(jnp.isfinite(u).all() and u.any()), updates)))
+
+
 def test_nearest_product_is_the_leading_singular_pair():
     def factor(n):
         rows = RNG.normal(size=(n + 2, n))

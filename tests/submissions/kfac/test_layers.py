@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from submissions.kfac import describe, find_layers
+from submissions.kfac import describe, find_layers, trace_layers
 from submissions.kfac.layers import replace_layers
 
 
@@ -77,6 +77,14 @@ def test_replacement_keeps_the_leaves_dtype():
     replaced = replace_layers(params, [layer], {"l": 2 * matrix})["l"]
     assert {key: leaf.dtype for key, leaf in replaced.items()} == {"kernel": jnp.bfloat16, "bias": jnp.float32}
     assert all((leaf == 2).all() for leaf in replaced.values())
+
+
+def test_replacement_keeps_axes_of_length_one():
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones((2, 1))}
+    (layer,) = trace_layers(params, lambda p: (jnp.ones((4, 3)) @ p["kernel"] + p["bias"].T, None))
+    assert layer.has_bias
+    replaced = replace_layers(params, [layer], {layer.name: 2 * layer.read(params)})
+    assert jax.tree.map(jnp.shape, replaced) == {"kernel": (3, 2), "bias": (2, 1)}
 
 
 def test_layers_stacked_by_a_scan_are_found_one_by_one():

@@ -95,6 +95,21 @@ def test_padded_tokens_are_left_out(randomized, sharing, is_convolution):
     assert unmasked["tokens"][0][0, 0] > 100 * got["tokens"][0][0, 0]
 
 
+def test_an_example_without_real_tokens_is_none_unless_said_to_be(randomized):
+    params = randomized(Tokens(), X)
+    is_token = IS_TOKEN.at[-1].set(0)
+
+    def head(layout):
+        return run(lambda p: Tokens().apply({"params": p}, X), params, layout, Sharing.REDUCE).factors["head"][0]
+
+    is_example = jnp.asarray([1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_array_equal(
+        head(batch_layout(4, is_token=is_token)), head(batch_layout(4, is_example, is_token=is_token))
+    )
+    all_four = head(batch_layout(4, jnp.ones(4), is_token=is_token))
+    np.testing.assert_allclose(all_four, head(batch_layout(4)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("sharing", Sharing)
 def test_flattened_rows(randomized, sharing):
     params = randomized(Tokens(), X)

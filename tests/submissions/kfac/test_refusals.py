@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from submissions.kfac import Fisher, find_layers, trace_layers
+from submissions.kfac import Fisher, find_layers, kfac_muon, trace_layers
 from tests.submissions.kfac.small import (
     Nested,
     X,
@@ -207,6 +208,48 @@ def test_complex_kernels_are_refused():
     params = {"complex": normal(3, 4) + 1j * normal(3, 4), "real": normal(4, 2)}
     with pytest.warns(UserWarning, match="complex: its product is complex64, and factors are of real numbers"):
         assert set(of_leaves(lambda p: jnp.abs(X.mean(1) @ p["complex"]) @ p["real"], params).factors) == {"real"}
+
+
+def test_complex_parameters_need_another_optimizer():
+    params = {"complex": normal(3, 4) + 1j * normal(3, 4), "real": normal(4, 2)}
+    layers = trace_layers(params, lambda p: (jnp.abs(X.mean(1) @ p["complex"]) @ p["real"], None))
+    with pytest.raises(ValueError, match="parameter complex is complex: give another optimizer"):
+        kfac_muon(layers, learning_rate=0.1).init(params)
+    apart = {"ours": kfac_muon(layers, learning_rate=0.1), "other": optax.adam(0.1)}
+    optax.multi_transform(apart, {"complex": "other", "real": "ours"}).init(params)
+
+
+def test_experts_in_a_ragged_product_are_named():
+    params = {"experts": normal(2, 3, 4), "head": normal(4, 2)}
+
+    def outputs(p):
+        return jax.lax.ragged_dot(X.mean(1), p["experts"], jnp.asarray([1, 3])) @ p["head"]
+
+    with pytest.warns(UserWarning, match="experts: it goes into `ragged_dot"):
+        assert set(of_leaves(outputs, params).factors) == {"head"}
+
+
+def test_a_kernel_that_a_scan_slices_by_another_axis_is_named():
+    params = {"stack": normal(3, 2, 3), "head": normal(3, 2)}
+
+    def outputs(p):
+        kernels = p["stack"].transpose(1, 0, 2)
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), X.mean(1), kernels)[0] @ p["head"]
+
+    with pytest.warns(UserWarning, match="stack: it goes into a `scan`, not by its first axis"):
+        assert set(of_leaves(outputs, params).factors) == {"head"}
+
+
+def test_layers_wider_than_the_limit_on_both_sides_are_no_surprise(recwarn):
+    params = {"wide": normal(3, 4), "head": normal(4, 2)}
+
+    def outputs(p):
+        return jnp.tanh(X.mean(1) @ p["wide"]) @ p["head"]
+
+    layers = trace_layers(params, lambda p: (outputs(p), None), max_width=2)
+    assert [layer.name for layer in layers] == ["head"]
+    assert set(of_leaves(outputs, params, layers=layers, strict=True).factors) == {"head"}
+    assert not recwarn.list
 
 
 def test_a_kernel_that_is_no_matrix_of_inputs_and_outputs_is_called_so():

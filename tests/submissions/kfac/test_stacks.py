@@ -1,11 +1,19 @@
 """Stacks of matrices, split over devices."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from submissions.kfac.eigenbasis import eigenvectors
+from submissions.kfac.roots import inverse_root
+from submissions.kfac.stacks import one_by_one
 
 # In a process of its own, as the number of (simulated) devices is.
 _ON_TWO_DEVICES = """
@@ -63,3 +71,13 @@ def test_each_device_works_on_its_share():
     done = subprocess.run(command, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "shares [(1, 4, 4), (2, 6, 6), (3, 5, 5)]"
+
+
+def test_no_batch_of_decompositions_reaches_a_cpu_even_under_vmap():
+    """jaxlib's batched LAPACK kernels can wait for each other forever."""
+    seeds = jnp.broadcast_to(jnp.eye(4), (2, 3, 4, 4))
+    for function in (one_by_one(eigenvectors), functools.partial(inverse_root, power=0.25)):
+        program = jax.jit(jax.vmap(function)).lower(seeds).as_text()
+        calls = [line for line in program.splitlines() if "custom_call" in line and "syevd" in line]
+        assert calls and all("tensor<4x4xf32>" in line and "x4x4x" not in line for line in calls), calls
+        np.testing.assert_allclose(jax.vmap(function)(seeds)[1], function(seeds[0]), atol=1e-5)
