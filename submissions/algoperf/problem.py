@@ -161,5 +161,13 @@ def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:
 
 
 def _training_mode(workload: Any) -> Any:
-    """The workload's own enum's TRAIN: another enum's would silently disable dropout."""
-    return typing.get_type_hints(type(workload).model_fn)["mode"].TRAIN
+    """The workload's own enum's TRAIN: another enum's would silently disable dropout.
+
+    Raises:
+        TypeError: no `model_fn` of the workload's classes says of what type its argument `mode` is.
+    """
+    functions = [vars(kind)["model_fn"] for kind in type(workload).__mro__ if "model_fn" in vars(kind)]
+    for function in functions:
+        if "mode" in (hints := typing.get_type_hints(function)):
+            return hints["mode"].TRAIN
+    raise TypeError(f"{type(workload).__name__}.model_fn must give the type of its argument `mode`: ForwardPassMode")
