@@ -128,7 +128,8 @@ def test_known_device_work_is_training_also_while_the_next_program_compiles():
         pending = work(x)
         wait_for((pending, then(x)))
     assert timer.counts.n_compiles == 1 and timer.counts.seconds >= traced_s
-    assert clock.seconds - timer.counts.seconds >= 0.8 * min(known_s(5), traced_s / 5)  # a loaded machine slows some
+    # Work that counted as compilation would leave nothing. On a loaded machine the measured durations differ.
+    assert clock.seconds - timer.counts.seconds >= 0.5 * min(known_s(5), traced_s / 5)
 
 
 def _seconds(call):
