@@ -63,7 +63,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         for file in (ROOT / package).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    assert {f"{package}/py.typed" for package in PACKAGES} | {"workloads/text/shared_paragraphs.json"} <= own
+    assert {f"{package}/py.typed" for package in PACKAGES} | {"workloads/text/language_reference.txt"} <= own
     assert own <= packed, sorted(own - packed)
 
 

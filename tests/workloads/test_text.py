@@ -1,6 +1,3 @@
-import hashlib
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +17,16 @@ def workload():
     return PydocLmWorkload()
 
 
-def test_paragraphs_are_found_by_hash_whatever_else_the_text_holds():
-    topics = {"b": "one  two\n three\n\nadded later", "a": "first\n \nsecond"}
-    wanted = ["second", "one two three"]
-    text = {"paragraphs": list(map(corpus.hash_of, wanted))}
-    text["sha256"] = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-    assert corpus.select(topics, text) == wanted
-    with pytest.raises(ValueError, match="has 1 of the 2 paragraphs that are the data: use CPython 3.11"):
-        corpus.select({"a": "second"}, text)
+def test_a_changed_text_is_refused(monkeypatch, tmp_path):
+    changed = tmp_path / "text.txt"
+    changed.write_text(corpus._TEXT.read_text(encoding="utf-8").replace("Python", "python", 1), encoding="utf-8")
+    monkeypatch.setattr(corpus, "_TEXT", changed)
+    with pytest.raises(ValueError, match="text.txt' is damaged: restore it"):
+        corpus.paragraphs()
 
 
-def test_this_pythons_text_is_the_data_and_each_part_has_its_size(workload):
-    paragraphs = corpus.shared_paragraphs()
+def test_each_part_of_the_text_has_its_size(workload):
+    paragraphs = corpus.paragraphs()
     assert (len(paragraphs), sum(map(len, paragraphs))) == (1760, 271_548)
     splits = split_paragraphs(paragraphs, seed=0)
     sizes = workload.split_sizes
@@ -42,8 +37,7 @@ def test_this_pythons_text_is_the_data_and_each_part_has_its_size(workload):
     }
     assert sum(len(text.codes) for text in splits.values()) == 273_308  # a newline after each paragraph
     assert max(text.codes.max() for text in splits.values()) == workload.model.vocabulary - 1
-    listed = json.loads(corpus._LIST.read_text(encoding="utf-8"))["paragraphs"]
-    assert len(set(listed)) == len(listed) == 1760
+    assert len(set(paragraphs)) == 1760
 
 
 def test_evaluation_predicts_each_character_but_the_first_once():

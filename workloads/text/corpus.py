@@ -1,56 +1,23 @@
-"""English text that comes with CPython: the paragraphs of `pydoc_data.topics` that are the same in all versions.
+"""English text: paragraphs of the Python language reference, which come with this package.
 
-`pydoc_data.topics` is the Python language reference as plain text (PSF licence). It differs between versions, even
-between patch releases. `shared_paragraphs.json` lists, by hash and in order, the paragraphs that CPython 3.11.2,
-3.11.7, 3.12.1 and 3.13.0 have in common, so that all of them give the same text.
+`language_reference.txt` has one paragraph a line, with single spaces between words, without repetitions. They are those
+of CPython's module `pydoc_data.topics` that versions 3.11.2, 3.11.7, 3.12.1 and 3.13.0 have in common.
+`language_reference_LICENSE.txt` is their licence, that of the Python Software Foundation.
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
-_LIST = Path(__file__).with_name("shared_paragraphs.json")
+_TEXT = Path(__file__).with_name("language_reference.txt")
+_SHA256 = "be3c468176763241fe913d4cdf885f466dfcfd5e7943fb862b1b9286fde350eb"
 
 
-def shared_paragraphs() -> list[str]:
-    """The paragraphs, each with single spaces between words, without repetitions.
-
-    Raises:
-        FileNotFoundError: this Python has no `pydoc_data.topics`.
-        ValueError: this Python's text lacks some of the paragraphs.
+def paragraphs() -> list[str]:
     """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        problem = "this Python comes without pydoc_data.topics, whose text is the data"
-        raise FileNotFoundError(f"{problem}: use a complete CPython 3.11, 3.12 or 3.13") from error
-    return select(topics, json.loads(_LIST.read_text(encoding="utf-8")))
-
-
-def select(topics: Mapping[str, str], expected: Mapping[str, str | list[str]]) -> list[str]:
-    """The paragraphs of `topics` whose hashes are listed, in the list's order.
-
-    Args:
-        expected: "paragraphs", the hashes, and "sha256" of all paragraphs joined by newlines.
-
     Raises:
-        ValueError: a paragraph is missing, or the text differs.
+        ValueError: the file was changed.
     """
-    by_hash = {hash_of(paragraph): paragraph for text in topics.values() for paragraph in paragraphs(text)}
-    selected = [by_hash[digest] for digest in expected["paragraphs"] if digest in by_hash]
-    if hashlib.sha256("\n".join(selected).encode()).hexdigest() != expected["sha256"]:
-        problem = f"this Python's pydoc_data.topics has {len(selected)} of the {len(expected['paragraphs'])} paragraphs"
-        raise ValueError(f"{problem} that are the data: use CPython 3.11, 3.12 or 3.13")
-    return selected
-
-
-def paragraphs(text: str) -> list[str]:
-    """The texts between blank lines, with single spaces between words."""
-    parts = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return [part for part in parts if part]
-
-
-def hash_of(paragraph: str) -> str:
-    return hashlib.blake2b(paragraph.encode(), digest_size=4).hexdigest()
+    text = _TEXT.read_text(encoding="utf-8").removesuffix("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != _SHA256:
+        raise ValueError(f"{str(_TEXT)!r} is damaged: restore it from the repository, or install the package again")
+    return text.split("\n")

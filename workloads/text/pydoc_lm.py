@@ -1,7 +1,7 @@
 """`pydoc_lm`: a small causal transformer predicts the next character of Python's language reference.
 
-Data: 273,308 characters in 1,760 paragraphs of the text that comes with CPython (`workloads.text.corpus`). The
-paragraphs are divided at random: nine tenths of the characters train, and a twentieth each are for validation and test.
+Data: 273,308 characters in 1,760 paragraphs, which come with this package (`workloads.text.corpus`). The paragraphs
+are divided at random: nine tenths of the characters train, and a twentieth each are for validation and test.
 The metric is the cross-entropy per character in nats, where lower is better. Each character is predicted from at most
 the 64 before it.
 """
@@ -19,7 +19,7 @@ from workloads.evaluation import Predictions
 from workloads.flax_workload import SoftmaxWorkload
 from workloads.random_keys import host_seed
 from workloads.spec import Budget, Direction, SplitSizes, Target
-from workloads.text.corpus import shared_paragraphs
+from workloads.text import corpus
 from workloads.text.model import CharacterTransformer
 from workloads.text.windows import Text, TrainingBatches
 
@@ -47,8 +47,8 @@ class PydocLmWorkload(SoftmaxWorkload):
         return self._loaded(data_dir)[split].evaluation_batches(batch_size=batch_size)
 
     def _load(self, data_dir: str | None) -> dict[str, Text]:
-        """The text comes with Python, so no data folder is read; raises as `shared_paragraphs`."""
-        splits = split_paragraphs(shared_paragraphs(), _SPLIT_SEED)
+        """The text comes with this package, so no data folder is read; raises as `corpus.paragraphs`."""
+        splits = split_paragraphs(corpus.paragraphs(), _SPLIT_SEED)
         return splits | {"eval_train": splits["train"].part(self.num_eval_train_examples)}
 
     def synthetic_queue(self, data_rng: Any, global_batch_size: int) -> Iterator[dict[str, Any]]:
