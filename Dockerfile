@@ -1,10 +1,9 @@
-# syntax=docker/dockerfile:1
 # One image for every workload:
 #   docker build -t kfac .                                                            # CPU
 #   docker build -t kfac:cuda --build-arg ACCELERATOR=cuda .                          # NVIDIA GPUs, V100 and newer
 #   mkdir -p experiments
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/experiments:/experiments" kfac --workload=b3db --submission_path=submissions/kfac_reduce
-# BASE is any Debian or Ubuntu with Python 3.11 or newer in its packages. The CUDA libraries come from pip, so that a
+# BASE is any Debian or Ubuntu whose python3 is 3.11 to 3.13. The CUDA libraries come from pip, so that a
 # plain base serves GPUs too.
 ARG BASE=debian:bookworm-slim
 
@@ -14,7 +13,7 @@ FROM ${BASE} AS base
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && python3 -c 'import sys; v = sys.version_info[:2]; sys.exit("BASE has Python %d.%d; it needs 3.11 or newer" % v if v < (3, 11) else 0)'
+    && python3 -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "BASE has Python %d.%d; it needs 3.11 to 3.13" % v)'
 
 FROM base AS libraries
 # hadolint ignore=DL3008
@@ -24,6 +23,9 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 # The pinned libraries alone, so that a change of the code leaves this layer as it is.
 ARG ACCELERATOR=cpu
+# Another package index, for example a mirror.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 COPY requirements.txt requirements-cuda.txt requirements-prepare.txt /tmp/
 RUN case "${ACCELERATOR}" in \
       cpu) echo > /tmp/requirements-cuda.txt ;; \

@@ -26,12 +26,12 @@ setup: $(INSTALLED) ## create .venv with the pinned libraries and this project (
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null \
-	  || { echo "error: no '$(PYTHON)' found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "error: '$(PYTHON)' is older than Python 3.11: install a newer one and name it, as in make setup PYTHON=python3.11" >&2; exit 1; }
+	  || { echo "error: no '$(PYTHON)' found: install Python 3.11 to 3.13, or name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "error: '$(PYTHON)' is not Python 3.11, 3.12 or 3.13: install one and name it, as in make setup PYTHON=python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "error: '$(PYTHON)' cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
@@ -51,7 +51,7 @@ $(CAN_DOCUMENT): $(INSTALLED) requirements-docs.txt
 setup-harness: $(HARNESS_VENV)/.installed ## create .venv-harness with the official harness's jax, flax and optax
 
 $(HARNESS_VENV)/.installed: requirements-harness.txt
-	"$(PYTHON)" -m venv $(HARNESS_VENV)
+	"$(PYTHON)" -m venv --clear $(HARNESS_VENV)
 	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements-harness.txt
 	@touch $@
 

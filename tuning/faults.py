@@ -11,6 +11,7 @@ A fault of the machine may not occur elsewhere or later. Three kinds of error co
 import errno
 import re
 import threading
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ def probe_devices() -> None:
     """Has every device of this process add a few numbers.
 
     Raises:
-        MachineFault: there is no device, or one fails, gives a wrong sum or does not answer.
+        MachineFault: there is no device, one fails, gives a wrong sum or does not answer, or JAX would use the CPU
+            in silence where it is installed for GPUs.
     """
     answers: list[str | None] = []
     thread = threading.Thread(target=lambda: answers.append(_wrong_device()), name="device probe", daemon=True)
@@ -85,9 +87,13 @@ def _wrong_device() -> str | None:
             return f"device {device} fails ({one_line(error)[:300]})"
         if total != _TOTAL:
             return f"device {device} computes wrongly ({total} in place of {_TOTAL})"
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX adds it at run time
+    if devices[0].platform == "cpu" and not platforms and any(map(find_spec, _GPU_PLUGINS)):
+        return "JAX is installed for GPUs, but sees none (docker needs --gpus=all); JAX_PLATFORMS=cpu trains on the CPU"
     return None
 
 
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 _NUMBERS = np.arange(64, dtype=np.float32)
 _TOTAL = float(_NUMBERS @ _NUMBERS)  # below 2^24, so exact in any order of summation
 _sum = jax.jit(lambda numbers: jnp.sum(numbers * numbers))

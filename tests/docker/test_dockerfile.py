@@ -37,7 +37,10 @@ def test_hadolint_has_nothing_to_say():
 
 def test_arguments_labels_user_and_entry_point(parsed):
     arguments = {value.partition("=")[0]: value.partition("=")[2] for value in _values(parsed, "ARG")}
-    assert set(arguments) == {"BASE", "ACCELERATOR", "PREPARE", "UID", "GID", "VERSION", "COMMIT"}
+    assert set(arguments) == {
+        *("BASE", "ACCELERATOR", "PREPARE", "UID", "GID", "VERSION", "COMMIT"),
+        *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
+    }
     assert (arguments["ACCELERATOR"], arguments["UID"]) == ("cpu", "1000")
     assert {f"org.opencontainers.image.{name}" for name in ("version", "revision", "licenses")} < set(parsed.labels)
     assert _values(parsed, "USER") == ["${UID}:${GID}"]
@@ -121,7 +124,17 @@ def test_compose_waits_for_its_storage_and_starts_the_report_again():
     (url,) = services["dashboard"]["command"]
     assert f"--storage={url}" in services["sweep"]["command"]
     owner = services["storage"]["environment"]
-    assert url == "postgresql://{POSTGRES_USER}:{POSTGRES_PASSWORD}@storage/{POSTGRES_DB}".format(**owner)
+    assert url == "postgresql://{POSTGRES_USER}@storage/{POSTGRES_DB}".format(**owner)
+    for name in ("sweep", "dashboard"):  # not in the URL, which `ps` shows, and where an @ would end it
+        assert services[name]["environment"]["PGPASSWORD"] == owner["POSTGRES_PASSWORD"]
+
+
+def test_compose_builds_its_image_once():
+    services = _compose()
+    own = {name: service for name, service in services.items() if service["image"] == "kfac:cuda"}
+    assert set(own) == {"sweep", "report", "dashboard"}
+    assert [name for name, service in own.items() if "build" in service] == ["sweep"]
+    assert {service["pull_policy"] for name, service in own.items() if name != "sweep"} == {"never"}
 
 
 @pytest.mark.slow

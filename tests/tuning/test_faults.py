@@ -59,6 +59,19 @@ def test_devices_that_work_pass():
     faults.probe_devices()
 
 
+def test_a_gpu_that_is_not_seen_is_named_unless_the_cpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(faults, "find_spec", lambda name: name == "jax_cuda12_plugin")
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", None)
+        with pytest.raises(MachineFault, match="sees none .docker needs --gpus=all.; JAX_PLATFORMS=cpu"):
+            faults.probe_devices()
+        jax.config.update("jax_platforms", "cpu")
+        faults.probe_devices()
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
 @pytest.mark.parametrize("kind", ["missing", "failing", "wrong", "hanging"])
 def test_devices_that_do_not_work_are_named_in_one_line(monkeypatch, kind):
     stop = threading.Event()

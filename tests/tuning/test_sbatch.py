@@ -49,12 +49,13 @@ def test_the_end_of_a_worker_is_the_job_s(tmp_path):
 def test_slurm_is_asked_to_queue_again_and_to_warn():
     text = (ROOT / "scripts" / "sweep.sbatch").read_text()
     assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=B:USR1@120\n" in text
+    assert "#SBATCH --open-mode=append\n" in text  # a requeued job goes on with its log
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_the_documented_batch_file_of_a_trial_ends_as_it_and_is_queued_again_after_a_checkpoint(tmp_path, code):
     page = (ROOT / "docs" / "clusters.md").read_text()
-    (text,) = re.findall(r"^```sh\n(#SBATCH.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(r"^```sh\n(#!/bin/bash\n#SBATCH.*?)^```", page, re.MULTILINE | re.DOTALL)
     own = stand_ins(tmp_path, {"srun": f"#!/bin/sh\necho srun >> $NOTES\nexit {code}\n", "scontrol": SCONTROL})
     assert subprocess.run(["bash", "-c", text], env=own).returncode == code
     queued_again = ["scontrol requeue 17"] if code == 75 else []
