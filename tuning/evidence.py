@@ -95,7 +95,7 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print_a
     for study in range(1, protocol.n_seeds + 1):
         # All candidates take turns, so that a drift of the machine's speed affects all alike.
         for candidate in candidates:
-            _repeat(protocol, candidate, study, run)
+            _repeat(protocol, candidate, study, run, log)
         log(f"{protocol.workload}: repetition {study} of {protocol.n_seeds} done")
 
 
@@ -194,7 +194,7 @@ def _sweep(protocol: Protocol, path: str, phase: Phase, seed: int, n_points: int
     ]
 
 
-def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> None:
+def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run, log: Callable[[str], None]) -> None:
     name, seed = f"study_{study}", protocol.seed + 1 + study
     outcome = candidate.folder / name / f"{protocol.workload}_jax" / "trial_1" / "outcome.json"
     if _is_done(outcome, candidate):
@@ -206,22 +206,26 @@ def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run) -> N
     anew = ["--overwrite", "--checkpoints_to_keep=0", "--compilation_cache_dir="]
     try:
         run([*command, f"--tuning_search_space={file}", *anew])
-    except CommandFailed:
-        if not _is_done(outcome, candidate):  # a trial that crashed by its own fault is done, and a miss
+    except CommandFailed as failed:
+        if failed.exit_code != 1 or not _is_done(outcome, candidate):
             raise
+        log(f"{str(outcome.parent)!r} crashed, which counts as a miss; if the machine was at fault, remove it")
 
 
 def _is_done(file: Path, candidate: Candidate) -> bool:
     """Whether the trial has ended, so that no process needs to start for it. A crash ends it, too.
 
     Raises:
-        UserError: another version of the submission made it, or it is of another point.
+        UserError: another version of the submission made it, it is of another point, or its record cannot be read.
     """
     try:
         outcome = json.loads(file.read_text(encoding="utf-8"))
         point, version = outcome["hyperparameters"], outcome["submission_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{str(file)!r} cannot be read ({one_line(error)[:200]})"
+        raise UserError(f"{problem}; remove its folder to run the repetition again") from error
     cure = "remove that submission's folder, or give another --experiment_dir"
     if point != candidate.point:
         raise UserError(f"{str(file)!r} is of the point {json.dumps(point)}, not {json.dumps(candidate.point)}; {cure}")

@@ -1,7 +1,7 @@
 """Text for terminals and pipes that cannot show all of Unicode, or that hold lines back."""
 
 import codecs
-import functools
+import os
 import sys
 import unicodedata
 
@@ -19,8 +19,16 @@ _PLAIN = {
     "µ": "u",
 }
 
-# A file gets what stdout buffers at the process's end only, after the lines of stderr.
-print_at_once = functools.partial(print, flush=True)
+
+def print_at_once(text: str) -> None:
+    """Prints a line without a buffer, which a file gets only after the lines of stderr, at the process's end.
+
+    A reader that leaves, as in `run_evidence.py … | head -1`, does not end the process.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def use() -> None:

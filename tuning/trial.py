@@ -81,10 +81,10 @@ def run_trial(
     try:
         with jax.default_matmul_precision(description.matmul_precision):
             training.set_up()
-            if resume and training.resume():
-                _remove_crash(claim)
-            else:
+            if not (resume and training.resume()):
                 _remove_earlier_files(claim)
+            elif processes.is_first:
+                _remove_crash(claim)
             if not checkpoints_to_keep:
                 training.checkpoints = None  # it was only to be read
             miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), should_prune)

@@ -146,9 +146,11 @@ def test_a_repetition_that_crashes_by_its_own_fault_is_a_miss_and_the_others_run
             file.write_text(json.dumps(json.loads(file.read_text()) | {"reason": "crashed"}))
             raise supervised_command.CommandFailed("ended with code 1", 1)
 
+    lines = []
     for _ in range(2):
-        evidence.carry_out(protocol, crashing, log=lambda line: None)
+        evidence.carry_out(protocol, crashing, log=lines.append)
     assert sum(c["script"] == "run_trial.py" for c in commands) == 8
+    assert sum("crashed, which counts as a miss" in line for line in lines) == 4
 
     def failing(command):
         if "study_3" in str(command):
@@ -156,6 +158,28 @@ def test_a_repetition_that_crashes_by_its_own_fault_is_a_miss_and_the_others_run
 
     with pytest.raises(supervised_command.CommandFailed, match="69"):
         evidence.carry_out(dataclasses.replace(protocol, n_seeds=3), failing, log=lambda line: None)
+
+
+def test_a_stop_after_the_result_was_written_ends_the_run(machine):
+    protocol, commands, run = machine
+
+    def stopped(command):
+        run(command)
+        if commands[-1]["script"] == "run_trial.py":
+            raise supervised_command.CommandFailed("ended with code 75", 75)
+
+    with pytest.raises(supervised_command.CommandFailed, match="75"):
+        evidence.carry_out(protocol, stopped, log=lambda line: None)
+
+
+def test_a_repetition_whose_record_is_damaged_is_named_and_kept(machine, tmp_path):
+    protocol, commands, run = machine
+    evidence.carry_out(protocol, run, log=lambda line: None)
+    (file, *_) = sorted(tmp_path.rglob("study_1/digits_jax/trial_1/outcome.json"))
+    file.write_text("{")
+    with pytest.raises(UserError, match="cannot be read .*; remove its folder to run the repetition again"):
+        evidence.carry_out(protocol, run, log=lambda line: None)
+    assert file.read_text() == "{"
 
 
 def test_a_repetition_of_another_point_is_refused_and_kept(machine, tmp_path):
