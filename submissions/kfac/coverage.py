@@ -19,6 +19,7 @@ from .sharing import Layout
 PyTree = Any
 
 _NO_PRODUCT = "no kernel of a linear layer"
+_TOO_WIDE = "both of its sides are wider than the layers' `max_width`"
 
 
 class CurvatureWarning(UserWarning):
@@ -79,10 +80,7 @@ def describe(
 
 
 def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dict[Path, str]:
-    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data.
-
-    Those whose sides are both wider than the layers' `max_width` are left out on purpose, and not named here.
-    """
+    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data."""
     known = {layer.kernel_path for layer in layers}
     max_width = max((layer.max_width for layer in layers), default=MAX_FACTOR_WIDTH)
     reasons = {}
@@ -95,8 +93,8 @@ def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dic
             continue
         own = layers_of(path, tuple(leaf.shape), products, max_width) if problem is None else []
         if own and all(own[0].are_diagonal):
-            continue
-        if problem is not None:
+            reasons[path] = _TOO_WIDE
+        elif problem is not None:
             reasons[path] = f"it goes into {problem}, not into linear layers' products alone"
         elif not own:
             reasons[path] = "its products are not those of one matrix, whose rows are leading axes of the kernel"
@@ -117,6 +115,7 @@ def report(
     Raises:
         ValueError: `strict`, and there are such parameters.
     """
+    missing = {path: reason for path, reason in missing.items() if reason != _TOO_WIDE}  # left out on purpose
     if not refused and not missing:
         return
     leaves = named_leaves(params)

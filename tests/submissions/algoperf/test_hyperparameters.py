@@ -32,6 +32,7 @@ def test_missing_name():
         ("rows_per_width", 2.5, "it takes int"),
         ("rows_per_width", -1, "outside"),
         ("refresh_share", 0.6, "outside"),
+        ("refresh_share", 0.0, "outside"),
         ("fisher", "true", "known are sampled, exact, empirical"),
     ],
 )

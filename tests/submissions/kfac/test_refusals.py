@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from submissions.kfac import Fisher, find_layers, kfac_muon, trace_layers
+from submissions.kfac import Fisher, batch_layout, describe, find_layers, kfac_muon, trace_layers
 from tests.submissions.kfac.small import (
     Nested,
     X,
@@ -250,6 +250,8 @@ def test_layers_wider_than_the_limit_on_both_sides_are_no_surprise(recwarn):
     assert [layer.name for layer in layers] == ["head"]
     assert set(of_leaves(outputs, params, layers=layers, strict=True).factors) == {"head"}
     assert not recwarn.list
+    told = describe(params, layers, lambda p: (outputs(p), None), batch_layout(4))
+    assert "wide (3, 4): fallback: both of its sides are wider" in told
 
 
 def test_a_kernel_that_is_no_matrix_of_inputs_and_outputs_is_called_so():
