@@ -41,7 +41,7 @@ class SubmissionResult:
         searched: dimension -> its values in the search; the least and the greatest if all are numbers.
         best_trials: the trials of the best point, one per seed. `protocol` describes how they were chosen.
         costs: medians over `best_trials`, of the costs that are on record; of trials that are not timed only the steps
-            where timed ones are scored.
+            where others of the workload are.
         compile_seconds: median over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
         studies: study -> its trials that are scored; see `protocols.Scored`.
@@ -206,8 +206,9 @@ def _compare(
     levels = {}
     if target is not None:
         levels = {name: scoring.easier(target, share, lower_is_better) for name, share in scoring.LEVELS.items()}
+    are_timed = any(trial.phase.is_timed for trial in trials)
     results = [
-        _submission_result(name, [trial for trial in trials if trial.submission == name], levels, scored)
+        _submission_result(name, [trial for trial in trials if trial.submission == name], levels, scored, are_timed)
         for name in names
     ]
     results.sort(key=lambda result: (_order(result, rank_by), result.submission))
@@ -232,10 +233,13 @@ def _order(result: SubmissionResult, rank_by: Cost) -> tuple[bool, float, float]
     return (True, math.inf, 1.0) if cost is None else (cost.is_lower_bound, cost.median, cost.n_misses / cost.n)
 
 
-def _submission_result(name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored) -> SubmissionResult:
+def _submission_result(
+    name: str, trials: list[Trial], levels: Mapping[str, float], scored: Scored, are_timed: bool
+) -> SubmissionResult:
+    """Of one workload; `are_timed` is whether any submission has timed trials there."""
     search = [trial for trial in trials if trial.phase is Phase.SEARCH]
     best_trials, protocol = protocols.best_point(trials)
-    is_comparable = scored is Scored.STUDIES or any(trial.phase.is_timed for trial in best_trials)
+    is_comparable = not are_timed or any(trial.phase.is_timed for trial in best_trials)
     costs = {cost: protocols.seed_median(best_trials, cost) for cost in (Cost if is_comparable else (Cost.STEPS,))}
     at_levels = {level: protocols.seed_median(best_trials, Cost.STEPS, value) for level, value in levels.items()}
     compiles = [trial.compile_seconds for trial in best_trials if trial.compile_seconds is not None]
