@@ -93,7 +93,7 @@ def _wrong_device() -> str | None:
     return None
 
 
-_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 _NUMBERS = np.arange(64, dtype=np.float32)
 _TOTAL = float(_NUMBERS @ _NUMBERS)  # below 2^24, so exact in any order of summation
 _sum = jax.jit(lambda numbers: jnp.sum(numbers * numbers))

@@ -19,7 +19,8 @@ from tuning.sweep_view import counts
 
 _MAX_UNFIT = 2  # starts of a worker in a row that find the machine or its devices unfit
 _PAUSE_S = 5.0  # before the next such start
-_WORKED_S = 600.0  # a worker that lived for longer had found the machine fit; a hanging device is told sooner
+# A worker that lived for longer than this had found the machine fit. A hanging device ends one after two minutes.
+_WORKED_S = 600.0
 _SAVE_S = 60.0  # time for workers to save their state when the sweep is stopped
 _LOG = logging.getLogger(__name__)
 

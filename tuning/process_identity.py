@@ -25,7 +25,7 @@ def has_ended(process: Mapping[str, Any]) -> bool:
 
 
 def _is_hidden(process_id: int) -> bool:
-    """Whether it is another user's live process, of which /proc shows nothing if it is mounted with hidepid."""
+    """Whether it is a live process of another user, which /proc does not show if it is mounted with hidepid."""
     try:
         os.kill(process_id, 0)
     except PermissionError:

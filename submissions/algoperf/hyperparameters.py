@@ -82,7 +82,7 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
     if unknown or missing:
         problem = f"unknown hyperparameter {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
         raise ValueError(f"{problem}; known are {', '.join(fields)} (needed: {', '.join(sorted(required))})")
-    hints, bounds = _hints_and_bounds(kind)  # type: ignore[arg-type]  # mypy takes the hash of the instances for its
+    hints, bounds = _hints_and_bounds(kind)  # type: ignore[arg-type]  # mypy looks at the instances' hash
     values = {name: _convert(name, value, hints[name]) for name, value in given.items()}
     for name, (least, most) in bounds.items():
         if values.get(name) is not None and not least <= values[name] <= most:

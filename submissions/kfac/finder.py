@@ -30,9 +30,18 @@ from .views import (
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
 REMATERIALISED = ("remat2", "remat", "checkpoint")
-# Operations with a program inside that is not followed.
-_OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "cond", "while", "shard_map", "pallas_call")
-_EXPERTS = ("ragged_dot", "ragged_dot_general")  # products with one kernel for each group of rows
+# Operations that are not followed: with a program inside, or with several kernels.
+_OPAQUE = (
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "custom_jvp_call",
+    "cond",
+    "while",
+    "shard_map",
+    "pallas_call",
+    "ragged_dot",  # a kernel for each group of rows, as of experts
+    "ragged_dot_general",
+)
 _KEEP_VALUES = (
     "convert_element_type",
     "copy",
@@ -162,7 +171,7 @@ class _Finder:
             parameters = frozenset().union(*map(leaves_of, tags))
             if parameters and (derived := derived_from(eqn, tags)):
                 return [derived for _ in eqn.outvars]
-            if match or name in (*_OPAQUE, *_EXPERTS):
+            if match or name in _OPAQUE:
                 self.found.kernels |= parameters
             return nothing
         products = tuple(dataclasses.replace(each, key=at, lengths=lengths) for each in products)

@@ -105,8 +105,8 @@ class Summary:
         rank_by: the cost that orders the results, and by which the reference is chosen.
         score_by: the clock of the performance profile; AlgoPerf's, unless training seconds rank the submissions.
         scored: the times that `performance` and `speed_ups` are made from.
-        performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4; without
-            submissions of which a time is not on record.
+        performance: cost -> submission -> workload -> performance ratio, infinite for a miss or above 4; only of
+            submissions whose times are all on record.
         speed_ups: submission -> (workload -> the reference's cost over its own, their geometric mean), by `score_by`.
         provenance: name -> the different values in the trials.
     """

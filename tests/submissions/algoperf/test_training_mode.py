@@ -1,4 +1,4 @@
-"""The enum by which a workload is told to train, from the annotations of its classes."""
+"""The mode TRAIN that a workload's `model_fn` gets is that of the enum in its annotations."""
 
 import enum
 

@@ -84,7 +84,7 @@ def test_seconds_of_a_search_are_not_compared_with_timed_ones(evidence):
 
 
 def test_a_submission_whose_training_seconds_are_not_on_record_has_no_score_by_them(tmp_path):
-    """`official` hits after 1 s, of which its log does not tell the compilation; `late` misses by any clock."""
+    """`official` hits after 1 s, and its log has no compile seconds; `late` misses the target by both clocks."""
     for name, values, outcome in (("ours", [0.1, 0.9], {}), ("official", [0.9], None), ("late", [0.1] * 10, None)):
         write_trial(tmp_path / "in" / name / "digits_jax" / "trial_1", values, point={}, outcome=outcome)
     summary = page.write([tmp_path / "in"], tmp_path / "out", ["official"], rank_by=Cost.TRAINING_SECONDS)
