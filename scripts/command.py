@@ -24,7 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import app, flags, logging
 
-from tuning import compilation_cache, plain_output
+from tuning import compilation_cache, parent, plain_output
 from tuning.errors import UserError, one_line
 
 flags.DEFINE_string("data_dir", "~/data", "Folder of the prepared data sets.")
@@ -58,6 +58,7 @@ def run(script: str, main: Callable[..., None], *, arguments: str | None = None)
     if script != "__main__":
         return
     plain_output.use()
+    parent.end_with_supervisor()
     try:
         app.run(start, flags_parser=_parse_flags)
     except UserError as error:

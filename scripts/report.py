@@ -3,6 +3,7 @@
 python scripts/report.py experiments/sweep --out=report
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -35,13 +36,12 @@ def main(values: dict[str, Any], folders: list[str]) -> None:
             raise UserError(
                 f"{str(path)!r} is no folder or {files.ARCHIVE_ENDING} archive; give one with trial folders"
             )
-    try:
-        _write(paths, values)
-        while values["watch"]:
-            time.sleep(values["watch_period_s"])
+    if not values["watch"]:
+        return _write(paths, values)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
             _write(paths, values)
-    except KeyboardInterrupt:
-        return
+            time.sleep(values["watch_period_s"])
 
 
 def _write(paths: list[Path], values: dict[str, Any]) -> None:

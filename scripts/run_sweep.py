@@ -15,7 +15,7 @@ import command
 import trial_flags
 from absl import flags
 
-from tuning import launch, parent, point_status, pruning, slurm, sweep, sweep_view, worker
+from tuning import launch, point_status, pruning, slurm, sweep, sweep_view, worker
 from tuning.errors import UserError
 from tuning.interruption import RUN_AGAIN, Interruption
 from tuning.report.protocols import Cost
@@ -63,8 +63,6 @@ flags.DEFINE_bool("worker", False, "Be one worker without supervision, for a lau
 
 
 def main(values: dict[str, Any]) -> None:
-    if values["worker"]:
-        parent.end_with_supervisor()
     request = sweep.Request(**{field.name: values[field.name] for field in fields(sweep.Request)})
     if values["show"]:
         status = point_status.stored(request.storage_location, request.experiment_folder.name)

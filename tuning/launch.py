@@ -14,6 +14,7 @@ from pathlib import Path
 from tuning import disk, machine, parent
 from tuning.errors import MachineFault, UserError
 from tuning.interruption import CHECKPOINTS_KEPT, RUN_AGAIN, Interrupted, Interruption
+from tuning.point_status import PointStatus
 from tuning.sweep import Sweep
 from tuning.sweep_view import counts
 
@@ -81,9 +82,9 @@ class _Supervisor:
             _Slot(devices, _cores_of_slot(i, len(shares)) if devices is None else None, logs / f"{name}_{i}.log")
             for i, devices in enumerate(shares)
         ]
-        # A point survives `max_retries` deaths and ends with the next. More deaths than that have another cause.
-        self._max_deaths = len(shares) * (sweep.request.max_retries + 1)
-        self._n_ended = self._n_deaths = 0
+        self._n_deaths = 0  # since a trial ended
+        self._n_ended = _n_ended(sweep.status())  # at the last death
+        self._has_worked = False  # whether a trial has ended under this supervisor
 
     def run(self) -> None:
         interruption, recovered_at, status = Interruption(), float("-inf"), []
@@ -127,11 +128,16 @@ class _Supervisor:
             self._give_up_if_unfit(slot)
             return
         slot.n_unfit = 0
-        results = [point.result for _, point in self._sweep.status() if point.result is not None]
-        n_ended = sum(not result.get("is_machine_fault") for result in results)
+        status = self._sweep.status()
+        n_ended = _n_ended(status)
         self._n_deaths = 1 if n_ended > self._n_ended else self._n_deaths + 1
+        self._has_worked |= n_ended > self._n_ended
         self._n_ended = n_ended
-        if self._n_deaths > self._max_deaths:
+        # A point survives `max_retries` deaths and ends with the next. More deaths have another cause. Where no trial
+        # has ended yet, no worker may be able to run here at all: then as many points as workers must suffice.
+        n_open = sum(point.state != "done" for _, point in status)
+        n_points = max(len(self._slots), n_open) if self._has_worked else len(self._slots)
+        if self._n_deaths > n_points * (self._sweep.request.max_retries + 1):
             deaths = f"workers died {self._n_deaths} times and no trial ended meanwhile"
             raise UserError(
                 f"{deaths}, the last one {_cause_of_death(returncode, slot.log)}; "
@@ -166,6 +172,12 @@ class _Supervisor:
                 process.wait()
             if left:
                 self._sweep.give_back([process.pid for process in left])
+
+
+def _n_ended(status: Sequence[tuple[int, PointStatus]]) -> int:
+    """Trials that ended, by their own doing."""
+    results = [point.result for _, point in status if point.result is not None]
+    return sum(not result.get("is_machine_fault") for result in results)
 
 
 def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 
-SUPERVISOR = "ALGOPERF_KFAC_SUPERVISOR"  # environment variable with the process id of a worker's supervisor
+SUPERVISOR = "ALGOPERF_KFAC_SUPERVISOR"  # environment variable with the process id of the supervisor
 _PERIOD_S = 1.0
 
 
@@ -21,6 +21,6 @@ def end_with(process_id: int) -> None:
 
 
 def end_with_supervisor() -> None:
-    """`end_with` the supervisor of a sweep. A worker that a user or Slurm started has none."""
+    """`end_with` the process that started this one to supervise it. What a user or Slurm started has none."""
     if (supervisor := os.environ.pop(SUPERVISOR, None)) is not None:
         end_with(int(supervisor))

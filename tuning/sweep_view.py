@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuning.outcome import Miss
+from tuning.plain_output import print_at_once
 from tuning.point_status import PointStatus
 from tuning.progress import RESULT_COLUMNS, LiveText, result_cells
 from tuning.report.protocols import Cost
@@ -71,7 +72,7 @@ def table(status: Status, rank_by: Cost = Cost.STEPS) -> Table:
 def show(status: Status, *, as_json: bool = False, rank_by: Cost = Cost.STEPS) -> None:
     """Prints the ranking and the summary."""
     if as_json:
-        print(json.dumps({"summary": summary(status, rank_by), "ranking": ranking(status, rank_by)}))
+        print_at_once(json.dumps({"summary": summary(status, rank_by), "ranking": ranking(status, rank_by)}))
     else:
         Console().print(table(status, rank_by))
         Console().print(counts(status, rank_by), highlight=False, markup=False)
@@ -115,7 +116,7 @@ class View(LiveText):
         if self.is_due() or not n_alive:
             progress = _progress(sweep, sweep.status(), n_alive)
             if self._as_json:
-                print(json.dumps(progress), flush=True)
+                print_at_once(json.dumps(progress))
             else:
                 self.show("\n".join(_lines(progress)))
 

@@ -84,7 +84,7 @@ def run_trial(
             if not (resume and training.resume()):
                 _remove_earlier_files(claim)
             elif processes.is_first:
-                _remove_crash(claim)
+                _remove_earlier_outcome(claim)
             if not checkpoints_to_keep:
                 training.checkpoints = None  # it was only to be read
             miss = _train(training, claim, environment, monitoring, report or (lambda progress: None), should_prune)
@@ -184,10 +184,9 @@ def _remove_earlier_files(claim: Claim) -> None:
             claim.discard(file)
 
 
-def _remove_crash(claim: Claim) -> None:
-    """Removes the outcome of a crash, as the trial goes on: it may be stopped, and has then not crashed."""
-    content = _read_outcome(file := claim.folder / "outcome.json")
-    if content is not None and content["reason"] == Miss.CRASHED:
+def _remove_earlier_outcome(claim: Claim) -> None:
+    """Removes the outcome of an earlier end, as the trial goes on: if it is stopped now, it has not ended."""
+    if (file := claim.folder / "outcome.json").exists():
         claim.discard(file)
 
 

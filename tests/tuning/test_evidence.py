@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,44 @@ def test_a_signal_goes_to_the_command_which_ends_first(tmp_path, number):
         assert process.poll() is None
     process.send_signal(number)
     assert process.wait(30) == 75 and (tmp_path / "saved").exists()
+
+
+def test_a_signal_so_late_that_the_command_ends_well_is_an_interruption(tmp_path):
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); pathlib.Path('ready').touch(); time.sleep(60)"
+    )
+    parent = (
+        f"from tuning import interruption, supervised_command as s\ntry: s.run([{sys.executable!r}, '-c', {child!r}])\n"
+    )
+    parent += "except interruption.Interrupted as stop: print(stop); raise SystemExit(stop.exit_code)"
+    options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(Path(__file__).parents[2])}, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", parent], text=True, **options) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and said.startswith("stopped by SIGTERM: what is done is kept")
+
+
+def test_a_command_ends_with_a_parent_that_is_killed(tmp_path):
+    child = (
+        "import pathlib, signal, sys, time; from tuning import parent\n"
+        "def stop(*_): pathlib.Path('stopped').touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop); parent.end_with_supervisor(); pathlib.Path('ready').touch()\n"
+        "time.sleep(60)"
+    )
+    parent = f"from tuning import supervised_command as s; s.run([{sys.executable!r}, '-c', {child!r}])"
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env={"PYTHONPATH": root})
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + 20
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 def test_a_signal_while_the_command_starts_goes_to_it(monkeypatch):

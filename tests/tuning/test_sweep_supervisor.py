@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,6 @@ from tuning.errors import UserError
 from tuning.interruption import Interrupted
 from tuning.point_status import PointStatus
 
-pytest.importorskip("optuna")
 ROOT = Path(__file__).parents[2]
 
 
@@ -85,6 +85,30 @@ def test_workers_that_die_again_and_again_end_the_sweep_with_the_reason(tmp_path
     line, starts = _supervise(tmp_path, f"import os, sys, time; print('start', flush=True); {ending}", monkeypatch)
     assert f"workers died 5 times and no trial ended meanwhile, the last one {how}; see {tmp_path}/logs/" in line
     assert 5 <= starts <= 6  # two workers of which each point survives one death
+
+
+def test_points_that_kill_their_workers_end_though_they_take_turns(tmp_path, monkeypatch):
+    """One worker, one point that ends and three that kill: each survives one death."""
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps({"ended": 0, "deaths": [0, 0, 0]}))
+    worker = (
+        "import json, os, sys; s = json.load(open(sys.argv[2])); i = min(range(3), key=lambda i: s['deaths'][i])\n"
+        "if not s['ended']: s['ended'] = 1\n"
+        "else: s['deaths'][i] += 1\n"
+        "json.dump(s, f := open(sys.argv[2] + '.new', 'w')); f.close(); os.replace(sys.argv[2] + '.new', sys.argv[2])\n"
+        "os.kill(os.getpid(), 9)"
+    )
+
+    class Killers(_SweepWithoutEnd):
+        def status(self):
+            now = json.loads(state.read_text())
+            crash = {"is_machine_fault": False}
+            results = [crash if n >= 2 else None for n in now["deaths"]] + [{} if now["ended"] else None]
+            points = [PointStatus(i, {}, "running" if r is None else "done", 0, r) for i, r in enumerate(results)]
+            return [(1, point) for point in points]
+
+    launch.supervise(["-c", worker, str(tmp_path), str(state)], Killers(tmp_path), 1, 1, lambda *_: None, period_s=0.02)
+    assert json.loads(state.read_text())["deaths"] == [2, 2, 2]
 
 
 def test_machines_that_do_not_work_are_tried_twice_and_then_left(tmp_path, monkeypatch):

@@ -176,6 +176,22 @@ def test_a_crashed_trial_that_goes_on_has_not_crashed_when_it_is_stopped(run, tm
     assert run(FakeWorkload(), fake_submission(), **options).reason == "budget"
 
 
+def test_an_ended_trial_that_goes_on_has_not_ended_when_it_is_stopped(run, tmp_path):
+    class Stopped(BaseException):
+        pass
+
+    def stop(progress):
+        if progress.global_step == 15:
+            raise Stopped
+
+    options = dict(checkpoints_to_keep=2, resume=True)
+    assert run(FakeWorkload(), fake_submission(), max_global_steps=10, **options).reason == "budget"
+    with pytest.raises(Stopped):
+        run(FakeWorkload(), fake_submission(), report=stop, **options)
+    assert not (tmp_path / "outcome.json").exists()
+    assert run(FakeWorkload(), fake_submission(), **options).reason == "budget"
+
+
 @pytest.mark.parametrize(
     "fault",
     [

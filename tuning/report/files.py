@@ -50,6 +50,12 @@ class TrialFolder:
     text: Callable[[str], str]
 
 
+def last_flags(folder: TrialFolder) -> str:
+    """The name of the flags of the trial's last start: each resumption adds a file."""
+    numbers = [int(match[1]) for name in folder.names if (match := re.fullmatch(r"flags_(\d{1,9})\.json", name))]
+    return f"flags_{max(numbers, default=0)}.json"
+
+
 def find(roots: Iterable[Path]) -> tuple[list[TrialFolder], list[FileProblem]]:
     """Every trial folder under the roots, which are folders or archives. A folder that is reached twice counts once."""
     problems: list[FileProblem] = []

@@ -122,6 +122,8 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
     outcome = files.read_json(folder, "outcome.json", _OUTCOME, problems, _CURE)
     meta = files.read_json(folder, "meta_data_0.json", _META, problems)
     flags = files.read_json(folder, "flags_0.json", _FLAGS, problems)
+    last = files.last_flags(folder)
+    last_flags = flags if last == "flags_0.json" else files.read_json(folder, last, _FLAGS, problems)
     point = files.read_json(folder, "hparams.json", {}, problems) or outcome.get("hyperparameters") or {}
     is_self_tuned = (outcome.get("tuning_ruleset") or flags.get("tuning_ruleset")) == TuningRuleset.SELF
     if not outcome:
@@ -168,7 +170,7 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         test_values=table[metrics[1]],
         overhead={name: table[name] for name in files.TIMES[1:]},
         compile_seconds=_compile_seconds(outcome),
-        budget=outcome.get("step_budget") or flags.get("step_budget") or meta.get("workload.step_hint"),
+        budget=outcome.get("step_budget") or last_flags.get("step_budget") or meta.get("workload.step_hint"),
         is_timing_disturbed=bool(outcome.get("resumptions") or outcome.get("profiled_steps")),
         environment=outcome.get("environment") or {name: meta[name] for name in meta if "." not in name},
     )

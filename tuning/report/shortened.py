@@ -33,7 +33,19 @@ def shortened(folder: TrialFolder, name: str) -> bytes:
         OSError, ValueError, RecursionError, csv.Error: it cannot be read.
     """
     text = folder.text(name)
-    return _csv(text) if name == EVALUATIONS else _json(name, json.loads(text))
+    if name == EVALUATIONS:
+        return _csv(text)
+    content = json.loads(text)
+    if name == FLAGS and (last := files.last_flags(folder)) != FLAGS:
+        content = _with_last_budget(content, json.loads(folder.text(last)))
+    return _json(name, content)
+
+
+def _with_last_budget(content: Any, last: Any) -> Any:
+    """The first start's flags with the budget of the last one, the only file of flags that an archive holds."""
+    if isinstance(content, dict) and isinstance(last, dict) and "step_budget" in last:
+        return content | {"step_budget": last["step_budget"]}
+    return content
 
 
 def _json(name: str, content: Any) -> bytes:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.tuning.report.folders import write_trial
-from tuning.report import reading
+from tuning.report import archive, reading
 
 # A workload that is evaluated by steps, as this project's are: the period in seconds is the time limit.
 STEPWISE = {"workload.eval_period_steps": 10, "workload.eval_period_time_sec": 20}
@@ -159,6 +159,18 @@ def test_the_step_budget_of_a_trial_without_an_outcome_is_that_of_its_flags(tmp_
     (place / "flags_0.json").write_text(json.dumps({"tuning_ruleset": "self", "step_budget": 150}))
     trial, _ = only(tmp_path)
     assert (trial.budget, trial.state) == (150, "unfinished")
+
+
+def test_a_trial_that_goes_on_with_a_larger_budget_has_that_of_its_last_start(tmp_path):
+    """In its folder, and in an archive."""
+    place = write_trial(tmp_path / "k" / "digits_jax" / "trial_1", [0.1] * 12, point={})
+    for number, budget in ((0, 100), (2, 1000), (10, 1500)):
+        flags = {"submission_path": "submissions/kfac/submission.py", "step_budget": budget}
+        (place / f"flags_{number}.json").write_text(json.dumps(flags))
+    archive.pack([tmp_path / "k"], tmp_path / "k.tar.xz")
+    for root in ("k", "k.tar.xz"):
+        (trial,) = reading.read([tmp_path / root]).trials
+        assert (trial.budget, trial.state) == (1500, "unfinished")
 
 
 def test_a_metrics_direction_comes_from_the_record(tmp_path):
