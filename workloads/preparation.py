@@ -6,6 +6,8 @@ data set is prepared again.
 
 import importlib.util
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def prepare(
             (root / data.packed).unlink(missing_ok=True)
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        for leftover in folder.parent.glob(f"{data.dataset.version}.incomplete*"):
+        for leftover in tfds_data.leftovers(folder.parent, data.dataset.version):
             shutil.rmtree(leftover)
         _generate(data, root, Path(manual_dir).expanduser(), allow_other_archives)
     _check_counts(data, tfds_data.prepared_builder(data.dataset, data_dir), allow_other_archives, log)
@@ -68,6 +70,7 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
     # TFDS itself would raise the error only half-way through.
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError("preparing data sets needs TensorFlow: run `make setup-prepare`")
+    import requests
     import tensorflow_datasets as tfds
 
     missing = [archive for archive in data.archives if not (manual / archive).is_file()]
@@ -80,12 +83,12 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
     config = tfds.download.DownloadConfig(manual_dir=manual if manual.is_dir() else None)
     try:
         builder.download_and_prepare(download_config=config)
-    except (tfds.download.DownloadError, ConnectionError) as error:
+    except (tfds.download.DownloadError, requests.exceptions.RequestException, ConnectionError) as error:
         raise FileNotFoundError(_download_message(builder, data, manual)) from error
     except tfds.core.download.download_manager.NonMatchingChecksumError as error:
-        raise ValueError(
-            f"{' or '.join(data.archives)} has a wrong checksum: delete it from {manual} and download it again"
-        ) from error
+        raise ValueError(_damage_message(data, manual, "has a wrong checksum")) from error
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(_damage_message(data, manual, f"is damaged ({error})")) from error
 
 
 def _accept_archives(builder: Any, data: PreparedData, manual: Path) -> None:
@@ -101,6 +104,13 @@ def _accept_archives(builder: Any, data: PreparedData, manual: Path) -> None:
 def _download_message(builder: Any, data: PreparedData, manual: Path) -> str:
     urls = [url for url, info in builder.url_infos.items() if info.filename in data.archives]
     return f"cannot download {' and '.join(urls)}: get it on another machine, and put it into {manual}"
+
+
+def _damage_message(data: PreparedData, manual: Path, problem: str) -> str:
+    own = [archive for archive in data.archives if (manual / archive).is_file()]
+    if not own:
+        return f"the download of {' or '.join(data.archives)} {problem}: run the command again"
+    return f"{' or '.join(own)} {problem}: delete it from {manual} and download it again"
 
 
 def _check_counts(data: PreparedData, builder: Any, allow_other: bool, log: Callable[[str], None]) -> None:

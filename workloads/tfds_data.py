@@ -50,6 +50,11 @@ def folder(data_dir: str | None) -> Path:
     return Path(data_dir or DEFAULT_DATA_DIR).expanduser()
 
 
+def leftovers(parent: Path, version: str) -> list[Path]:
+    """Folders that TFDS was preparing when it was ended."""
+    return [*parent.glob(f"incomplete.*_{version}"), *parent.glob(f"{version}.incomplete*")]
+
+
 def read(dataset: Dataset, split: str, data_dir: str | None, *, skip_decoding: Sequence[str] = ()) -> Sequence[Any]:
     """The examples of a split, with random access: dicts of NumPy arrays, and bytes for features of `skip_decoding`.
 
@@ -91,7 +96,7 @@ def prepared_builder(dataset: Dataset, data_dir: str | None) -> Any:
             raise ValueError(
                 f"{path.parent} holds {', '.join(versions)}, not {dataset.version}: {_cure(dataset, data_dir)}"
             )
-        state = "is only half prepared" if any(path.parent.glob(f"{dataset.version}.incomplete*")) else "is not there"
+        state = "is only half prepared" if leftovers(path.parent, dataset.version) else "is not there"
         raise FileNotFoundError(f"data set {dataset.path} {state} in {root}: {_cure(dataset, data_dir)}")
     builder = tfds.builder_from_directory(path)
     if builder.info.file_format is None or builder.info.file_format.value != _FILE_FORMAT:

@@ -13,8 +13,11 @@ N_PARAMETERS = {
     "ogbg": 3_554_176,
     "ogbg_gelu": 3_554_176,
     "ogbg_silu": 3_554_176,
+    "ogbg_model_size": 2_571_648,
     "imagenet_vit": 22_122_472,
+    "imagenet_vit_glu": 50_452_456,
     "imagenet_vit_post_ln": 22_121_704,
+    "imagenet_vit_map": 23_896_552,
 }
 TARGETS = {
     "ogbg": (0.28098, 0.268729),
@@ -34,7 +37,7 @@ def test_targets_and_sizes_are_algoperfs(name):
     assert (workload.validation_target_value, workload.test_target_value) == TARGETS[name]
     params = jax.eval_shape(lambda: workload.init_model_fn(jax.random.PRNGKey(0))[0])
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert n_parameters == N_PARAMETERS.get(name, n_parameters)
+    assert n_parameters == N_PARAMETERS[name]
     if name.startswith("ogbg"):
         assert (workload.step_hint, workload.max_allowed_runtime_sec, workload.eval_period_time_sec) == (
             52_000,

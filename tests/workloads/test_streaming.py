@@ -4,8 +4,6 @@ import pytest
 from workloads.images import streaming
 from workloads.images.streaming import StreamedImages
 
-pytest.importorskip("grain")
-
 
 def _noisy(image, rng):
     """Channel 0 is the image's number; 1 and 2 are random in training."""

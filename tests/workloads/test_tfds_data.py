@@ -1,14 +1,13 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from workloads import tfds_data
-
-pytest.importorskip("array_record")
-tfds = pytest.importorskip("tensorflow_datasets")
 
 DATASET = tfds_data.Dataset("tiny_pictures", "1.0.0")
 
@@ -67,8 +66,10 @@ def _error(kind, dataset, split, folder):
 
 def test_what_is_wrong_with_a_data_set_is_said_with_the_cure(prepared, tmp_path):
     assert "is not there" in _error(FileNotFoundError, DATASET, "train", tmp_path)
-    (tmp_path / "tiny_pictures" / "1.0.0.incomplete.ABC").mkdir(parents=True)
-    assert "only half prepared" in _error(FileNotFoundError, DATASET, "train", tmp_path)
+    (tmp_path / "tiny_pictures").mkdir()
+    with tfds.core.utils.file_utils.incomplete_dir(tmp_path / DATASET.path) as unfinished:
+        assert "only half prepared" in _error(FileNotFoundError, DATASET, "train", tmp_path)
+        assert tfds_data.leftovers(tmp_path / "tiny_pictures", "1.0.0") == [Path(unfinished)]
     other = tfds_data.Dataset("tiny_pictures", "2.0.0")
     assert "holds 1.0.0, not 2.0.0" in _error(ValueError, other, "train", prepared)
     assert "no split 'test', only train" in _error(FileNotFoundError, DATASET, "test", prepared)

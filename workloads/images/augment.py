@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 _AREA, _ASPECT, _ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
+_COVERED = 0.1  # of the image: TensorFlow's default `min_object_covered`, where the object is the whole image
 _EVAL_FRACTION = 224 / 256
 _N_LAYERS = 2
 _GREY = 128
@@ -23,7 +24,10 @@ Image = np.ndarray  # uint8 [height, width, 3]
 
 
 def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """A box (top, left, height, width) of random area and aspect ratio in an image; None if ten draws do not fit."""
+    """A box (top, left, height, width) of random area and aspect ratio in an image; None if ten draws do not fit.
+
+    Areas are drawn from 0.08 of the image's area on, but those below 0.1 do not fit, as in TensorFlow.
+    """
     min_area, max_area = (fraction * height * width for fraction in _AREA)
     for _ in range(_ATTEMPTS):
         aspect = rng.uniform(*_ASPECT)
@@ -31,7 +35,8 @@ def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, 
         high = min(round((max_area / aspect) ** 0.5), height, int((width + 0.5) / aspect))
         rows = low if low >= high else int(rng.integers(low, high + 1))
         columns = round(rows * aspect)
-        if 0 < rows <= height and 0 < columns <= width and min_area <= rows * columns <= max_area:
+        fits = 0 < rows <= height and 0 < columns <= width and min_area <= rows * columns <= max_area
+        if fits and rows * columns >= _COVERED * height * width:
             return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
     return None
 
@@ -103,7 +108,7 @@ def posterize(image: Image, rng: np.random.Generator) -> Image:
 
 
 def solarize(image: Image, rng: np.random.Generator) -> Image:
-    return image  # AlgoPerf inverts pixels from a threshold on, which is 256 at magnitude 10
+    return 255 - image  # AlgoPerf inverts pixels from a threshold on: 256 at magnitude 10, which as a byte is 0
 
 
 def color(image: Image, rng: np.random.Generator) -> Image:

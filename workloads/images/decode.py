@@ -35,6 +35,8 @@ def crop(
 ) -> np.ndarray:
     """The box (top, left, height, width) as RGB uint8 [out, out, 3], by bicubic interpolation.
 
+    OpenCV's kernel overshoots a little more than the one of TensorFlow, which AlgoPerf uses.
+
     `header` is the image's, which the caller has read to choose the box. If the box is at least twice as large as
     `out`, the image is decoded at half the resolution (or a quarter, an eighth), unless `exact`.
 

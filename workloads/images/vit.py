@@ -101,18 +101,18 @@ class Encoder(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """[batch, tokens, width] -> [batch, width]: one learned query, then an MLP block."""
+    """[batch, tokens, width] -> [batch, width]: one learned query, then an MLP block; no dropout, as in AlgoPerf."""
 
     mlp_dim: int
     num_heads: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: float | jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
         x = _attention(self.num_heads, "MultiHeadDotProductAttention_0")(probe, x)
         y = nn.LayerNorm(name="LayerNorm_0")(x)
-        x = x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y, train=train, dropout_rate=dropout_rate)
+        x = x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y, train=False, dropout_rate=0.0)
         return x[:, 0]
 
 
@@ -139,8 +139,7 @@ class ViT(nn.Module):
         encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.is_gated, self.norm_after, name="Transformer")
         x = encoder(x, train=train, dropout_rate=dropout_rate)
         if self.pools_by_attention:
-            pooling = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")
-            x = pooling(x, train=train, dropout_rate=dropout_rate)
+            x = AttentionPooling(self.mlp_dim, self.num_heads, name="MAPHead_0")(x)
         else:
             x = x.mean(axis=1)
         x = nn.tanh(nn.Dense(self.width, name="pre_logits")(x))
