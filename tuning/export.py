@@ -5,14 +5,16 @@ tuning_search_space.json. Source: mlcommons/algorithmic-efficiency, `algorithms/
 """
 
 import ast
+import io
 import json
+import logging
 import re
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuning import submission, submission_version
+from tuning import search_space, submission, submission_version
 from tuning.errors import UserError
 from tuning.ruleset import TuningRuleset
 
@@ -20,6 +22,8 @@ _LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"  # of this project's 
 _NAME = re.compile(r"[a-z0-9_]+")
 # The oldest versions that the tests run on, which the official harness pins.
 _REQUIREMENTS = {"jax": "jax>=0.7.0", "flax": "flax>=0.10.7", "optax": "optax>=0.2.2", "numpy": "numpy"}
+_HARNESS = {"absl", "algoperf", "jaxlib"}  # it has these, too
+_LOG = logging.getLogger(__name__)
 
 
 def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Mapping[str, str]) -> Path:
@@ -47,12 +51,16 @@ def export(path: str | Path, ruleset: TuningRuleset, out: str | Path, info: Mapp
         if (other := sources.setdefault(place, file)) != file:
             raise UserError(f"{str(other)!r} and {str(file)!r} would both be {str(place)!r} in the export; rename one")
         contents[place] = _exported_text(file, folder)
+    data = _data_files(folder)
     contents[Path("requirements.txt")] = "\n".join(_requirements(files, exported.file)) + "\n"
     contents[Path("submission_info.yml")] = _yaml(exported.file, ruleset, info)
     target.mkdir(parents=True)
     for relative, text in contents.items():
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         (target / relative).write_text(text, encoding="utf-8")
+    for file in data:
+        (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / file.relative_to(folder))
     shutil.copyfile(_LICENSE, target / "LICENSE")
     if ruleset is TuningRuleset.EXTERNAL:
         shutil.copyfile(exported.search_space_file, target / "tuning_search_space.json")
@@ -69,12 +77,26 @@ def needed_files(file: Path) -> list[Path]:
     return sorted(files)
 
 
+def _data_files(folder: Path) -> list[Path]:
+    """The files in the submission's folder that are neither code nor search spaces."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and file.suffix != ".py"
+        and not file.name.endswith("_search_space.json")
+        and not any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(folder).parts)
+    )
+
+
 def _check(exported: submission.Submission, ruleset: TuningRuleset) -> None:
     file, name = exported.file, exported.file.parent.name
     if file.name != "submission.py" or not _NAME.fullmatch(name):
         raise UserError(f"{str(file)!r} must be submission.py in a folder of lower-case letters, digits and '_'")
     if ruleset is TuningRuleset.EXTERNAL and not exported.search_space_file.exists():
         raise UserError(f"{str(file.parent)!r} has no tuning_search_space.json, which external tuning needs; add it")
+    if ruleset is TuningRuleset.EXTERNAL:
+        search_space.read(exported.search_space_file)
     if ruleset is TuningRuleset.SELF and _assigned(file, "SELF_TUNING") is None:
         raise UserError(f"submission {name!r} has no SELF_TUNING setting; add one, or give --ruleset=external_tuning")
 
@@ -82,21 +104,28 @@ def _check(exported: submission.Submission, ruleset: TuningRuleset) -> None:
 def _assigned(file: Path, name: str) -> ast.expr | None:
     """The expression that a module assigns to the name; None if there is no assignment."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            return node.value
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.value  # type: ignore[attr-defined]  # both kinds of node have it
     return None
 
 
 def _exported_text(file: Path, folder: Path) -> str:
     """A file's text. Relative imports of the submission's own files lose a level, as the files move up a folder."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    # At line feeds alone, as the parser counts lines.
+    lines = io.StringIO(file.read_text(encoding="utf-8")).readlines()
     if folder not in file.parents:
         return "".join(lines)
     depth = len(file.relative_to(folder).parts)
     for node in ast.walk(ast.parse("".join(lines))):
         if isinstance(node, ast.ImportFrom) and node.level > depth:
-            row = lines[node.lineno - 1]
-            lines[node.lineno - 1] = row.replace("from " + "." * node.level, "from " + "." * (node.level - 1), 1)
+            dots = "." * node.level
+            changed, n = re.subn(rf"from\s+{re.escape(dots)}", f"from {dots[1:]}", lines[node.lineno - 1], count=1)
+            if not n:
+                raise UserError(f"{file}:{node.lineno}: write the relative import as `from {dots}… import …`")
+            lines[node.lineno - 1] = changed
     return "".join(lines)
 
 
@@ -114,11 +143,17 @@ def _requirements(files: list[Path], main: Path) -> list[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add((node.module or "").split(".")[0])
     others = imported - set(sys.stdlib_module_names)
-    unknown = sorted(others - set(_REQUIREMENTS))
+    own = {path.stem for path in main.parent.iterdir() if path.is_dir() or path.suffix == ".py"} | {main.parent.name}
+    if absolute := sorted(others & own):
+        raise UserError(f"the submission imports {', '.join(absolute)} absolutely: write a relative import")
+    unknown = sorted(others - set(_REQUIREMENTS) - _HARNESS)
     if unknown:
         raise UserError(f"the submission imports {', '.join(unknown)}, which the official harness does not have")
     oldest = _assigned(main, "OLDEST_OPTAX")
     needed = _REQUIREMENTS | ({"optax": f"optax>={ast.literal_eval(oldest)}"} if oldest else {})
+    if needed["optax"] != _REQUIREMENTS["optax"]:
+        pin = _REQUIREMENTS["optax"].replace(">=", "==")
+        _LOG.warning("it needs %s, but the official harness pins %s and allows no other", needed["optax"], pin)
     return [needed[name] for name in needed if name in others]
 
 

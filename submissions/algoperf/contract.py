@@ -120,6 +120,10 @@ class Submission:
         """(state as a pytree of arrays, the compiled programs)."""
         del rng
         h = self._read(hyperparameters)
+        if h.micro_batches > 1 and getattr(workload, "fills_up_batches", False):
+            raise ValueError(
+                f"micro_batches is {h.micro_batches}, but batches of graphs cannot be divided: it must be 1"
+            )
         static, numbers = hparams.static_and_numbers(h)
         programs = _programs(workload, self._algorithm, static)
         if description := self._algorithm.describe(model_params):

@@ -93,10 +93,11 @@ def read(kind: type[Hyperparameters], point: Any) -> Hyperparameters:
 def static_and_numbers(hyperparameters: Hyperparameters) -> tuple[Static, dict[str, float]]:
     """(static values, numbers): numbers are arguments of the compiled step, so that trials share one compilation.
 
-    Floating-point values are numbers; integers, choices and None are static.
+    Floating-point values are numbers; integers, choices and None are static. So is the dropout rate, on which a model
+    may branch.
     """
     values = dataclasses.asdict(hyperparameters)
-    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+    numbers = {name: value for name, value in values.items() if isinstance(value, float) and name != "dropout_rate"}
     return tuple((name, value) for name, value in values.items() if name not in numbers), numbers
 
 

@@ -27,7 +27,7 @@ def divide(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[s
         ValueError: packed graphs, whose edges refer to each other, or a number of examples that n does not divide.
     """
     if hasattr(batch["inputs"], "n_node"):
-        raise ValueError("micro_batches is for batches of images; for packed graphs use a smaller batch")
+        raise ValueError("micro_batches is not for packed graphs: use a smaller batch")
     n_devices = 1 if mesh is None else mesh.size
     size = n_examples(batch)
     if size % (n * n_devices):

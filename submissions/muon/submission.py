@@ -31,7 +31,7 @@ class MuonHyperparameters(AveragingOptions, LinearDecay):
     one_minus_beta1: float = 0.05
     beta2: float = 0.999
 
-    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (1e-6, 1), "beta2": (0, 1 - 1e-6)}
 
 
 def _matrices(params: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ class NAdamWHyperparameters(Hyperparameters):
     one_minus_beta1: float = 0.1
     beta2: float = 0.999
 
-    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (1e-6, 1), "beta2": (0, 1 - 1e-6)}
 
 
 def _optimizer(h: Any, params: Any) -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ class ScheduleFreeHyperparameters(Hyperparameters):
     one_minus_beta1: float = 0.1
     beta2: float = 0.999
 
-    bounds = {"one_minus_beta1": (0, 1), "beta2": (0, 1)}
+    bounds = {"one_minus_beta1": (0, 1 - 1e-6), "beta2": (0, 1 - 1e-6)}
 
 
 class ScheduleFreeState(NamedTuple):

@@ -103,6 +103,76 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     assert not (tmp_path / "external_tuning" / "mine").exists()
 
 
+_FUNCTIONS = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
+
+
+def _own_submission(folder: Path, text: str) -> Path:
+    """A submission of `text` and the contract's functions."""
+    folder.mkdir(parents=True)
+    (folder / "tuning_search_space.json").write_text(json.dumps([{"a": 1}]))
+    (folder / "submission.py").write_text(text + "\n" + "\n".join(f"def {f}(*a, **k): pass" for f in _FUNCTIONS))
+    return folder
+
+
+def test_what_the_official_harness_has_may_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "harness" / "algoperf").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "harness")
+    own = _own_submission(tmp_path / "package" / "mine", "import algoperf\nfrom absl import logging\nimport jaxlib")
+    target = export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert (target / "requirements.txt").read_text().strip() == ""
+
+
+def test_an_absolute_import_of_an_own_module_is_refused(tmp_path, monkeypatch):
+    own = _own_submission(tmp_path / "package" / "mine", "import own_helper_of_mine")
+    (own / "own_helper_of_mine.py").touch()
+    monkeypatch.syspath_prepend(own)
+    with pytest.raises(UserError, match="imports own_helper_of_mine absolutely: write a relative import"):
+        export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+
+
+def test_an_optax_that_the_official_harness_does_not_have_is_warned_of(tmp_path, caplog):
+    export(FOLDER / "muon", TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert "it needs optax>=0.2.7, but the official harness pins optax==0.2.2" in caplog.text
+    caplog.clear()
+    export(FOLDER / "soap", TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert not caplog.text
+
+
+def test_a_damaged_search_space_is_refused(tmp_path):
+    own = _own_submission(tmp_path / "package" / "mine", "")
+    (own / "tuning_search_space.json").write_text('{"learning_rate": {"min": 1e-3, ')
+    with pytest.raises(UserError, match="tuning_search_space.json"):
+        export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert not (tmp_path / "external_tuning").exists()
+
+
+def test_data_files_are_exported_too(tmp_path):
+    own = _own_submission(tmp_path / "package" / "mine", "")
+    (own / "tables").mkdir()
+    (own / "tables" / "table.json").write_text("[1]")
+    (own / ".hidden").touch()
+    target = export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert (target / "tables" / "table.json").read_text() == "[1]" and not (target / ".hidden").exists()
+
+
+@pytest.mark.parametrize("line", ["\x0c\nfrom  ..shared_by_mine import z", "from ..shared_by_mine import z"])
+def test_relative_imports_are_found_after_a_form_feed_and_wide_spaces(tmp_path, line):
+    own = _own_submission(tmp_path / "package" / "mine", line)
+    for folder in (own, own.parent):
+        (folder / "__init__.py").touch()
+    (own.parent / "shared_by_mine.py").write_text("z = 1")
+    target = export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert "from .shared_by_mine import z" in (target / "submission.py").read_text()
+
+
+def test_annotated_settings_count(tmp_path):
+    own = _own_submission(
+        tmp_path / "package" / "mine", "import optax\nSELF_TUNING: dict = {}\nOLDEST_OPTAX: str = '0.2.3'"
+    )
+    target = export(own, TuningRuleset.SELF, tmp_path, INFO)
+    assert (target / "requirements.txt").read_text() == "optax>=0.2.3\n"
+
+
 def test_two_files_that_would_have_one_place_in_the_export_are_refused(tmp_path):
     own = tmp_path / "colliding" / "mine"
     own.mkdir(parents=True)

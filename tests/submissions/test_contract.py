@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,28 @@ def test_batch_sizes(submission):
 def test_a_wrong_hyperparameter_is_named(submission, workload, changes, message):
     with pytest.raises(ValueError, match=message):
         Trial(submission, workload, point(**(searched(submission) | changes)))
+
+
+def test_the_ends_of_the_ranges_give_finite_parameters(submission, workload):
+    """Those of the moving averages' decays, where a correction for their start may divide by zero."""
+    ends = [{"one_minus_beta1": end} for end in (0.0, 1e-6, 1 - 1e-6, 1.0)]
+    ends += [{"beta2": end} for end in (0.0, 1 - 1e-6, 1.0)]
+    n_tried = 0
+    for changes in ends:
+        try:
+            params = one_step(submission, workload, with_options(submission, **changes))[1]
+        except ValueError as error:
+            assert re.search("outside|unknown hyperparameter", str(error))
+            continue
+        n_tried += 1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), changes
+    assert n_tried >= 2
+
+
+def test_micro_batches_of_graphs_are_refused_at_the_start(submission, workload, monkeypatch):
+    monkeypatch.setattr(workload, "fills_up_batches", True, raising=False)
+    with pytest.raises(ValueError, match="micro_batches is 2, but batches of graphs cannot be divided"):
+        Trial(submission, workload, with_options(submission, micro_batches=2))
 
 
 def test_a_missing_hyperparameter_is_named(submission, workload):

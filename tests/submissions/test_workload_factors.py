@@ -127,8 +127,6 @@ LABELS = np.array([1, 0, np.nan, 1, 0], np.float32)[:, None]
 
 @pytest.fixture(scope="module")
 def molecules() -> Case:
-    for module in ("rdkit", "ogb", "sklearn"):
-        pytest.importorskip(module)
     from tests.workloads.graph_samples import as_jraph
     from workloads.graphs.b3db import B3dbWorkload
     from workloads.graphs.molecules import featurise

@@ -48,6 +48,8 @@ def test_numbers_apart_from_what_compilation_depends_on():
     assert dict(static)["dropout_rate"] is None and dict(static)["rows_per_width"] == 4
     other = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3, grad_clip=1.0))
     assert hparams.static_and_numbers(other)[0] == static
+    dropping = hparams.read(KFACHyperparameters, point(learning_rate=1, damping=0.1, dropout_rate=0.1))
+    assert dict(hparams.static_and_numbers(dropping)[0])["dropout_rate"] == 0.1  # a model may branch on it
     without = hparams.read(KFACHyperparameters, point(learning_rate=2.0, damping=0.3))
     assert hparams.static_and_numbers(without)[0] != static
     assert vars(hparams.join(static, numbers)) == vars(h)

@@ -164,5 +164,5 @@ def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="micro_batches 4 on 1 devices does not divide the batch of 6 examples"):
         micro_batches.divide(batch, 4)
     graphs = collections.namedtuple("Graphs", ["n_node"])(jnp.ones(6))
-    with pytest.raises(ValueError, match="for packed graphs use a smaller batch"):
+    with pytest.raises(ValueError, match="not for packed graphs: use a smaller batch"):
         micro_batches.divide(batch | {"inputs": graphs}, 2)

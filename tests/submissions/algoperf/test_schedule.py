@@ -42,6 +42,15 @@ def test_polynomial_lengths_of_the_papers_run():
     assert schedule.polynomial(3000 + 49_105, 60_000, h) > 2e-3
 
 
+@pytest.mark.parametrize("step", [0, 4, 5, 6, 50, 99, 100, 200])
+@pytest.mark.parametrize(("warmup_factor", "decay_steps_factor"), [(0.05, 0.0), (1.0, 1.0), (0.5, 0.001), (0.05, 1.0)])
+def test_polynomial_without_steps_to_decay_in(step, warmup_factor, decay_steps_factor):
+    shape = {"warmup_factor": warmup_factor, "decay_steps_factor": decay_steps_factor, "end_factor": 0.1}
+    expected = float(reference_polynomial(1.0, 100, **shape)(step))
+    h = SimpleNamespace(learning_rate=1.0, **shape)
+    assert schedule.polynomial(step, 100, h) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_cosine(step):
     expected = float(reference_cosine(8.4e-4, 60_000, 0.05)(step))
