@@ -57,6 +57,8 @@ COPY presets presets
 COPY results results
 COPY scripts scripts
 COPY tests tests
+# Readable for every user, whatever the checkout's modes.
+RUN chmod -R a+rX /app
 ARG VERSION=unknown
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="algoperf-kfac" \

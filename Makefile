@@ -22,7 +22,7 @@ unexport PYTHONPATH PYTHONHOME
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## create .venv with the pinned libraries and this project (PYTHON=python3.12 picks another Python)
+setup: $(INSTALLED) ## create .venv with the pinned libraries and this project (PYTHON=python3.12 picks another Python, after make clean)
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null \
@@ -50,8 +50,8 @@ $(CAN_DOCUMENT): $(INSTALLED) requirements-docs.txt
 
 setup-harness: $(HARNESS_VENV)/.installed ## create .venv-harness with the official harness's jax, flax and optax
 
-$(HARNESS_VENV)/.installed: requirements-harness.txt
-	"$(PYTHON)" -m venv --clear $(HARNESS_VENV)
+$(HARNESS_VENV)/.installed: $(INSTALLED) requirements-harness.txt
+	$(VENV)/bin/python -m venv --clear $(HARNESS_VENV)
 	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements-harness.txt
 	@touch $@
 

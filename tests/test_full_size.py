@@ -18,7 +18,6 @@ from workloads.images.mnist_vit import MnistVitWorkload
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("tensorflow", reason="the real builders need TensorFlow: pip install -e '.[prepare]'")
-pytest.importorskip("mlxtend")
 
 ROOT = Path(__file__).parents[1]
 N_TRAIN, N_VALIDATION, N_TEST = 24, 12, 10

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(
-    file for file in ROOT.glob("[a-z]*/**/*.py") if file.relative_to(ROOT).parts[0] not in ("tests", "build")
-)
+NOT_OURS = {"tests", "build", *(file.parent.name for file in ROOT.glob("*/pyvenv.cfg"))}  # virtual environments
+FILES = sorted(file for file in ROOT.glob("[a-z]*/**/*.py") if file.relative_to(ROOT).parts[0] not in NOT_OURS)
 PACKAGES = sorted({file.relative_to(ROOT).parts[0] for file in FILES})
 
 # Package -> the others that it may import. A package without an entry, such as a new one, may import none.

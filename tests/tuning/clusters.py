@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.tuning.programs import needed
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol")
 _CONFIGURATION = """
@@ -83,11 +84,8 @@ def slurm(folder: Path):
 def _refuse_or_install() -> None:
     if os.geteuid() != 0:
         pytest.skip("Slurm's daemons are started as root here")
-    if not all(map(shutil.which, _PROGRAMS)) and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "-qq", "slurmctld", "slurmd", "slurm-client", "munge"]
-        subprocess.run(install, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True)
-    if missing := [program for program in _PROGRAMS if not shutil.which(program)]:
-        pytest.skip(f"no {missing[0]} here, nor can it be installed: apt install slurmctld slurmd slurm-client munge")
+    for program in _PROGRAMS:
+        needed(program, "slurmctld", "slurmd", "slurm-client", "munge")
 
 
 def _free_ports(n: int) -> list[int]:

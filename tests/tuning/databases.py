@@ -56,6 +56,7 @@ def postgresql_server():
     control = [*prefix, str(server / "pg_ctl"), "-D", str(data / "db"), "-w"]
     try:
         making = [*prefix, initdb, "-N", "-D", data / "db", "-U", _USER, "-A", "trust"]
+        making += ["--no-locale", "-E", "UTF8"]
         subprocess.run(making, check=True, capture_output=True, cwd="/")
         run = partial(subprocess.run, cwd="/", stdout=subprocess.DEVNULL)
         for _ in range(5):  # another program may take the free port before the server does

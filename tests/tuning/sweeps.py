@@ -24,6 +24,12 @@ def start(folder, name, *flags, before=(), **options):
     return subprocess.Popen(command, **options)
 
 
+def children(pid):
+    """Numbers of a process's children."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
 def finished(process):
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-3000:]

@@ -17,7 +17,8 @@ print(float(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones(3))))
 
 
 def run(folder, **environment):
-    own = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    wanted = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    own = {name: value for name, value in wanted.items() if value is not None}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)], cwd=ROOT, env=own, capture_output=True, text=True
     )

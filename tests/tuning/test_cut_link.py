@@ -15,7 +15,6 @@ from tests.tuning.databases import postgresql_server
 from tests.tuning.sweeps import ROOT
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("optuna")
 
 N_POINTS = 6
 _HOST = f"""
@@ -62,9 +61,9 @@ def host(number):
 
 
 @contextmanager
-def forwarded(port):
-    """A port on all addresses of this machine, whose connections go on to `port`: the server listens to it alone."""
-    listener = socket.create_server(("0.0.0.0", 0))
+def forwarded(address, port):
+    """A port on this address, whose connections go on to `port` of 127.0.0.1, where alone the server listens."""
+    listener = socket.create_server((address, 0))
 
     def pump(source, sink):
         try:
@@ -98,14 +97,15 @@ def test_a_link_cut_for_longer_than_a_lease_ends_every_point_once(tmp_path):
         pytest.skip("network namespaces need root and the program ip")
     with ExitStack() as stack:
         server = stack.enter_context(postgresql_server())
-        port = stack.enter_context(forwarded(int(server.url.rpartition(":")[2].partition("/")[0])))
+        own_port = int(server.url.rpartition(":")[2].partition("/")[0])
         hosts = [stack.enter_context(host(number)) for number in (1, 2)]
+        ports = [stack.enter_context(forwarded(address, own_port)) for _, address, _ in hosts]
         held, never = tmp_path / "held", tmp_path / "never"
 
         def start(index, flag):
             name, address, _ = hosts[index]
             command = ["ip", "netns", "exec", name, sys.executable, "-c", _HOST]
-            url = f"postgresql://postgres@{address}:{port}/postgres"
+            url = f"postgresql://postgres@{address}:{ports[index]}/postgres"
             return subprocess.Popen([*command, url, str(flag)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
         held.touch()

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 import pytest
 
-pytest.importorskip("optuna")
-
 from tuning import study_storage
 from tuning.point_queue import PointQueue
 from tuning.point_status import stored

@@ -4,8 +4,6 @@ import multiprocessing
 
 import pytest
 
-pytest.importorskip("optuna")
-
 from tuning.point_queue import PointQueue
 
 N_POINTS, N_WORKERS = 1000, 8

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("grain")
 
 SCRIPT = Path(__file__).with_name("memory_of_a_trial.py")
 N_EVALUATIONS, N_FIRST = 50, 10

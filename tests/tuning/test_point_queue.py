@@ -10,7 +10,6 @@ from tuning.errors import UserError
 from tuning.point_queue import PointQueue
 from tuning.point_status import stored
 
-pytest.importorskip("optuna")
 POINTS = [{"learning_rate": 0.1 * (i + 1), "kind": "ab"[i % 2]} for i in range(5)]
 IDENTITY = {"workload": "b3db", "seed": 0}
 

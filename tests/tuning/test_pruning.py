@@ -2,9 +2,6 @@
 
 import pytest
 
-pytest.importorskip("optuna")
-
-
 from tests.tuning.fake_trial import FakeWorkload, fake_submission, run_fake_trial
 from tuning.outcome import Progress
 from tuning.point_queue import PointQueue

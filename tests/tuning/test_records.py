@@ -2,6 +2,8 @@ import csv
 import json
 import math
 import os
+import shutil
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,28 @@ def test_environment_tells_versions_and_hardware():
     found = machine.environment()
     assert found["numpy"] == np.__version__
     assert found["n_devices"] >= 1 and found["n_cpu_cores"] >= 1
-    assert found["git_commit"] is not None or found["git_dirty"] is None
+
+
+def test_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        settings = ("user.name=a", "user.email=a@example.org", "commit.gpgsign=false", "core.hooksPath=/dev/null")
+        options = [word for setting in settings for word in ("-c", setting)]
+        done = subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    monkeypatch.setattr(machine, "_PROJECT", tmp_path)
+    git("init", "--quiet")
+    (tmp_path / "code.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "First")
+    commit = git("rev-parse", "HEAD")
+    found = machine.environment()
+    assert (found["git_commit"], found["git_dirty"]) == (commit, False)
+    (tmp_path / "code.py").write_text("2\n")
+    found = machine.environment()
+    assert (found["git_commit"], found["git_dirty"]) == (commit, True)
 
 
 def test_another_repository_around_the_code_is_not_reported(tmp_path, monkeypatch):

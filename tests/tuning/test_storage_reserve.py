@@ -5,8 +5,6 @@ import threading
 
 import pytest
 
-pytest.importorskip("optuna")
-
 from tests.tuning.limits import fill, read_only, small_disk
 from tuning import storage_reserve
 from tuning.errors import UserError

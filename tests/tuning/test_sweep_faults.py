@@ -14,13 +14,11 @@ import pytest
 
 from tests.tuning.databases import postgresql_server
 from tests.tuning.programs import needed
-from tests.tuning.sweeps import ROOT, finished, shown, start
+from tests.tuning.sweeps import ROOT, children, finished, shown, start
 from tuning.point_queue import PointQueue
 from tuning.point_status import stored
 
 pytestmark = pytest.mark.slow
-for _library in ("optuna", "rdkit", "grain"):
-    pytest.importorskip(_library)
 
 
 def _logs(folder):
@@ -134,7 +132,7 @@ def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
         before = {trial: last_begun(trial) for trial in trials}
         sweep = start(tmp_path, "sweep", *flags, start_new_session=True)
         _wait_for(lambda: two_train(before), sweep)
-        workers = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
+        workers = children(sweep.pid)
         send(sweep.pid, getattr(signal, name))
         output, _ = sweep.communicate()
         last = output.splitlines()[-1]

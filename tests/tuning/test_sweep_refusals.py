@@ -11,10 +11,6 @@ from contextlib import closing
 
 import pytest
 
-pytest.importorskip("optuna")
-pytest.importorskip("rdkit")
-pytest.importorskip("grain")
-
 from tests.tuning.databases import postgresql
 from tests.tuning.limits import fill, read_only, small_disk
 from tests.tuning.sweeps import ROOT, arguments, refusal, start
@@ -60,6 +56,7 @@ def test_a_storage_that_can_be_read_but_not_written(tmp_path):
     assert f"cannot use the storage {tmp_path}/store/s.db: attempt to write a readonly database; check --st" in line
 
 
+@pytest.mark.slow
 def test_a_database_user_who_may_not_write(tmp_path):
     with postgresql() as url:
         Sweep(request(tmp_path, storage=url))
@@ -224,11 +221,11 @@ def test_another_code_version(tmp_path):
     if shutil.which("git") is None or cloned.returncode:
         pytest.skip(f"the tests do not run in a git checkout: {cloned.stderr.strip()}")
     Sweep(request(tmp_path))
-    for file in ROOT.glob("tuning/*.py"):  # as it is now, committed or not
-        shutil.copy(file, copy / "tuning")
-    shutil.copy(ROOT / "scripts" / "run_sweep.py", copy / "scripts")
-    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *author, "commit", "-qam", "Another version", "--allow-empty"], cwd=copy, check=True)
+    for folder in ("scripts", "submissions", "tuning", "workloads"):  # as they are now, committed or not
+        shutil.copytree(ROOT / folder, copy / folder, dirs_exist_ok=True)
+    settings = ("user.name=a", "user.email=a@example.org", "commit.gpgsign=false", "core.hooksPath=/dev/null")
+    options = [word for setting in settings for word in ("-c", setting)]
+    subprocess.run(["git", *options, "commit", "-qam", "Another version", "--allow-empty"], cwd=copy, check=True)
     command = [sys.executable, "scripts/run_sweep.py", *arguments(tmp_path, "e", "--num_tuning_trials=3")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     line = refusal(subprocess.Popen(command, cwd=copy, **pipes))

@@ -4,8 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("optuna")
-
 from tuning.point_status import PointStatus
 from tuning.report.protocols import Cost
 from tuning.sweep_view import View, counts, last_evaluation, ranking, show, summary

@@ -16,6 +16,7 @@ import pytest
 from fake_trial import FakeWorkload, fake_submission
 
 from tests.molecules import data_dir
+from tests.tuning.sweeps import children
 from tuning import search_space, target, target_workers
 from tuning.claim import Claim
 from tuning.errors import MachineFault, UserError
@@ -247,9 +248,7 @@ def test_a_signal_ends_the_processes_of_the_search_with_checkpoints(made, tmp_pa
 
 def processes_of_the_pool(parent: int) -> list[str]:
     """Process numbers, without multiprocessing's own helper."""
-    tasks = Path(f"/proc/{parent}/task").glob("*/children")
-    children = [child for task in tasks for child in task.read_text().split()]
-    return [child for child in children if b"spawn_main" in Path("/proc", child, "cmdline").read_bytes()]
+    return [str(pid) for pid in children(parent) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def lives(process: str) -> bool:

@@ -20,8 +20,6 @@ from tests.tuning.test_trial_processes import losses, the_line, wait_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-for _library in ("grain", "mlxtend"):
-    pytest.importorskip(_library)
 _CACHE = tempfile.TemporaryDirectory()  # of compiled programs, for all processes here
 N_STEPS = 60
 N_KILLS = 3

@@ -11,10 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("optuna")
-pytest.importorskip("rdkit")
-pytest.importorskip("grain")
-
 from tests.tuning.limits import fill, small_disk
 from tuning import evidence, worker
 from tuning.claim import Claim, ClaimLost, FolderClaimed
