@@ -51,10 +51,10 @@ def _update(milliseconds_of: Mapping[str, float]) -> float:
 
 
 def operations_table(workload_name: str, batch_size: int) -> str:
-    """A row for each factor, A or B, with another number of positions or width.
+    """A row for each factor (A or B) of a layer with shared positions; only the first of those with equal R and d.
 
-    It has the operations for expand and for reduce, as the compiler counts them, and the saving that a formula
-    predicts.
+    A row has the operations of expand and of reduce, as the compiler counts them, their ratio (saving), and the ratio
+    that a formula predicts (ideal).
 
     With R positions of an example and width d, expand multiplies R d² numbers for an example; reduce adds R d numbers
     and multiplies d². Ideally reduce needs R d / (R + d) times fewer operations.

@@ -34,7 +34,7 @@ flags.DEFINE_integer("num_seeds", 10, "Timed repetitions of the best point, each
 flags.DEFINE_integer("workers", 2, "Processes of a search, which share the cores.", lower_bound=1)
 flags.DEFINE_integer("max_global_steps", None, "Stop trials before the workload's budget.", lower_bound=1)
 flags.DEFINE_string(
-    "targets", "results/targets", "Folder of the workloads' target files, whose runs get rows; empty for none."
+    "targets", "results/targets", "Folder of the target files, whose configurations are timed, too; empty for none."
 )
 flags.DEFINE_string("experiment_dir", "experiments/evidence", "Where the trials go; finished ones are used again.")
 flags.DEFINE_string("out", "results/evidence", "Where the archives of the trials go, and the report made from them.")

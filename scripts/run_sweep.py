@@ -53,7 +53,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_enum("launcher", "processes", ["processes", "slurm"], "Where the workers run: here, or as a Slurm array.")
 flags.DEFINE_multi_string(
-    "slurm_option", [], "sbatch's, as --slurm_option=partition=gpu --slurm_option=time=12:00:00, for --launcher=slurm."
+    "slurm_option",
+    [],
+    "NAME=VALUE, an option of sbatch for --launcher=slurm, as --slurm_option=partition=gpu. May be given repeatedly.",
 )
 flags.DEFINE_bool("retry_crashed", False, "Carry out again the trials that crashed, from their last checkpoints.")
 flags.DEFINE_enum("rank_by", Cost.STEPS, [*Cost], "Cost that orders the ranking; `seconds` include compilation.")

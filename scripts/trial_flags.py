@@ -18,7 +18,7 @@ flags.DEFINE_enum(
     "self: the submission's own hyperparameters, with 1.5 times the budget.",
 )
 flags.DEFINE_string("tuning_search_space", None, "JSON file; the submission's own if not given.")
-flags.DEFINE_integer("max_global_steps", None, "Stop before the workload's budget.", lower_bound=1)
+flags.DEFINE_integer("max_global_steps", None, "Step budget of a trial, if smaller than the workload's.", lower_bound=1)
 flags.DEFINE_enum(
     "hardware_profile",
     None,

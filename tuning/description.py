@@ -88,7 +88,7 @@ class TrialDescription:
         new, changes = json.loads(json.dumps(self.to_json())), {}
         for name, on_resume in FIELDS.items():
             if name not in earlier:
-                raise other_version(source, name)
+                raise missing_field_error(source, name)
             if earlier[name] == new[name]:
                 continue
             if on_resume is OnResume.MUST_MATCH:
@@ -105,8 +105,8 @@ class TrialDescription:
 FIELDS: dict[str, OnResume] = {f.name: f.metadata["on_resume"] for f in fields(TrialDescription)}
 
 
-def other_version(source: str, name: str) -> UserError:
-    """`source` holds no field `name`."""
+def missing_field_error(source: str, name: str) -> UserError:
+    """The error to raise if `source`, written by another version, lacks the field `name`."""
     return UserError(f"{source} was written by another version of this project (it has no {name}); {START_AGAIN}")
 
 

@@ -33,7 +33,7 @@ def expanded(path: str, flag: str | None = None) -> Path:
     """The path with `~` as the home folder.
 
     Raises:
-        UserError: there is no home folder; the message names the flag, if the path is one's value, that needs another.
+        UserError: there is no home folder. If the path is the value of a `flag`, the message names the flag.
     """
     try:
         return Path(path).expanduser()

@@ -1,6 +1,6 @@
 """Whether the machine works, and whether an error was the machine's fault rather than the trial's.
 
-A fault of the machine may not occur elsewhere or later. Three kinds of error count:
+A fault of the machine might not occur on another machine, or later. Three kinds of error count as such:
 
 - an OSError (a resource ran out, a permission was missing, a device or a connection failed), unless its number means
   that the program asked for something impossible (a missing file, a bad argument);

@@ -21,7 +21,7 @@ _PLAIN = {
 
 
 def print_at_once(text: str) -> None:
-    """Prints a line without a buffer, which a file gets only after the lines of stderr, at the process's end.
+    """Prints a line and flushes it. Without the flush, a file would get it only at the end, after the lines of stderr.
 
     A reader that leaves, as in `run_evidence.py … | head -1`, does not end the process.
     """

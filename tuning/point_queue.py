@@ -95,7 +95,7 @@ class PointQueue:
         self._reserve = StorageReserve(self._location)
 
     @_retried_while_unavailable
-    def claim(self) -> Lease | None:
+    def lease(self) -> Lease | None:
         """A point to carry out; None if none is free now. Other workers may still be carrying out points."""
         while self._next < self._n_points:
             trial_id = self._study.storage.get_trial_id_from_study_id_trial_number(self._study.id, self._next)

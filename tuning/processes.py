@@ -29,9 +29,10 @@ _ANSWER_S = 24 * 3600.0  # timeout of waiting for a message, before which there 
 _LISTEN_S = 1.0  # between two looks for signals that other processes received
 _SHUTDOWN_S = 30  # timeout of waiting for the other processes to end
 _COMPILE_S = 1800
-# Set for every process by Open MPI's mpirun, by that of MPICH and Intel MPI, and by Slurm's srun: the number of
-# processes and this one's number, and whose presence says that JAX finds the first process's address by itself. Under
-# Slurm an mpirun starts its own helpers by srun, whose variables its processes inherit; so srun's come last.
+# Variables that a launcher sets for every process; a row each for Open MPI's mpirun, MPICH's and Intel MPI's mpirun,
+# and Slurm's srun. They hold the number of processes and this one's number; the third, if it is set, means that JAX
+# finds the first process's address by itself. Under Slurm, mpirun starts its helpers by srun, and its processes inherit
+# srun's variables; so srun's row comes last.
 _LAUNCHED = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),  # the last one by Open MPI 4 alone
     ("PMI_SIZE", "PMI_RANK", ""),

@@ -35,7 +35,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _remove_leftovers(temporary: Path, pattern: str) -> None:
-    """Compares two times of the disk, so that the machine's clock does not matter."""
+    """Removes temporary files an hour older than `temporary`, which processes that were killed have left.
+
+    Both times are the disk's, so that the machine's clock does not matter.
+    """
     for other in temporary.parent.glob(pattern):
         try:
             if temporary.stat().st_mtime - other.stat().st_mtime > _LEFTOVER_S:

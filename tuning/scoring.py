@@ -99,7 +99,7 @@ def ratio_interval(own: SeedMedian, reference: SeedMedian) -> tuple[float, float
 
 
 def _median_of_ranks(of: SeedMedian, ranks: np.ndarray, axis: int) -> np.ndarray:
-    """The median of resamples of a median's values, which are given by their ranks."""
+    """Medians of resamples of the values of `of`. A resample is given by ranks: indices into `of.values`."""
     n = ranks.shape[axis]
     middle = np.sort(ranks, axis).take([(n - 1) // 2, n // 2], axis)
     return np.asarray(of.values)[middle].mean(axis)

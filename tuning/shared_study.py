@@ -120,7 +120,7 @@ class SharedStudy:
                 raise UserError(f"study {name!r} in the storage has {difference}; {cure}")
 
     def _refuse_other_folder(self, name: str, folder: Mapping[str, str]) -> None:
-        """Studies of earlier versions have no folder's id."""
+        """Refuses a study whose trials are in another folder. Studies of earlier versions store no folder's id."""
         stored = self.storage.get_study_user_attrs(self.id).get("identity", {})
         if self._id_file is None or "folder" not in stored or stored["folder"] == folder["folder"]:
             return

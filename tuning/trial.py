@@ -13,7 +13,7 @@ import numpy as np
 from tuning import disk, faults, machine, records
 from tuning.checkpoint import Checkpoints
 from tuning.claim import Claim
-from tuning.description import FIELDS, TrialDescription, other_version
+from tuning.description import FIELDS, TrialDescription, missing_field_error
 from tuning.errors import MachineFault, UserError, one_line
 from tuning.interruption import Interruption
 from tuning.metrics_logger import MetricsLogger
@@ -135,7 +135,8 @@ def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes,
 def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome | None:
     """The outcome in `trial_dir`, if the described trial has ended.
 
-    None if there is no outcome, the trial crashed, or it ended only because its budget was smaller.
+    None if there is no outcome, if the trial crashed, or if it would go on with this description: it ended by a smaller
+    budget, by another pruning rule, or at the target, where this description does not stop.
 
     Raises:
         UserError: the folder holds another trial, or outcome.json cannot be read.
@@ -150,7 +151,7 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
     try:
         outcome = Outcome.from_json(content)
     except KeyError as error:
-        raise other_version(repr(str(file)), error.args[0]) from error
+        raise missing_field_error(repr(str(file)), error.args[0]) from error
     if outcome.global_step > description.step_budget:
         problem = f"{str(file)!r} has done {outcome.global_step} steps, more than the budget of"
         raise UserError(f"{problem} {description.step_budget}: give at least {outcome.global_step}")

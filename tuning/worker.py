@@ -63,15 +63,15 @@ class Worker:
 
         Raises:
             UserError: a problem that the next point would meet as well, and that the user can cure.
-            MachineFault: a problem that another process, or another machine, may not have.
+            MachineFault: a problem that another process, or another machine, might not have.
             Interrupted: a signal came; the running trial was saved and its point given back.
         """
         faulthandler.enable()  # a crash in native code leaves a traceback in the worker's log
         with self._interruption:
             while True:
                 self._probe()
-                claims = ((study, queue.claim()) for study, queue in enumerate(self._sweep.queues, start=1))
-                study, lease = next((pair for pair in claims if pair[1] is not None), (0, None))
+                leases = ((study, queue.lease()) for study, queue in enumerate(self._sweep.queues, start=1))
+                study, lease = next((pair for pair in leases if pair[1] is not None), (0, None))
                 if lease is not None:
                     self._carry_out(study, lease)
                 elif self._sweep.is_done():
@@ -192,7 +192,7 @@ class Worker:
             return {"reason": str(Miss.CRASHED), "error": f"{type(error).__name__}: {one_line(error)}"}
 
     def _fault_behind(self, error: BaseException) -> str | None:
-        """The machine's fault that made a trial fail, which another worker may not have; None if there is none.
+        """The machine's fault that made a trial fail, which another worker might not meet; None if there is none.
 
         Raises:
             UserError: the experiment's folder, which all workers need, cannot be written.

@@ -49,10 +49,11 @@ def budget(workload_name: str, profile: str) -> Budget | None:
 
 
 def base_workloads(profile: str, present: Collection[str]) -> tuple[str, ...]:
-    """The base workloads of the round that results belong to, which are the denominator of its score.
+    """The base workloads of the AlgoPerf round that the results belong to; their number is the score's denominator.
 
     Args:
-        profile: the hardware profile; that of a later round where a workload is present that only this round has.
+        profile: the hardware profile. `a100x4`, the later round's, replaces it if a workload of that round alone is
+            present.
         present: the results' workloads.
     """
     own, later = BUDGETS[profile], BUDGETS[A100X4]

@@ -16,9 +16,9 @@ from workloads.spec import ForwardPassMode, Workload
 class Predictions:
     """The rows of all batches of a split, in order, including padding rows, whose weights are 0."""
 
-    logits: np.ndarray  # [rows, outputs] float32
-    targets: np.ndarray  # [rows, outputs] float32
-    weights: np.ndarray  # [rows] or [rows, outputs] float32
+    logits: np.ndarray  # [rows, *positions, outputs] float32
+    targets: np.ndarray  # [rows, outputs] float32, or class indices [rows, *positions] int32
+    weights: np.ndarray  # [rows], [rows, *positions] or [rows, outputs] float32
     mean_loss: float  # summed loss / number of loss terms; NaN where no weight is above zero
 
 

@@ -99,7 +99,7 @@ class FlaxWorkload(Workload):
         update_batch_norm: bool,
         dropout_rate: float | None = None,
     ) -> tuple[jax.Array, None]:
-        """-> (logits [examples, outputs], None); there is no state. `rng` is unused in EVAL mode."""
+        """-> (logits [examples, *positions, outputs], None); there is no state. `rng` is unused in EVAL mode."""
         del model_state, update_batch_norm
         train = mode == ForwardPassMode.TRAIN
         logits: Any = self.model.apply(

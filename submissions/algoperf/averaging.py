@@ -114,9 +114,9 @@ def _at_iterate(problem: Problem, state: AveragedState) -> Problem:
 
 
 def _moved(average: Array, iterate: Array, weight: Array) -> Array:
-    """The average, moved to the iterate by a share of the distance; the iterate where that would be rounded away.
+    """(1 - weight) average + weight iterate; the iterate itself for integers and for floats of less than 32 bits.
 
-    So integers, and floating-point numbers of less than 32 bits, are not averaged.
+    In these types, rounding would lose a small change of the average.
     """
     if not jnp.issubdtype(average.dtype, jnp.floating) or jnp.finfo(average.dtype).bits < 32:
         return iterate

@@ -23,7 +23,10 @@ _WITHOUT_VARIANTS = ("cifar", "mnist")  # their names also begin those of other 
 
 
 def batch_size(workload_name: str) -> int:
-    """The size for a workload; a variant without an own one (`ogbg_gelu`) has that of the name that it starts with.
+    """The batch size of a workload.
+
+    A variant that is not listed (`ogbg_gelu`) has the size of the longest listed name that its own name begins with.
+    `cifar` and `mnist` have no variants.
 
     Raises:
         ValueError: unknown workload.

@@ -67,7 +67,7 @@ class Algorithm(abc.ABC):
         return False
 
     def refresh(self, problem: Problem, state: PyTree, params: PyTree, h: Any, key: Array) -> PyTree:
-        """The state with new curvature, from the batch and key of the step that follows: a program of its own."""
+        """The state with new curvature. It runs as a separate program before a step, with that step's batch and key."""
         raise NotImplementedError("this algorithm has no curvature to refresh")
 
     def describe(self, params: PyTree) -> str | None:
@@ -171,7 +171,7 @@ class Submission:
         global_step: int,
         rng: Array,
     ) -> tuple[tuple[PyTree, Callable], PyTree, PyTree]:
-        """Returns its arguments when all pending work is done, so that none is left for the untimed evaluation."""
+        """Logs metrics, and returns its arguments once all work is done: none is left for the untimed evaluation."""
         del current_params_types, hyperparameters, loss_type, eval_results, rng
         state, programs = optimizer_state
         _log_metrics(workload, self._algorithm.metrics(state), global_step)

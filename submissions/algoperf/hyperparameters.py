@@ -25,9 +25,10 @@ class Hyperparameters:
         grad_clip: largest global norm of the gradient; None for no bound.
         label_smoothing: passed to the workload's loss.
         dropout_rate: passed to the workload's model; None for the workload's own.
-        micro_batches: number of parts that a batch is divided into, to save memory: one part after another is
-            processed, and gradients and factors are summed. Only what is drawn at random then differs from an
-            undivided batch: pseudo-targets, and the rows that a factor is estimated from. Not for graphs.
+        micro_batches: number of parts that a batch is divided into, to save memory. The parts are processed in turn,
+            and their gradients and factors are summed. Only random draws (dropout, pseudo-targets, the rows that a
+            factor is estimated from) and the statistics of batch normalisation, which are each part's own, differ from
+            an undivided batch. Not for graphs.
     """
 
     learning_rate: float

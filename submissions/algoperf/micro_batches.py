@@ -24,7 +24,8 @@ def divide(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[s
         mesh: the devices, on one axis, that the examples are split over.
 
     Raises:
-        ValueError: packed graphs, whose edges refer to each other, or a number of examples that n does not divide.
+        ValueError: packed graphs, whose edges refer to nodes by index, or a number of examples that is no multiple of n
+            times the number of devices.
     """
     if hasattr(batch["inputs"], "n_node"):
         raise ValueError("micro_batches is not for packed graphs: use a smaller batch")
@@ -45,7 +46,7 @@ def divide(batch: Mapping[str, Any], n: int, mesh: Mesh | None = None) -> dict[s
 def summed(
     function: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]], parts: PyTree, carried: PyTree, n: int
 ) -> tuple[PyTree, PyTree]:
-    """Call `function(part i, carried, i)` for every part i; the sum of its first results, and its last second result.
+    """Call `function(part i, carried, i)` for each part in turn; return (sum of its first results, the last `carried`).
 
     Args:
         function: returns (what to sum, the next call's `carried`), with the same shapes for every part.

@@ -94,8 +94,9 @@ class Problem:
     def position_loss(self, logits_shape: tuple[int, ...]) -> Callable[[Array], Array]:
         """The loss as a function of the logits `[n_outputs]` of one position, for a valid target, without smoothing.
 
-        The batch is one example of one position, where the workload's loss allows that and is a sum over positions: the
-        compiler would fold the softmax of all positions of a large vocabulary into constants, for minutes.
+        It calls the workload's loss on one example with one position, if that works and the loss is a sum over
+        positions; otherwise on one example with all positions. With all positions of a large vocabulary, the compiler
+        would spend minutes on constant folding.
 
         Args:
             logits_shape: of the batch's logits `[examples, *positions, n_outputs]`.
@@ -146,11 +147,11 @@ class Problem:
 
 
 def _in_structure_of(before: PyTree, after: PyTree) -> PyTree:
-    """The new model state with the old one's structure and shapes, where both hold the same arrays.
+    """The new model state with the structure and shapes of the old one, if both hold the same arrays.
 
-    A workload may start from `{}` where it has no state and return None, or return another kind of mapping, or its
-    averages with leading axes of length one, which a mean over kept axes gives them; with one form for all steps, one
-    compiled program serves them all, and a checkpoint's arrays have the form that the run starts from.
+    A workload without a state may start from `{}` and return None. Another may return another kind of mapping, or
+    averages with additional leading axes of length one, as a mean with `keepdims` has. With one form, all steps share
+    one compiled program, and a checkpoint's arrays have the form that the run starts from.
     """
     old, new = jax.tree.leaves(before), jax.tree.leaves(after)
     shapes = [(jnp.shape(x), jnp.shape(y)) for x, y in zip(old, new, strict=False)]

@@ -12,13 +12,14 @@ PyTree = Any
 def as_returned_by_a_step(tree: PyTree, shapes: PyTree, sharding: Sharding) -> PyTree:
     """The tree as a compiled step returns it, so that no step is compiled again for arrays of another form.
 
-    Arrays that were initialised, or read from a file, are put under `sharding`. The official runner restores each
-    array once per device, on a new leading axis; of these equal copies one is kept. The first array decides for all.
+    Arrays that were initialised, or read from a file, get the sharding `sharding`. The official runner restores each
+    array with a new leading axis of equal copies, one per device; one copy is kept. The form of the tree's first array
+    is taken to be that of all.
 
     Args:
         tree: the arrays.
-        shapes: the same tree of `jax.ShapeDtypeStruct`, as they were made.
-        sharding: the steps' own.
+        shapes: the tree of `jax.ShapeDtypeStruct` of the newly initialised arrays.
+        sharding: of the arrays that a step returns.
     """
     leaves, expected = jax.tree.leaves(tree), jax.tree.leaves(shapes)
     if not leaves or len(leaves) != len(expected):

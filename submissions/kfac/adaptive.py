@@ -39,14 +39,14 @@ PyTree = Any
 
 
 class EigenbasisState(NamedTuple):
-    """Complete at init, of constant shapes.
+    """The optimiser's state. `init` makes all of its arrays, and their shapes never change.
 
     Attributes:
         count: `[]` int32, updates made.
         fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
-        bases: group name -> its layers' eigenbases, as of the last refresh; the identity before there is one, and None
-            for a side too wide, whose average then only records whether there was an estimate.
+        bases: group name -> its layers' eigenbases at the last refresh; before the first one, the identity. None for a
+            side that is too wide: its average then only records whether there was an estimate.
         first_moment: moving average of the gradient.
         second_moment: moving average of its square; a layer's matrix is in its eigenbasis.
     """

@@ -84,7 +84,7 @@ def check_member(name: str, value: Any, kind: type[enum.Enum]) -> None:
 
 
 def check_layers(layers: Any) -> None:
-    """Check that layers are such.
+    """Check that `layers` is a sequence of `Layer`.
 
     Raises:
         ValueError: they are no sequence, or one is something else, such as a name.

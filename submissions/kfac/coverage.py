@@ -80,7 +80,11 @@ def describe(
 
 
 def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dict[Path, str]:
-    """Kernels that are in none of the layers, and why: leaves of that name, and matrices that multiply data."""
+    """Kernel -> why it is in none of the layers.
+
+    A kernel is a matrix that multiplies data (or may do so, in an operation that is not followed), or a leaf that is
+    called "kernel" or "embedding" and has another use.
+    """
     known = {layer.kernel_path for layer in layers}
     max_width = max((layer.max_width for layer in layers), default=MAX_FACTOR_WIDTH)
     reasons = {}
@@ -106,7 +110,9 @@ def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dic
 def report(
     params: PyTree, layers: Sequence[Layer], refused: Mapping[str, str], missing: Mapping[Path, str], strict: bool
 ) -> None:
-    """Warn, once for each text, of the parameters that have no factors though a layer has them.
+    """Warn of layers without factors, and of kernels that are in no layer; each text is shown once.
+
+    Kernels that are left out because both of their sides are too wide are not reported.
 
     Args:
         refused: layer name -> reason, see `Estimate.uncaptured`.

@@ -1,9 +1,9 @@
-"""Estimates on several devices: what is one device's own, and sums over devices.
+"""Estimates on several devices: values that differ between devices, and sums over devices.
 
-Inside `shard_map`, JAX types a value by the mesh axes over which it *varies*, and sums the gradient for a value that
-does not vary over all devices. Factors need each device's own gradients, before the square; so parameters and
-perturbations are made varying first. Without that typing (`check_vma=False`, `pmap`) gradients are each device's own
-already.
+Inside `shard_map`, JAX's type of a value names the mesh axes over which the value *varies*. The gradient with respect
+to a value that does not vary is summed over the devices. Factors need each device's own gradients, before the square;
+so parameters and perturbations are first marked as varying. Without such types (`check_vma=False`, `pmap`), gradients
+are each device's own already.
 """
 
 from typing import Any

@@ -78,12 +78,12 @@ def refresh(
     Args:
         factors: group name -> (A `[n_layers, n_rows, n_rows]`, B `[n_layers, d_out, d_out]`), or diagonals.
         bases: group name -> the bases so far.
-        is_full: `[]` bool, whether by eigendecompositions, not a step of power iteration; None is always.
+        is_full: `[]` bool, True for eigendecompositions, False for one step of power iteration; None means True.
         mesh: one-dimensional, of the devices that share the work.
 
     Returns:
-        By group name: its layers' new bases; (Q_oldᵀ Q_new)², elementwise, of both bases; and whether both of a layer's
-        factors gave an orthogonal basis `[n_layers]`, as one that gives none keeps its own.
+        Three dicts by group name: the new bases; the squared overlaps (Q_oldᵀ Q_new)², elementwise, of both sides; and
+        `[n_layers]` whether both factors of a layer gave an orthogonal basis. A factor that gave none keeps its basis.
     """
     sides = {
         (name, i): (factors[name][i], basis)

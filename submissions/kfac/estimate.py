@@ -22,7 +22,7 @@ from .sharing import Layout, Sharing
 PyTree = Any
 Loss = Callable[[PyTree], tuple[Array, Array]]  # outputs -> (summed loss, number of terms that it is divided by)
 ByLayer = dict[str, OutputSums]
-Squares = Callable[[Mapping[Path, list[Array]]], ByLayer]  # kernel -> output gradients at its uses, to their sums
+OutputSumsOf = Callable[[Mapping[Path, list[Array]]], ByLayer]  # kernel -> output gradients at its uses, to their sums
 
 # Folded into the key: for draws of rows apart from those of pseudo-targets, and for heads after the first.
 _ROWS, _HEADS = 1, 2
@@ -108,14 +108,15 @@ def estimate_sums(
 ) -> tuple[Sums, PyTree, dict[str, str]]:
     """Summed loss, its gradients, and the products that the factors of `layers` are made of.
 
-    The loss costs one backward pass, the Fisher one more (none when empirical), on the same forward pass. A layer that
-    has no factors is warned of, once.
+    The loss costs one backward pass. The sampled Fisher costs one more, the exact Fisher one for each column of the
+    output Hessian's root, the empirical Fisher none. All use one forward pass. A layer without factors causes a
+    warning, which is shown once.
 
     Args:
-        forward: params -> (outputs, auxiliary values); with layers also what `capture.trace` made of it.
-        loss: outputs -> (summed loss, number of terms M). Its label smoothing changes no factors but those of the
+        forward: params -> (outputs, auxiliary values); with layers, it may also be the result of `capture.trace`.
+        loss: outputs -> (summed loss, number of terms M). Label smoothing in it changes only the factors of the
             empirical Fisher.
-        layers: the layers to estimate factors for; none, by `()` or without a layout, makes this a plain
+        layers: the layers to estimate factors for. `()`, or None without a layout, makes this a plain
             value-and-gradient.
         layout: the batch's leading axes.
         with_gradients: False leaves out the loss's gradients, and with them its backward pass unless the Fisher is
@@ -163,8 +164,8 @@ def estimate_sums(
     outputs: ByLayer = {}
     if output_factors and found:
         heads = heads_of(captured.outputs, logits, geometry, weights, fisher, layout)
-        squares = functools.partial(output_products, found, layout=layout, sharing=sharing)
-        outputs = _output_sums(captured, heads, fisher, key, at_outputs, squares, axis_name)
+        output_sums_of = functools.partial(output_products, found, layout=layout, sharing=sharing)
+        outputs = _output_sums(captured, heads, fisher, key, at_outputs, output_sums_of, axis_name)
     inputs = input_products(found, captured.inputs, layout, sharing, rows_per_width, row_key)
     sums = Sums(summed, n_terms, gradients if with_gradients else None, inputs, outputs)
     return sum_over(sums, axis_name), captured.aux, uncaptured
@@ -229,7 +230,7 @@ def _output_sums(
     fisher: Fisher,
     key: Array | None,
     at_outputs: Mapping[Path, list[Array]],
-    squares: Squares,
+    output_sums_of: OutputSumsOf,
     axis_name: AxisNames | None,
 ) -> ByLayer:
     """The sums over the output gradients that the Fisher is made of.
@@ -237,7 +238,7 @@ def _output_sums(
     Heads have pseudo-targets independent of one another, so that one backward pass is enough for all of them.
     """
     if fisher is Fisher.EMPIRICAL:
-        return squares(at_outputs)
+        return output_sums_of(at_outputs)
     if fisher is Fisher.SAMPLED:
         assert key is not None  # by `_checked`
         keys = [key, *(jax.random.fold_in(key, _HEADS + i) for i in range(len(heads) - 1))]
@@ -246,8 +247,8 @@ def _output_sums(
             for head, own in zip(heads, keys, strict=True)
         ]
         total = drawn[0] if len(drawn) == 1 else jax.tree.map(_added, *drawn)
-        return squares(captured.pullback(total)[1])
-    sums = [_summed_over_columns(captured, head, squares, axis_name) for head in heads]
+        return output_sums_of(captured.pullback(total)[1])
+    sums = [_summed_over_columns(captured, head, output_sums_of, axis_name) for head in heads]
     total_sums: ByLayer = sums[0] if len(sums) == 1 else jax.tree.map(lambda *each: sum(each), *sums)
     return total_sums
 
@@ -257,10 +258,12 @@ def _added(*cotangents: Array) -> Array:
     return cotangents[0] if cotangents[0].dtype == jax.dtypes.float0 else sum(cotangents[1:], cotangents[0])
 
 
-def _summed_over_columns(captured: Captured, head: Head, squares: Squares, axis_name: AxisNames | None) -> ByLayer:
+def _summed_over_columns(
+    captured: Captured, head: Head, output_sums_of: OutputSumsOf, axis_name: AxisNames | None
+) -> ByLayer:
     def one(index: Array) -> ByLayer:
         cotangent = root_column(head.geometry, head.logits, head.weights, index)
-        return squares(captured.pullback(head.to_outputs(cotangent))[1])
+        return output_sums_of(captured.pullback(head.to_outputs(cotangent))[1])
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     indices = jnp.arange(n_root_columns(head.logits))

@@ -107,8 +107,8 @@ def spread_indices(key: Array, n: int, n_drawn: int) -> Array:
 def output_factor(uses: Sequence[Use], sharing: Sharing, n_terms: Array, diagonal: bool = False) -> Array:
     """B `[d_out, d_out]`, or its diagonal, of one batch, at least float32; `n_terms` is M `[]`.
 
-    Zero, that is uninformative, where the positions' gradients cancel but for rounding: adding one vector to all of an
-    attention layer's keys changes nothing, so reduce sees no curvature there.
+    With reduce it is zero, and so left out of the average, if the gradients of the positions cancel up to rounding. For
+    example, the same vector added to all keys of an attention layer changes nothing, so reduce sees no curvature there.
     """
     rows, _ = _expanded(uses)
     if sharing is Sharing.REDUCE:
@@ -129,7 +129,7 @@ def second_moment(rows: Array, diagonal: bool = False) -> Array:
 def gradient_covariances(gradient: Array, diagonal: tuple[bool, bool] = (False, False)) -> tuple[Array, Array]:
     """Shampoo's factors G Gᵀ `[n_rows, n_rows]` and Gᵀ G `[d_out, d_out]` of a gradient `[n_rows, d_out]`.
 
-    `diagonal` says of which the diagonal will do.
+    `diagonal` says for each of the two whether only its diagonal `[n, 1]` is computed.
 
     Source: Gupta, Koren and Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", 2018.
     """

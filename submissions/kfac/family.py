@@ -30,11 +30,11 @@ Counted = tuple[Array, Array]  # (a factor times its number of rows, that number
 
 
 class InputSums(NamedTuple):
-    """Of a layer's inputs, before the division by the number of rows.
+    """Sums of x xᵀ over the rows x of a layer's inputs, before the division by their number. Diagonals are `[n, 1]`.
 
     Attributes:
-        direct: of uses x @ W, `[d_in (+1), d_in (+1)]`; None if there is no such use.
-        transposed: of uses x @ Wᵀ, such as a tied output layer, `[d_out, d_out]`; None if there is no such use.
+        direct: from uses x @ W, `[d_in (+1), d_in (+1)]`; None if there is no such use.
+        transposed: from uses x @ Wᵀ, such as a tied output layer, `[d_out, d_out]`; None if there is no such use.
     """
 
     direct: Counted | None
@@ -42,11 +42,11 @@ class InputSums(NamedTuple):
 
 
 class OutputSums(NamedTuple):
-    """Of a layer's output gradients, times the number of terms M.
+    """Sums of g gᵀ over a layer's output gradients g, before the division by the number of terms M.
 
     Attributes:
-        direct: M B.
-        transposed: the same of the gradients at the outputs `[n_rows, 1]` of transposed uses.
+        direct: M B, from uses x @ W, `[d_out, d_out]`; a diagonal is `[d_out, 1]`.
+        transposed: the same from uses x @ Wᵀ, whose outputs have width d_in: `[d_in, d_in]`, or `[d_in, 1]`.
     """
 
     direct: Array | None

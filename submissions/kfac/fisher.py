@@ -5,9 +5,9 @@ example, a language model's logits are `[8, 128, 1000]`: 1,024 positions with on
 with 128 · 1,000 columns for each of the 8 examples.
 
 For softmax, sigmoid and square losses the Fisher equals the generalised Gauss-Newton matrix, whose output part H is the
-Hessian of the loss for the model's outputs (logits). An absolute loss has no Hessian; its Fisher is that of a Laplace
-distribution around the output. Everything is a *cotangent*: the gradient of a summed pseudo-loss for the outputs, of
-the outputs' shape `[examples, *positions, n_outputs]`.
+Hessian of the loss with respect to the model's outputs (logits). An absolute loss has no Hessian; its Fisher is that of
+a Laplace distribution around the output. Functions here return *cotangents*: gradients of a summed pseudo-loss with
+respect to the outputs, of the outputs' shape `[examples, *positions, n_outputs]`.
 """
 
 import enum
@@ -29,8 +29,8 @@ _N_HALVINGS = 26  # of an interval of 2e4 around the target, down to 3e-4. A cho
 class Fisher(enum.Enum):
     """Where the output gradients of the factors come from."""
 
-    SAMPLED = "sampled"  # pseudo-targets drawn from the model's own output, one a position
-    EXACT = "exact"  # the output Hessian's root, one backward pass a column: for tests and small outputs
+    SAMPLED = "sampled"  # pseudo-targets drawn from the model's own output, one per position
+    EXACT = "exact"  # the output Hessian's root, one backward pass per column: for tests and small outputs
     EMPIRICAL = "empirical"  # the gradients of the training loss itself; not an estimate of the Fisher
 
 
@@ -91,7 +91,7 @@ def probe(position_loss: Callable[[Array], Array], n_outputs: int) -> Geometry:
     if n_outputs > 1 and _matches(at_points, directions, p, means=directions @ p.T):
         return Geometry(LossKind.SOFTMAX)
     raise ValueError(
-        "the loss's Hessian for the outputs is not that of a softmax, sigmoid, square or absolute loss; "
+        "the loss's Hessian with respect to the outputs is not that of a softmax, sigmoid, square or absolute loss; "
         "use the empirical Fisher (fisher=Fisher.EMPIRICAL) for this loss"
     )
 

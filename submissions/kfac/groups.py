@@ -65,7 +65,7 @@ def group_by_shape(layers: Sequence[Layer]) -> tuple[Group, ...]:
 
 
 def unstack(groups: Sequence[Group], stacked: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Layer name -> its own of the arrays that `stacked` has for each group's name: the inverse of `Group.stack`."""
+    """The inverse of `Group.stack`: from group name -> stacked arrays to layer name -> this layer's arrays."""
     return {
         layer.name: jax.tree.map(lambda x, i=i: x[i], stacked[group.name])
         for group in groups

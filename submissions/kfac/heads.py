@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class Head(NamedTuple):
-    """Logits of one loss: their values, its geometry and weights, and how a cotangent becomes one of the outputs."""
+    """One loss's logits, geometry and weights; `to_outputs`: cotangent of the logits -> cotangent of the outputs."""
 
     logits: Array
     geometry: Geometry

@@ -122,7 +122,7 @@ class Leaves(dict[Path, Any]):
 
 
 def named_leaves(tree: PyTree) -> Leaves:
-    """The leaves of a tree by path; those of `Leaves` are itself."""
+    """The leaves of a tree by path. A tree that is a `Leaves` already is returned unchanged."""
     if isinstance(tree, Leaves):
         return tree
     return Leaves((leaf_path(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
@@ -158,9 +158,10 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
 
     A side wider than `max_width` has a diagonal factor, and in the eigenbasis keeps its own axes.
 
-    A kernel is left out, and so goes to the first-order fallback, where its split is unknown (three axes and no bias,
-    but for those of attention, or a bias that is not the kernel's trailing shape), where other parameters share its
-    node, and where both sides are wider than `max_width`. Layers that a scan over depth stacked are found one by one.
+    A kernel is left out, and the first-order fallback trains it, if its split is unknown, if its node has other
+    parameters, too, or if both of its sides are wider than `max_width`. The split is unknown if the kernel has three
+    axes, no bias, and is no projection of attention, or if the bias has not the kernel's trailing shape. Layers that a
+    scan over depth stacked are found one by one.
     """
     nodes: dict[Path, dict[str, Any]] = {}
     for path, leaf in named_leaves(params).items():

@@ -49,14 +49,14 @@ PyTree = Any
 
 
 class MuonState(NamedTuple):
-    """Complete at init, of constant shapes.
+    """The optimiser's state. `init` makes all of its arrays, and their shapes never change.
 
     Attributes:
         count: `[]` int32, updates made.
         fallbacks: how often a layer's new factor or gradient was not used.
         factors: group name -> averages of A.
-        roots: group name -> A^-p, damped, as of the last refresh `[n_layers, n_rows, n_rows]`, or of diagonals
-            `[n_layers, n_rows, 1]`; the identity before there is one.
+        roots: group name -> the damped A^-p from the last refresh `[n_layers, n_rows, n_rows]`; of diagonals
+            `[n_layers, n_rows, 1]`. Before the first refresh, the identity.
         first_moment: moving average of the gradient.
         second_moment: dotted path -> moving average of its square, for the parameters of no layer.
     """

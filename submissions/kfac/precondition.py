@@ -116,7 +116,7 @@ def bounded_or_fallback(
             or with layerwise lengths is zero, has the fallback.
         gradients: what they were made of.
         has_curvature: group name -> whether a layer was preconditioned `[n_layers]`.
-        kl_clip: bound on ⟨u, g⟩, see `trust_region.kl_clip`; None scales each step to one root mean square instead.
+        kl_clip: bound on uᵀFu, see `trust_region.kl_clip`; None scales each step to one root mean square instead.
     """
     if kl_clip is None:
         scaled = {n: trust_region.scale_to_rms(trust_region.scale_to_unit_max(step)) for n, step in steps.items()}

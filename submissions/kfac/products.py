@@ -42,8 +42,8 @@ class Product:
         is_sliced: for each of these, whether it slices the kernel.
         convolution: geometry, where it is one.
         last_index: of a lookup that clips its indices, the largest one; else None.
-        columns: of kernels side by side in one product, the output's axis that they share and this one's part
-            (axis, start, stop) of it; else None.
+        columns: for several kernels that are concatenated in one product, (axis, start, stop): the output's axis along
+            which they lie, and this kernel's part of it; else None.
     """
 
     key: Key = ()

@@ -127,7 +127,7 @@ def inverse_root(matrices: Array, power: float) -> Array:
 
 
 def root_by_eigenvectors(matrix: Array, power: float) -> Array:
-    """A^-power of one matrix `[n, n]`. Eigenvalues below their rounding are taken as that."""
+    """A^-power of one matrix `[n, n]`. Eigenvalues below eps times the largest are replaced by that bound."""
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]
     return matmul_float32(vectors * jnp.maximum(eigenvalues, least) ** -power, vectors.T)
@@ -145,7 +145,7 @@ def root_by_products(matrices: Array, power: float) -> Array:
 
 
 def _square_roots(matrices: Array, polynomials: Sequence[tuple[float, float, float]]) -> tuple[Array, Array]:
-    """A^½ and A^-½: Y and Z of a pair that takes a polynomial of Z Y at each step, whose eigenvalues go to one.
+    """A^½ and A^-½ by the iteration Y <- Y p(Z Y), Z <- p(Z Y) Z with polynomials p: the eigenvalues of Z Y go to one.
 
     Source: Higham, "Functions of Matrices", 2008, chapter 6, for the coupled iteration.
     """

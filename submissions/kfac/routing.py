@@ -31,10 +31,11 @@ NOT_GIVEN = NotGiven()
 def routed(
     layers: Sequence[Layer], build: Callable[[tuple[Layer, ...]], optax.GradientTransformationExtraArgs]
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser that `build` makes of those `layers` that are in the tree that it is given.
+    """The optimiser that `build` makes of those `layers` whose kernels are in the tree that it is given.
 
-    It refuses complex parameters. Its `update` takes factors of any layers and uses those of its own. `refresh`
-    (static) is whether to recompute what is made of the averaged factors; by default, whenever `factors` are given.
+    It refuses complex parameters, and factors of layers that are not in `layers`. Its `update` ignores factors of
+    layers that are not in its tree. `refresh` (static) says whether to recompute the preconditioner from the averaged
+    factors; by default, whenever `factors` are given.
     """
     check_layers(layers)
     if not layers:
@@ -77,7 +78,7 @@ def routed(
 
 
 def layers_in(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
-    """The layers whose kernel is in a parameter-like tree, without a bias that is not.
+    """The layers whose kernel is in a parameter-like tree. If a layer's bias is not in it, the layer has no bias.
 
     Raises:
         ValueError: a kernel or bias is missing from a tree that nothing was taken out of, or the layers are some, but

@@ -92,12 +92,12 @@ class Layout(NamedTuple):
         return rows, len(key)
 
     def is_ambiguous(self, shape: Sequence[int]) -> bool:
-        """Whether time-major positions would look the same, and nothing says that these are not."""
+        """Whether two leading axes have the batch's length, and the layout does not say which has the examples."""
         known = self.example_axis is None and len(shape) > 1 and shape[0] == shape[1] > 1
         return known and (shape[0],) in self.by_shape and tuple(shape[:2]) not in self.by_shape
 
     def lacks_positions(self, shape: Sequence[int]) -> bool:
-        """Whether the input's positions are as many as no mask of the layout describes, while it describes others."""
+        """Whether the layout has masks for other numbers of positions, but none for `shape [lead, *sites]`."""
         described = [key for key in self.by_shape if len(key) > 1 and key[0] == shape[0]]
         return (
             bool(described) and len(shape) > 1 and shape[1] > 1 and all(shape[: len(key)] != key for key in described)
@@ -124,7 +124,8 @@ def batch_layout(
             so that there is no warning where there are as many positions as examples.
 
     Raises:
-        ValueError: `is_example` or `is_token` is not of that shape, or the number of examples is no int.
+        ValueError: `is_example` or `is_token` has another shape, `n_examples` is no int, or `example_axis` is not 0, 1
+            or None.
     """
     if not isinstance(n_examples, int | np.integer):
         raise ValueError(f"n_examples is a {type(n_examples).__name__}; it must be an int, as len(images)")
@@ -151,7 +152,7 @@ def row_layout(
     shared: Sequence[int] = (),
     example_axis: int | None = None,
 ) -> Layout:
-    """A layout that says whose example each row is, where rows are not one example's each.
+    """A layout for inputs whose rows are not one per example: it says which example each row belongs to.
 
     `row_layout(8, [jnp.repeat(jnp.arange(8), 5)])` describes `[8·5, d]` made of `[8, 5, d]` by a reshape. Windows of an
     image or tokens sent to experts are described in the same way.

@@ -69,7 +69,7 @@ class Length(enum.Enum):
     KL_CLIP: that of A⁻¹ G B⁻¹, all layers together bounded by `kl_clip`. Momentum adds up such steps. The damping is
         absolute. Source: Ba, Grosse and Martens, 2017.
     LAYERWISE: root mean square 0.2 in every layer, about that of AdamW's step, so that one learning rate serves all
-        layers. Momentum adds up gradients G, of whose sum A⁻¹ G B⁻¹ is made. The damping is in units of the mean
+        layers. Momentum adds up gradients; the step is A⁻¹ V B⁻¹ of their sum V. The damping is in units of the mean
         eigenvalue of A ⊗ B, so that it keeps its meaning while B shrinks with the loss.
     """
 
@@ -78,13 +78,13 @@ class Length(enum.Enum):
 
 
 class KFACState(NamedTuple):
-    """Curvature and its inverses; complete at init, of constant shapes.
+    """The optimiser's state. `init` makes all of its arrays, and their shapes never change.
 
     Attributes:
         count: `[]` int32, updates made.
         fallbacks: how often a layer's new curvature or gradient was not used.
         factors: group name -> averages of (A, B).
-        inverses: group name -> their damped inverses, as of the last refresh; zero before there is one.
+        inverses: group name -> the damped inverses of both from the last refresh; before the first one, zero.
         smoothing: momentum of the gradients, with steps of layerwise length; else empty.
         second_moment: moving average of the squared gradient, for the fallback.
     """
@@ -127,9 +127,9 @@ def kfac(
         grad_clip: largest global norm of the gradient; None for no bound.
         factor_decay: decay of the factors' moving average; 0.95 as in Martens and Grosse, 2015.
         length: of a layer's step.
-        kl_clip: for `Length.KL_CLIP`, the bound κ on ⟨u, g⟩ of the preconditioned layers' direction u, before momentum.
-            It bounds the Kullback-Leibler divergence of a step by ½ lr² κ without momentum; momentum β adds up
-            directions, to at most 1 / (1 - β) times the length, so to 1 / (1 - β)² times the divergence.
+        kl_clip: for `Length.KL_CLIP`, the bound κ on uᵀFu of the preconditioned layers' direction u, before momentum.
+            Without momentum, the Kullback-Leibler divergence of a step is then at most about ½ lr² κ. Momentum β adds
+            up directions, to at most 1 / (1 - β) times the length, and so to 1 / (1 - β)² times the divergence.
         fallback_rate: multiplies the update of parameters outside `layers`, and of layers without inverses yet: the
             gradient divided by the root of its running mean square (RMSProp with bias correction).
         mesh: one-dimensional, of the devices that share the inversions.

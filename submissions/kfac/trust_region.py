@@ -27,11 +27,11 @@ def scale_to_rms(directions: Array) -> tuple[Array, Array]:
 
 
 def kl_clip(inner_product: Array, bound: Array) -> Array:
-    """Factor `[]`, at most 1, that keeps ⟨u, g⟩ of a preconditioned update u = F⁻¹g within `bound`.
+    """Factor c `[]`, at most 1, for a preconditioned update u = F⁻¹g, so that (c u)ᵀ F (c u) is at most `bound`.
 
-    A step of -lr·u has a Kullback-Leibler divergence of about ½ lr² uᵀFu = ½ lr² ⟨u, g⟩, so it stays below ½ lr² κ.
-    It bounds the direction u, to which momentum then adds earlier ones, not the step that is taken.
-    Bounding ⟨u, g⟩ rather than lr² ⟨u, g⟩, as the source does, lets the learning rate's schedule shrink the region.
+    Since uᵀFu = ⟨u, g⟩, c = min(1, sqrt(κ / ⟨u, g⟩)). A step of -lr·c·u then has a Kullback-Leibler divergence of about
+    ½ lr² c² ⟨u, g⟩, at most ½ lr² κ. The bound holds for this direction; momentum adds earlier directions to it.
+    The source bounds lr² ⟨u, g⟩. Here the bound is without lr², so that the schedule shrinks the region.
 
     Args:
         inner_product: ⟨u, g⟩ `[]` over all preconditioned layers.

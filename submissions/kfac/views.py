@@ -97,7 +97,10 @@ def _columns(output: Output, bias: View) -> list[tuple[int, int, int] | None]:
 
 
 def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:
-    """Which of two operands is the kernel: the leaf, and of two leaves the one with a kernel's name; and its view."""
+    """(index of the operand that is the kernel, its view); None if no operand is.
+
+    A single operand that is a view of a parameter is the kernel. Of two, the one called "kernel" or "embedding" is.
+    """
     views = [(i, tag) for i, tag in enumerate(tags) if isinstance(tag, View) and not tag.is_broadcast]
     if len(views) > 1:
         views = [(i, view) for i, view in views if view.leaf[-1] in KERNEL_NAMES]

@@ -35,7 +35,10 @@ class MuonHyperparameters(AveragingOptions, LinearDecay):
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """How a linear layer's kernel is a matrix, and None for other parameters and vocabulary-like kernels."""
+    """Tree like `params`: which axes of a linear layer's kernel are the rows, and which the columns, of its matrix.
+
+    None for other parameters, and for kernels of embeddings or with a side that is too wide for a factor.
+    """
     layers = (layer for layer in find_layers(params) if not any(layer.are_diagonal))
     split = {(*layer.path, "kernel"): layer for layer in layers}
 

@@ -20,7 +20,7 @@ OLDEST_OPTAX = "0.2.3"  # the first with schedule-free optimisers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleFreeHyperparameters(Hyperparameters):
-    """`one_minus_beta1` is one minus the interpolation between the average and the fast iterate."""
+    """`one_minus_beta1` is 1 - β of y = (1 - β) z + β x: the gradient's point y, the iterate z, the average x."""
 
     one_minus_beta1: float = 0.1
     beta2: float = 0.999
@@ -40,7 +40,7 @@ class ScheduleFreeState(NamedTuple):
 
 
 class ScheduleFreeAdamW(FirstOrder):
-    """Trains at parameters in its state; the caller's are their average."""
+    """Takes gradients at y, which its state holds. The caller's parameters are x, the average of the iterates z."""
 
     def __init__(self):
         super().__init__(ScheduleFreeHyperparameters, _optimizer, _schedule)

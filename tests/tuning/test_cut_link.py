@@ -23,7 +23,7 @@ from tuning.point_queue import PointQueue
 storage, held = sys.argv[1], pathlib.Path(sys.argv[2])
 queue = PointQueue(storage, "cut", {{}}, [{{"x": float(i)}} for i in range({N_POINTS})], heartbeat_s=1)
 while not all(point.state == "done" for point in queue.status()):
-    lease = queue.claim()
+    lease = queue.lease()
     if lease is None:
         time.sleep(0.2)
         continue

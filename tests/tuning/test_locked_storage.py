@@ -53,8 +53,8 @@ def after(seconds, action):
 def test_the_lock_is_waited_for_without_a_bound_and_said_so_once(join, folder, monkeypatch, caplog, kind):
     monkeypatch.setattr(study_storage, "PATIENCE_S", 0.0)
     queue = join()
-    lease = queue.claim()
-    for change in (queue.claim, lambda: queue.finish(lease, {}, 1.0), queue.recover, join):
+    lease = queue.lease()
+    for change in (queue.lease, lambda: queue.finish(lease, {}, 1.0), queue.recover, join):
         caplog.clear()
         with suspended(folder / "s.db", kind) as go_on:
             timer = after(0.5, go_on)
@@ -70,11 +70,11 @@ def test_the_lock_is_waited_for_without_a_bound_and_said_so_once(join, folder, m
 @pytest.mark.parametrize("give_back", [PointQueue.release, lambda queue, _: queue.give_back([os.getpid()])])
 def test_a_point_given_back_meanwhile_is_no_death(join, folder, give_back):
     queue = join()
-    lease = queue.claim()
+    lease = queue.lease()
     with suspended(folder / "s.db", "IMMEDIATE") as go_on:
         after(1.0, go_on)
         give_back(queue, lease)
-    assert [queue.claim().index for _ in POINTS] == [2, 3, 4, 5, 6, 1]
+    assert [queue.lease().index for _ in POINTS] == [2, 3, 4, 5, 6, 1]
     assert {point.n_deaths for point in queue.status()} == {0}
 
 
@@ -90,7 +90,7 @@ def test_those_whose_heartbeats_the_lock_stopped_keep_their_points(join, folder)
             watching.recover()
             time.sleep(0.05)
 
-    leases = [queue.claim() for queue in living]
+    leases = [queue.lease() for queue in living]
     threads = [threading.Thread(target=carry_out, args=held) for held in zip(living, leases, strict=True)]
     threads.append(threading.Thread(target=watch))
     [thread.start() for thread in threads]

@@ -17,7 +17,7 @@ def queue(url: str) -> PointQueue:
 def drain(url: str) -> list[int]:
     """The points that this process carried out."""
     own, done = queue(url), []
-    while (lease := own.claim()) is not None:
+    while (lease := own.lease()) is not None:
         with own.alive(lease):
             pass
         own.finish(lease, {"steps_to_target": lease.index}, float(lease.index))

@@ -30,7 +30,7 @@ def join(folder, clock):
 
 def _drain(queue):
     done = []
-    while (lease := queue.claim()) is not None:
+    while (lease := queue.lease()) is not None:
         queue.finish(lease, {"steps": lease.index}, lease.index)
         done.append(lease.index)
     return done
@@ -45,12 +45,12 @@ def _watch(queue, clock, seconds):
 
 def test_points_are_taken_in_order_once_by_whoever_asks(join):
     first, second = join(), join()
-    a, b = first.claim(), second.claim()
+    a, b = first.lease(), second.lease()
     assert (a.index, b.index) == (1, 2)
     for queue, lease in ((first, a), (second, b)):
         assert queue.finish(lease, {}, 1.0)
     assert sorted(_drain(first) + _drain(second)) == [3, 4, 5]
-    assert first.is_done() and join().claim() is None
+    assert first.is_done() and join().lease() is None
     assert [(point.state, point.n_deaths) for point in second.status()] == [("done", 0)] * 5
 
 
@@ -65,16 +65,16 @@ def test_results_and_points_are_kept_with_their_types(join, folder):
 
 def test_a_silent_workers_point_is_taken_again_and_a_living_ones_is_not(join, clock):
     silent, living, other = join(), join(), join()
-    lost, held = silent.claim(), living.claim()
+    lost, held = silent.lease(), living.lease()
     with living.alive(held):
-        assert _drain(other) == [3, 4, 5] and other.claim() is None
+        assert _drain(other) == [3, 4, 5] and other.lease() is None
         for _ in range(4):
-            assert other.claim() is None
+            assert other.lease() is None
             clock.advance(1.0)
             living._rows.beat(held.trial_id, int(clock()))
-        again = other.claim()
+        again = other.lease()
         assert (again.index, again.n_deaths) == (lost.index, 1)
-        assert other.claim() is None and [p.state for p in other.status()][:2] == ["running", "running"]
+        assert other.lease() is None and [p.state for p in other.status()][:2] == ["running", "running"]
         assert not silent.finish(lost, {"steps": 99}) and other.finish(again, {"steps": 1}, 1.0)
         assert not held.lost.is_set()
     assert living.finish(held, {}, 1.0) and other.is_done()
@@ -83,7 +83,7 @@ def test_a_silent_workers_point_is_taken_again_and_a_living_ones_is_not(join, cl
 
 def test_a_step_of_the_wall_clock_and_a_watcher_that_was_stopped_change_nothing(join, clock, monkeypatch):
     held, other = join(), join()
-    lease = held.claim()
+    lease = held.lease()
     other.recover()
     for step in (100.0, -3600.0):
         monkeypatch.setattr(time, "time", lambda step=step: clock() + step)
@@ -99,7 +99,7 @@ def test_a_step_of_the_wall_clock_and_a_watcher_that_was_stopped_change_nothing(
 
 def test_a_worker_hears_that_its_point_is_anothers(join, clock):
     stalled, other = join(), join()
-    lease = stalled.claim()
+    lease = stalled.lease()
     _watch(other, clock, 5)
     with stalled.alive(lease):
         assert lease.lost.wait(5.0)
@@ -110,7 +110,7 @@ def test_a_worker_hears_that_its_point_is_anothers(join, clock):
 
 def test_one_whose_process_is_gone_is_known_to_be_dead_at_once(join, monkeypatch):
     dead, other = join(), join()
-    lost = dead.claim()
+    lost = dead.lease()
     monkeypatch.setattr(process_identity, "has_ended", lambda process: process.get("token") == dead._owner["token"])
     assert _drain(other) == [2, 3, 4, 5, 1] and other.status()[0].n_deaths == 1
     assert not dead.finish(lost, {}, 1.0)
@@ -120,14 +120,14 @@ def test_a_point_lost_between_failing_and_enqueuing_is_enqueued(join):
     from optuna.trial import TrialState
 
     dead, other = join(), join()
-    dead._rows.end(dead.claim().trial_id, TrialState.FAIL)
+    dead._rows.end(dead.lease().trial_id, TrialState.FAIL)
     assert sorted(_drain(other)) == [1, 2, 3, 4, 5] and other.is_done()
 
 
 def test_a_point_enqueued_twice_runs_once(join):
     queue, other = join(), join()
     queue._study.enqueue([2])
-    assert sorted(_drain(queue)) == [1, 2, 3, 4, 5] and other.claim() is None
+    assert sorted(_drain(queue)) == [1, 2, 3, 4, 5] and other.lease() is None
 
 
 def test_points_that_two_enqueued_at_once_run_once_each(join, folder):
@@ -186,7 +186,7 @@ def test_a_storage_that_cannot_be_used_is_one_line(url, words):
 
 def test_a_point_given_back_is_no_death_and_to_be_had_at_once(join):
     stopping, other = join(), join()
-    given = stopping.claim()
+    given = stopping.lease()
     stopping.release(given)
     assert _drain(other) == [2, 3, 4, 5, 1] and other.is_done()
     assert [point.n_deaths for point in other.status()] == [0] * 5
@@ -194,7 +194,7 @@ def test_a_point_given_back_is_no_death_and_to_be_had_at_once(join):
 
 def test_what_a_killed_worker_held_is_given_back_for_it(join):
     killed, other = join(), join()
-    lease = killed.claim()
+    lease = killed.lease()
     other.give_back([os.getpid() + 1])
     assert other.status()[0].state == "running"
     other.give_back([os.getpid()])
@@ -204,40 +204,40 @@ def test_what_a_killed_worker_held_is_given_back_for_it(join):
 
 def test_a_point_that_a_machine_gave_back_goes_to_another_one_first(join, clock):
     sick, same, well = join(machine="a", log="/logs/a"), join(machine="a"), join(machine="b")
-    sick.release(sick.claim(), fault="OSError: Too many open files")
+    sick.release(sick.lease(), fault="OSError: Too many open files")
     assert _drain(same) == [2, 3, 4, 5]
-    lease = well.claim()
+    lease = well.lease()
     fault = {"error": "OSError: Too many open files", "machine": "a", "log": "/logs/a"}
     assert (lease.index, lease.n_deaths, lease.faults) == (1, 0, (fault,))
     well.release(lease)
     for _ in range(4):
-        assert same.claim() is None
+        assert same.lease() is None
         clock.advance(1.0)
-    assert same.claim().faults == (fault,)  # no other came
+    assert same.lease().faults == (fault,)  # no other came
     assert same.status()[0].faults == ("OSError: Too many open files",)
 
 
 def test_a_crashed_points_result_is_kept_until_it_is_to_be_tried_again(join):
     queue, other = join(), join()
     crash = {"reason": "crashed", "error": "e"}
-    queue.finish(queue.claim(), crash)
+    queue.finish(queue.lease(), crash)
     assert _drain(queue) == [2, 3, 4, 5] and queue.is_done()
     assert join().status()[0].result == crash
     assert queue._study.study.best_trial.number == 1  # it has no value that could be the best
     assert (queue.retry_crashed(), other.retry_crashed()) == (1, 0)
     assert [point.state for point in other.status()] == ["waiting"] + ["done"] * 4
-    lease = other.claim()
+    lease = other.lease()
     assert (lease.index, lease.n_deaths, lease.faults) == (1, 0, ())
     other.finish(lease, {"steps": 1}, 1.0)
-    assert queue.is_done() and queue.status()[0].result == {"steps": 1} and queue.claim() is None
+    assert queue.is_done() and queue.status()[0].result == {"steps": 1} and queue.lease() is None
 
 
 def test_the_last_dead_workers_log_is_told_to_the_next(join, clock):
     dead, other = join(log="/logs/one"), join(log="/logs/two")
-    lost = dead.claim()
+    lost = dead.lease()
     assert _drain(other) == [2, 3, 4, 5]
     _watch(other, clock, 5)
-    again = other.claim()
+    again = other.lease()
     assert (again.index, again.log) == (lost.index, "/logs/one")
 
 
@@ -245,7 +245,7 @@ def test_a_heartbeat_missed_is_not_the_last(join, monkeypatch):
     from sqlalchemy.exc import OperationalError
 
     queue = join(heartbeat_s=0.1)
-    lease, beat, counts = queue.claim(), queue._rows.beat, []
+    lease, beat, counts = queue.lease(), queue._rows.beat, []
 
     def fails_at_first(trial_id, count):
         counts.append(count)
@@ -263,9 +263,9 @@ def test_a_heartbeat_missed_is_not_the_last(join, monkeypatch):
 
 def test_a_storage_that_fails_meanwhile_is_one_line(join, folder):
     queue = join()
-    lease = queue.claim()
+    lease = queue.lease()
     (folder / "s.db").write_bytes(b"no database any more" * 500)
-    for ask in (queue.claim, queue.status, lambda: queue.finish(lease, {}, 1.0)):
+    for ask in (queue.lease, queue.status, lambda: queue.finish(lease, {}, 1.0)):
         with pytest.raises(UserError, match="the storage .* failed: .*run the command again when it is fixed"):
             ask()
 
@@ -287,4 +287,4 @@ def test_an_update_of_which_the_storage_did_not_say_whether_it_was_made_is_made_
 
     monkeypatch.setattr(queue._rows, method, made_but_not_answered)
     assert _drain(queue) == [1, 2, 3, 4, 5] and len(calls) == 10
-    assert other.claim() is None and [(p.state, p.n_deaths) for p in other.status()] == [("done", 0)] * 5
+    assert other.lease() is None and [(p.state, p.n_deaths) for p in other.status()] == [("done", 0)] * 5

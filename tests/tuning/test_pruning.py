@@ -23,7 +23,7 @@ def _progress(step, metric, n_evaluations=1):
 
 def _carry_out(queue, workload, metrics, result=None, step=10, pruning=Pruning.MEDIAN):
     """What the rule said after each evaluation of a trial with these metrics, at steps 10, 20, …"""
-    claim = queue.claim()
+    claim = queue.lease()
     should_prune = rule(pruning, queue, claim, workload)
     said = [should_prune(_progress(step * (i + 1), metric, i + 1)) for i, metric in enumerate(metrics)]
     queue.finish(claim, {"steps_to_target": None, "reason": "budget"} | (result or {}), 100.0)
@@ -58,7 +58,7 @@ def test_pruned_and_crashed_trials_are_no_measure(queue):
     assert _carry_out(queue, workload, [0.0]) == [False]  # the fifth
     assert _carry_out(queue, workload, [0.15]) == [True]
     assert [point.result["reason"] for point in queue.status()[4:6]] == ["pruned", "crashed"]
-    assert queue.claim().index == N_POINTS  # none of them is run again
+    assert queue.lease().index == N_POINTS  # none of them is run again
 
 
 def test_evaluations_by_the_clock_are_compared_by_their_number(queue):
@@ -73,12 +73,12 @@ def test_a_trial_taken_over_keeps_what_it_reported(queue):
     workload = FakeWorkload()
     for _ in range(5):
         _carry_out(queue, workload, [0.5, 0.6])
-    claim = queue.claim()
+    claim = queue.lease()
     assert not rule(Pruning.MEDIAN, queue, claim, workload)(_progress(10, 0.7))
     queue.release(claim)
-    again = queue.claim()
+    again = queue.lease()
     while again.index != claim.index:
-        again = queue.claim()
+        again = queue.lease()
     assert again.n_deaths == 0 and not rule(Pruning.MEDIAN, queue, again, workload)(_progress(20, 0.4, 2))
 
 
@@ -94,7 +94,7 @@ def test_real_trials_are_pruned_marked_so_and_no_misses_of_the_budget(queue, tmp
     """A trial's metric is the same at every evaluation."""
 
     def carry_out(metric):
-        claim, workload = queue.claim(), FakeWorkload(step_hint=40, target=7.5)
+        claim, workload = queue.lease(), FakeWorkload(step_hint=40, target=7.5)
         workload.evaluate = lambda step: metric
         outcome = run_fake_trial(
             tmp_path / f"trial_{claim.index}",

@@ -31,18 +31,18 @@ def at_once(*actions):
 
 def test_many_give_their_points_back_at_once_to_a_full_disk(disk):
     queues = [join(disk) for _ in POINTS]
-    leases = [queue.claim() for queue in queues]
+    leases = [queue.lease() for queue in queues]
     filler = fill(disk)
     at_once(*(lambda q=queue, held=lease: q.release(held) for queue, lease in zip(queues, leases, strict=True)))
     assert [(point.state, point.n_deaths) for point in queues[0].status()] == [("waiting", 0)] * 8
     assert not (disk / "s.db.reserve").exists()
     filler.unlink()
-    assert join(disk).claim() and (disk / "s.db.reserve").stat().st_size == 2**18
+    assert join(disk).lease() and (disk / "s.db.reserve").stat().st_size == 2**18
 
 
 def test_a_result_is_stored_on_a_full_disk(disk):
     queue = join(disk)
-    lease = queue.claim()
+    lease = queue.lease()
     fill(disk)
     assert queue.finish(lease, {"steps": 1}, 1.0) and queue.status()[0].result == {"steps": 1}
 
@@ -50,7 +50,7 @@ def test_a_result_is_stored_on_a_full_disk(disk):
 def test_what_others_take_and_give_up_again_is_waited_for(disk, monkeypatch):
     """Another process fills the disk with a file that it removes again."""
     queue = join(disk)
-    lease = queue.claim()
+    lease = queue.lease()
     filler = fill(disk)
     (disk / "s.db.reserve").rename(disk / "taken")
     timer = threading.Timer(0.5, (disk / "taken").unlink)
@@ -58,7 +58,7 @@ def test_what_others_take_and_give_up_again_is_waited_for(disk, monkeypatch):
     assert queue.finish(lease, {}, 1.0) and not timer.is_alive()
     monkeypatch.setattr(storage_reserve, "_TRIES_S", 0.5)
     filler.unlink()
-    lease = queue.claim()
+    lease = queue.lease()
     (disk / "s.db.reserve").unlink()
     fill(disk)
     with pytest.raises(UserError, match="the storage .* failed: database or disk is full"):
@@ -69,11 +69,11 @@ def test_the_file_is_made_where_there_is_room_and_made_whole_if_its_maker_died(d
     queue, file = join(disk), disk / "s.db.reserve"
     assert not file.exists()
     filler = fill(disk, leave=2**17)
-    queue.claim()
+    queue.lease()
     assert not file.exists()
     filler.unlink()
     file.write_bytes(b"half")
-    queue.claim()
+    queue.lease()
     assert os.stat(file).st_blocks * 512 == 2**18
     with read_only(disk):
         storage_reserve.StorageReserve(disk / "s.db").keep()

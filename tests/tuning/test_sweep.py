@@ -183,7 +183,7 @@ _HOLD = """
 import sys
 from tuning.point_queue import PointQueue
 queue = PointQueue(sys.argv[1], "skewed", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
-claim = queue.claim()
+claim = queue.lease()
 with queue.alive(claim):
     print("holding", claim.index, flush=True)
     sys.stdin.read()
@@ -195,7 +195,7 @@ from tuning.point_queue import PointQueue
 queue = PointQueue(sys.argv[1], "skewed", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
 end = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < end:
-    if (claim := queue.claim()) is not None:
+    if (claim := queue.lease()) is not None:
         print(claim.index, flush=True)
         queue.finish(claim, {}, 1.0)
     select.select([], [], [], 0.1)  # libfaketime breaks time.sleep

@@ -73,7 +73,7 @@ import pathlib, select, sys
 from tuning.point_queue import PointQueue
 queue = PointQueue(pathlib.Path(sys.argv[1]), "stepped", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
 for _ in range(int(sys.argv[3])):  # points
-    while (lease := queue.claim()) is None:
+    while (lease := queue.lease()) is None:
         select.select([], [], [], 0.1)  # libfaketime breaks time.sleep
     print(lease.index, flush=True)
     if sys.argv[2] == "hold":
@@ -152,13 +152,13 @@ def test_a_signal_lets_the_workers_save_and_says_how_to_go_on(tmp_path):
 def test_a_server_that_starts_again_is_waited_for(caplog):
     with postgresql_server() as server:
         queue = PointQueue(server.url, "restarted", {}, [{"x": float(i)} for i in range(3)], heartbeat_s=1)
-        first = queue.claim()
+        first = queue.lease()
         with queue.alive(first):
             for index in (1, 2, 3):
                 server.stop()
                 starting = threading.Timer(3.0, server.start)
                 starting.start()
-                lease = first if index == 1 else queue.claim()
+                lease = first if index == 1 else queue.lease()
                 assert lease.index == index and queue.finish(lease, {"steps": index}, 1.0)
                 starting.join()
         assert [(p.state, p.result, p.n_deaths) for p in queue.status()] == [

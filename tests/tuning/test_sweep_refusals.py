@@ -125,7 +125,7 @@ def test_a_sweep_in_another_folder_with_the_same_name_and_storage(tmp_path):
     assert list((tmp_path / "there" / "e").iterdir()) == []
     Sweep(request(tmp_path / "there", storage=f"sqlite:///{tmp_path}/other.db"))  # now that folder has an id, too
     assert "in another folder than" in refused(tmp_path / "there", storage=url, num_studies=2)
-    assert [lease.index for queue in here.queues for lease in [queue.claim()]] == [1, 1]
+    assert [lease.index for queue in here.queues for lease in [queue.lease()]] == [1, 1]
 
 
 def test_a_new_storage_goes_on_with_the_folder_and_a_study_of_an_earlier_version_with_any(tmp_path):
@@ -144,7 +144,7 @@ def test_a_name_is_one_folder_one_database_and_one_study(tmp_path, name):
     sweep = Sweep(request(tmp_path, experiment_name=name))
     assert [path.name for path in tmp_path.iterdir()] == [name.rstrip("/")]
     assert [path.name for path in (tmp_path / name).iterdir()] == ["study.db"]
-    sweep.queues[0].claim()
+    sweep.queues[0].lease()
     for same in (name, name.rstrip("/")):
         again = request(tmp_path, experiment_name=same)
         for found in (Sweep(again).status(), stored(again.storage_location, again.experiment_folder.name)):

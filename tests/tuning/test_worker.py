@@ -186,7 +186,7 @@ def test_a_worker_that_a_signal_ends_says_how_a_sweep_goes_on(run, when):
         signal.raise_signal(signal.SIGTERM)
 
     def hold_the_others(sweep):
-        [sweep.queues[0].claim() for _ in range(3)]
+        [sweep.queues[0].lease() for _ in range(3)]
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     error, ran, status, _ = run({1: stop}) if when == "training" else run(before=hold_the_others)

@@ -70,10 +70,10 @@ def absolute(path: PurePath | str) -> PurePath:
 
 
 def distinct_names(experiments: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(workload, experiment's folder) -> the folder's name, after as many names above it as tell it apart.
+    """(workload, experiment's folder) -> the shortest end of the folder's path that no other experiment's path has.
 
-    The name of the workload itself is left out where that leaves the experiments of a workload apart: an evidence run
-    has a folder for each workload, and a submission needs one name on all of them.
+    Folders above it that are called like the workload are left out, unless two experiments of the workload would then
+    be equal. An evidence run has a folder for each workload, and a submission needs one name on all workloads.
     """
     whole = {key: absolute(key[1]).parts for key in experiments}
     short = {key: (*(part for part in parts[:-1] if part != key[0]), parts[-1]) for key, parts in whole.items()}

@@ -40,8 +40,8 @@ class SubmissionResult:
         trials: all trials, of every phase.
         searched: dimension -> its values in the search; the least and the greatest if all are numbers.
         best_trials: the trials of the best point, one per seed. `protocol` describes how they were chosen.
-        costs: medians over `best_trials`, of the costs that are on record; of trials that are not timed only the steps
-            where others of the workload are.
+        costs: cost -> median over `best_trials`, for the costs on record. If the workload has timed trials, but
+            `best_trials` are not timed, only the steps.
         compile_seconds: median over `best_trials`; None if it is not on record.
         levels: target level -> steps to it, over `best_trials`.
         studies: study -> its trials that are scored; see `protocols.Scored`.
@@ -178,7 +178,10 @@ def summarise(records: Records, references: Sequence[str], rank_by: Cost = Cost.
 
 
 def _on_record(times: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    """The submissions whose times are all on record; none if these are misses alone, beside others that are not."""
+    """The submissions whose times are all on record.
+
+    Empty if all of these times are misses, and other submissions have times that are not on record.
+    """
     known = {name: own for name, own in times.items() if not any(map(math.isnan, own.values()))}
     is_any_hit = any(math.isfinite(time) for own in known.values() for time in own.values())
     return known if is_any_hit or len(known) == len(times) else {}

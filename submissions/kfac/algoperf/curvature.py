@@ -146,7 +146,7 @@ class KroneckerAlgorithm(CurvatureAlgorithm):
         return is_due(global_step, h.refresh_share)
 
     def factors(self, problem: Problem, params: PyTree, layers: tuple[Layer, ...], h: Any, key: Array) -> Factors:
-        """Those of the batch; B is None without output factors."""
+        """Layer name -> (A, B) of the batch; B is None if `needs_output_factors` is False."""
         if not layers:
             return {}
 
