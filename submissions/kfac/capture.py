@@ -264,8 +264,7 @@ def _uses(products: Products, known: set[Path], layer: Layer) -> tuple[tuple[Ker
 
 def _use(product: Product, layer: Layer) -> KernelUse | str:
     """A layer's use; or why this is not that of a linear layer."""
-    n = len(layer.kernel_shape)
-    inputs, outputs = tuple(range(n - layer.n_output_axes)), tuple(range(n - layer.n_output_axes, n))
+    inputs, outputs = layer.axes
     if any(product.is_sliced) != (layer.index is not None):
         stacked = "a scan slices its kernel" if any(product.is_sliced) else "no scan slices its kernel"
         return f"{stacked}, unlike that of the layer given; find the layers by `trace_layers`"

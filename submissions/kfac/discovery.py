@@ -6,7 +6,7 @@ from typing import Any
 
 from .capture import trace
 from .finder import Products
-from .layers import MAX_FACTOR_WIDTH, Layer, Path, named_leaves
+from .layers import MAX_FACTOR_WIDTH, Layer, Path, check_names, named_leaves
 from .products import Kind
 
 PyTree = Any
@@ -25,6 +25,7 @@ def trace_layers(
         forward: params -> (outputs, auxiliary values), as for `estimate`; only shapes are computed.
         max_width: see `find_layers`.
     """
+    check_names(params)
     products, leaves = trace(forward, params).products, named_leaves(params)
     found: dict[str, Layer] = {}
     for path, leaf in leaves.items():
@@ -41,30 +42,39 @@ def layers_of(path: Path, shape: tuple[int, ...], products: Products, max_width:
     if len(stacked) > 1:
         return []
     is_stacked = stacked.pop()
-    kernel_shape = shape[1:] if is_stacked else shape
-    n_inputs = _n_input_axes({product.contracted for product in uses}, len(kernel_shape))
-    if n_inputs is None:
+    own_shape = shape[1:] if is_stacked else shape
+    inputs = _input_axes({product.contracted for product in uses}, len(own_shape))
+    if inputs is None:
         return []
-    is_transposed = any(product.contracted[0] != 0 for product in uses)
+    outputs = tuple(axis for axis in range(len(own_shape)) if axis not in inputs)
+    is_transposed = any(product.contracted != inputs for product in uses)
     is_lookup = any(product.kind is Kind.LOOKUP for product in uses)
     bias = None if is_transposed or is_lookup else products.bias_of(path)
     if bias is not None and bias[:-1] != path[:-1]:
         bias = None
     layer = Layer(
         path=path[:-1],
-        kernel_shape=kernel_shape,
-        n_output_axes=len(kernel_shape) - n_inputs,
+        kernel_shape=tuple(own_shape[axis] for axis in (*inputs, *outputs)),
+        n_output_axes=len(outputs),
         has_bias=bias is not None,
         max_width=max_width,
         kernel=path[-1],
         bias=bias[-1] if bias else "bias",
         is_embedding=is_lookup,
+        input_axes=None if inputs == tuple(range(len(inputs))) else inputs,
     )
     return [dataclasses.replace(layer, index=index) for index in range(shape[0])] if is_stacked else [layer]
 
 
-def _n_input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> int | None:
-    """How many leading axes are the matrix's rows, if every use contracts all of them or all others; else None."""
+def _input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> tuple[int, ...] | None:
+    """The kernel's axes that are the matrix's rows; None where there is no such matrix.
+
+    They are those that every use contracts. If some uses contract all the others instead, as with a tied embedding, the
+    leading axes are the rows.
+    """
+    if len(contracted) == 1:
+        (axes,) = contracted
+        return axes if len(axes) < n_axes else None
     sides = {tuple(range(n)) for n in range(1, n_axes)}
     rows = {axes if axes in sides else tuple(i for i in range(n_axes) if i not in axes) for axes in contracted}
-    return len(rows.pop()) if len(rows) == 1 and rows <= sides else None
+    return rows.pop() if len(rows) == 1 and rows <= sides else None

@@ -39,6 +39,9 @@ _OPAQUE = (
     "while",
     "shard_map",
     "pallas_call",
+    "custom_linear_solve",
+    "triangular_solve",
+    "custom_vmap_call",
     "ragged_dot",  # a kernel for each group of rows, as of experts
     "ragged_dot_general",
 )
@@ -194,7 +197,9 @@ class _Finder:
             if isinstance(tag, Derived) and not is_carry:
                 inner.append(tag)
             elif not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
-                self.consume(tag, "a `scan`, as its carry" if is_carry else "a `scan`, not by its first axis")
+                nested = isinstance(tag, View) and any(tag.is_sliced) and is_sliced
+                sliced = "a second `scan`, which slices it again" if nested else "a `scan`, not by its first axis"
+                self.consume(tag, "a `scan`, as its carry" if is_carry else sliced)
                 inner.append(Derived(leaves_of(tag)) if is_sliced and leaves_of(tag) else None)
             elif is_sliced:
                 axes = tuple(None if axis is None else axis - 1 for axis in tag.axes[1:])

@@ -30,7 +30,9 @@ class Fisher(enum.Enum):
     """Where the output gradients of the factors come from."""
 
     SAMPLED = "sampled"  # pseudo-targets drawn from the model's own output, one per position
-    EXACT = "exact"  # the output Hessian's root, one backward pass per column: for tests and small outputs
+    # The output Hessian's root, one backward pass per column: for tests and small outputs. All examples share a pass,
+    # so it is exact only if no example's outputs depend on another example, as they do with BatchNorm.
+    EXACT = "exact"
     EMPIRICAL = "empirical"  # the gradients of the training loss itself; not an estimate of the Fisher
 
 

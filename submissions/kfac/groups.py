@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers import Layer, at_least_float32, is_diagonal, leaf_path, named_leaves, replace_layers
+from .layers import Layer, at_least_float32, dotted, is_diagonal, leaf_path, named_leaves, replace_layers
 
 PyTree = Any
 
@@ -77,7 +77,7 @@ def split(tree: PyTree, groups: Sequence[Group]) -> Parts:
     """A parameter-like tree in parts."""
     leaves = named_leaves(tree)
     in_layers = {path for group in groups for layer in group.layers for path in layer.leaf_paths}
-    others = {".".join(path): at_least_float32(leaf) for path, leaf in leaves.items() if path not in in_layers}
+    others = {dotted(path): at_least_float32(leaf) for path, leaf in leaves.items() if path not in in_layers}
     return Parts({group.name: group.read(leaves) for group in groups}, others)
 
 
@@ -87,7 +87,7 @@ def join(like: PyTree, groups: Sequence[Group], parts: Parts) -> PyTree:
     tree = replace_layers(like, layers, unstack(groups, parts.matrices))
 
     def other(keys: Sequence[Any], leaf: Array) -> Array:
-        return parts.others.get(".".join(leaf_path(keys)), leaf).astype(leaf.dtype)
+        return parts.others.get(dotted(leaf_path(keys)), leaf).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(other, tree)
 

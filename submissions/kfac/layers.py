@@ -35,14 +35,16 @@ class Layer:
 
     Attributes:
         path: keys from the root of the parameter tree to the node that holds the kernel and the bias.
-        kernel_shape: `[*input_axes, *output_axes]`.
-        n_output_axes: how many trailing axes of the kernel are outputs.
+        kernel_shape: `[*inputs, *outputs]`.
+        n_output_axes: how many trailing axes of `kernel_shape` are outputs.
         has_bias: whether there is a bias of shape `[*output_axes]`.
         max_width: of a side that is wider, the factor is its diagonal alone.
         kernel: the kernel's key in the node at `path`.
         bias: the bias's key there.
         index: position on a further leading axis of kernel and bias, where a scan over depth stacks layers; else None.
         is_embedding: whether the input is one-hot, so that A is a diagonal.
+        input_axes: the kernel's axes that are inputs, in the order of `kernel_shape`, where they are not its leading
+            ones; else None.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Layer:
     bias: str = "bias"
     index: int | None = None
     is_embedding: bool = False
+    input_axes: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -67,6 +70,13 @@ class Layer:
     @property
     def bias_path(self) -> Path | None:
         return (*self.path, self.bias) if self.has_bias else None
+
+    @property
+    def axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The kernel's axes that are inputs, and those that are outputs, in the order of `kernel_shape`."""
+        n = len(self.kernel_shape)
+        inputs = tuple(range(n - self.n_output_axes)) if self.input_axes is None else self.input_axes
+        return inputs, tuple(axis for axis in range(n) if axis not in inputs)
 
     @property
     def leaf_paths(self) -> tuple[Path, ...]:
@@ -104,6 +114,9 @@ class Layer:
         """The layer's leaves of a tree like the parameters, as its matrix's rows `[..., d_out]`, float32 or wider."""
         leaves = named_leaves(tree)
         values = [leaves[path] if self.index is None else leaves[path][self.index] for path in self.leaf_paths]
+        if self.input_axes is not None:
+            inputs, outputs = self.axes
+            values[0] = values[0].transpose(*inputs, *outputs)
         return [at_least_float32(value.reshape(-1, self.d_out)) for value in values]
 
     def read(self, tree: PyTree) -> Array:
@@ -114,7 +127,13 @@ class Layer:
         """The inverse of `read`: path -> values of the kernel and of the bias."""
         shapes = self.kernel_shape, self.kernel_shape[-self.n_output_axes :]
         parts = matrix[: self.d_in], matrix[self.d_in :]
-        return {path: part.reshape(s) for path, part, s in zip(self.leaf_paths, parts, shapes, strict=False)}
+        named = {path: part.reshape(shape) for path, part, shape in zip(self.leaf_paths, parts, shapes, strict=False)}
+        if self.input_axes is not None:
+            inputs, outputs = self.axes
+            order = (*inputs, *outputs)
+            kernel = named[self.kernel_path]
+            named[self.kernel_path] = kernel.transpose(*(order.index(axis) for axis in range(len(order))))
+        return named
 
 
 class Leaves(dict[Path, Any]):
@@ -126,6 +145,19 @@ def named_leaves(tree: PyTree) -> Leaves:
     if isinstance(tree, Leaves):
         return tree
     return Leaves((leaf_path(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def dotted(path: Path) -> str:
+    """A leaf's path as one word."""
+    return ".".join(path)
+
+
+def check_names(tree: PyTree) -> None:
+    """Raises ValueError where two leaves of a tree have one name, as keys may contain dots."""
+    names = [dotted(path) for path in named_leaves(tree)]
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two parameters are called {name}: rename one, as a key contains a dot")
 
 
 def leaf_path(keys: Sequence[Any]) -> Path:
@@ -163,6 +195,7 @@ def find_layers(params: PyTree, max_width: int = MAX_FACTOR_WIDTH) -> tuple[Laye
     axes, no bias, and is no projection of attention, or if the bias has not the kernel's trailing shape. Layers that a
     scan over depth stacked are found one by one.
     """
+    check_names(params)
     nodes: dict[Path, dict[str, Any]] = {}
     for path, leaf in named_leaves(params).items():
         for depth in range(len(path)):

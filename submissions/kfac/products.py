@@ -34,7 +34,7 @@ class Product:
         key: place of the equation.
         leaf: the kernel.
         operand: which of the equation's operands is the layer's input.
-        contracted: the kernel's axes that meet the input, ascending.
+        contracted: the kernel's axes that meet the input, ascending; of a convolution those of (*window, channels).
         input_axes: the input's axes that meet them, in the same order; for a convolution (batch, *spatial, channels).
         output_axes: the output's axes that are the kernel's others, ascending; for a convolution as for the input.
         output: shape and dtype of the product, without the scans' axes.
@@ -148,14 +148,15 @@ def _convolution(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
     p = eqn.params
     numbers, n = p["dimension_numbers"], len(view.axes) - 2
     order = [view.axes[i] for i in (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])]
-    if kernel != 1 or p["feature_group_count"] != 1 or p["batch_group_count"] != 1 or order != list(range(n + 2)):
+    axes = [axis for axis in order if axis is not None]
+    if kernel != 1 or p["feature_group_count"] != 1 or p["batch_group_count"] != 1 or len(axes) < n + 2:
         return None
     kernel_shape, output = array_type(eqn.invars[1]).shape, array_type(eqn.outvars[0])
     return Product(
         leaf=view.leaf,
         kind=Kind.CONVOLUTION,
         operand=0,
-        contracted=tuple(range(n + 1)),
+        contracted=tuple(axes[:-1]),
         input_axes=(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]),
         output_axes=(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]),
         output=output,

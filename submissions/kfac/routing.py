@@ -4,9 +4,10 @@ These take leaves out of the parameters and gradients that an optimiser sees. A 
 of this optimiser's; one whose bias is taken out is a layer without a bias.
 """
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax import Array
 
 from .arguments import check_layers
 from .coverage import CurvatureWarning
-from .layers import Layer, Path, is_diagonal, named_leaves
+from .layers import Layer, Path, check_names, is_diagonal, named_leaves
 
 PyTree = Any
 
@@ -47,13 +48,15 @@ def routed(
         )
 
     def init(params: PyTree) -> PyTree:
+        check_names(params)
         for path, leaf in named_leaves(params).items():
             if jnp.iscomplexobj(leaf):
                 raise ValueError(
                     f"the parameter {'.'.join(path)} is complex: give another optimizer to complex parameters, by "
                     "`optax.multi_transform`"
                 )
-        return build(layers_in(layers, params)).init(params)
+        with _usual_promotion():
+            return build(layers_in(layers, params)).init(params)
 
     def update(
         gradients: PyTree,
@@ -71,10 +74,19 @@ def routed(
         own = layers_in(layers, gradients)
         own_factors = _own_factors(_given(factors, layers), own)
         refresh = bool(own_factors) if refresh is None else refresh
-        updates, state = build(own).update(gradients, state, params, factors=own_factors, refresh=refresh, **options)
+        options |= {"factors": own_factors, "refresh": refresh}
+        with _usual_promotion():
+            updates, state = build(own).update(gradients, state, params, **options)
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@contextlib.contextmanager
+def _usual_promotion() -> Iterator[None]:
+    """JAX's default promotion of dtypes and ranks, whatever the user's code is checked for."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def layers_in(layers: Sequence[Layer], tree: PyTree) -> tuple[Layer, ...]:
@@ -126,8 +138,8 @@ def _given(factors: Mapping[str, PyTree] | None | NotGiven, layers: Sequence[Lay
     unknown = sorted(set(factors or {}) - {layer.name for layer in layers})
     if unknown:
         raise ValueError(
-            f"factors of layers that the optimizer does not have: {', '.join(unknown)}; "
-            "give `estimate` and the optimizer the same layers"
+            f"factors of layers that the optimizer does not have: {', '.join(unknown)}; give `estimate` and the "
+            "optimizer the same layers, also inside `optax.multi_transform`"
         )
     return factors or {}
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
 from .layers import KERNEL_NAMES, Path
-from .products import Part, Product, View, array_type
+from .products import PRODUCTS, Part, Product, View, array_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """A value that is computed from parameters and numbers alone, or from a parameter and a mask of its shape.
+    """A value that is computed from parameters and numbers, or from a parameter and data with as many entries.
 
     Without `leaves` it is computed from numbers alone.
     """
@@ -36,21 +36,24 @@ class Derived:
 Tag = View | Output | Derived | None
 
 _RESHAPES = ("reshape", "squeeze", "expand_dims")
-_MASKING = ("mul", "select_n")
 
 
 def derived_from(eqn: JaxprEqn, tags: Sequence[Tag]) -> Derived | None:
     """What an equation computes from parameters and numbers; None if data enter.
 
-    A single number does not count as data. An array of a parameter's shape that multiplies it is taken for a mask.
+    A single number does not count as data. Nor does an array by which a parameter becomes one with as many entries, as
+    by a mask, noise, rounding, or the frozen matrix that a low-rank one is added to.
     """
     others = [v for v, tag in zip(eqn.invars, tags, strict=True) if tag is None and _n_entries(v) > 1]
     if any(isinstance(tag, Output) for tag in tags):
         return None
     if others:
-        sizes = {_n_entries(v) for v in (*eqn.invars, *eqn.outvars)}
-        is_masked = eqn.primitive.name in _MASKING and len(sizes) == 1
-        if not is_masked or not any(isinstance(tag, View) and not tag.is_broadcast for tag in tags):
+        own = {
+            _n_entries(v)
+            for v, tag in zip(eqn.invars, tags, strict=True)
+            if leaves_of(tag) and not (isinstance(tag, View) and tag.is_broadcast)
+        }
+        if eqn.primitive.name in PRODUCTS or not {_n_entries(v) for v in eqn.outvars} <= own:
             return None
     return Derived(frozenset().union(*map(leaves_of, tags)))
 
@@ -86,7 +89,13 @@ def lies_along_outputs(output: Output, bias: View, shape: Sequence[int]) -> bool
         return False
     own = [axis if size > 1 else None for axis, size in zip(bias.axes, shape, strict=True)]
     due = [axis if size > 1 else None for axis, size in zip(expected, sizes, strict=True)]
-    return own == due and bias.is_sliced == first.is_sliced
+    return _ranks(own) == _ranks(due) and bias.is_sliced == first.is_sliced
+
+
+def _ranks(axes: Sequence[int | None]) -> list[int | None]:
+    """The axes counted anew, without those that do not occur: a bias may have further axes of length 1."""
+    order = sorted(axis for axis in axes if axis is not None)
+    return [None if axis is None else order.index(axis) for axis in axes]
 
 
 def _columns(output: Output, bias: View) -> list[tuple[int, int, int] | None]:

@@ -17,6 +17,7 @@ def drawn(*shape):
 
 
 X, IMAGES, TOKENS, MASK = drawn(8, 5), drawn(8, 2, 6, 6), jnp.arange(32).reshape(8, 4) % 7, drawn(5, 4) > 0
+FROZEN = drawn(5, 4)
 
 
 @jax.custom_vjp
@@ -28,15 +29,21 @@ product.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g @ saved[1].T, s
 
 
 def convolution(w):
-    return jax.lax.conv_general_dilated(IMAGES, w, (1, 1), "SAME").mean((2, 3))
+    return jax.lax.conv_general_dilated(IMAGES, w, (1, 1), "SAME", feature_group_count=2).mean((2, 3))
 
 
 # What the matrix `w` is used for: its shape, the use as a function of it, and the reason.
 KERNELS = {
-    "a convolution [out, in, *window]": ((4, 2, 3, 3), convolution, "conv_general_dilated"),
+    "a grouped convolution": ((4, 1, 3, 3), convolution, "a grouped convolution"),
     "standardised": ((5, 4), lambda w: X @ ((w - w.mean(0)) / (w.std(0) + 1e-5)), "reduce_sum"),
     "split": ((5, 8), lambda w: (X @ w[:, :4]) * (X @ w[:, 4:]), "slice"),
     "masked": ((5, 4), lambda w: X @ jnp.where(MASK, w, 0), "jit|select_n"),
+    "added to a frozen matrix": ((5, 4), lambda w: X @ (FROZEN + w), "add"),
+    "with noise": ((5, 4), lambda w: X @ (w + 0.1 * jax.random.normal(jax.random.key(0), (5, 4))), "add"),
+    "rounded": ((5, 4), lambda w: X @ (w + jax.lax.stop_gradient(jnp.round(w) - w)), "add"),
+    "with a mask of its rows": ((5, 4), lambda w: X @ (w * MASK[:, :1]), "mul"),
+    "in part replaced": ((5, 4), lambda w: X @ w.at[0].set(X[0, :4]), "scatter"),
+    "inverted": ((5, 5), lambda w: jnp.linalg.solve(w + 9 * jnp.eye(5), X.T).T[:, :4], "add"),
     "inside a rule of its own": ((5, 4), lambda w: product(X, w), "custom_vjp_call"),
     "split in a jitted function": ((5, 8), jax.jit(lambda w: X @ jax.jit(jnp.sin)(w)[:, 4:]), "sin"),
     "experts'": (

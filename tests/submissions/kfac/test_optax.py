@@ -316,3 +316,25 @@ def test_updates_have_the_dtype_of_the_gradients(dtype, length):
     state = tx.init(params)
     updates, _ = tx.update(params, state, params, factors={"body": (jnp.eye(4), jnp.eye(4))}, refresh=True)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("optimizer", [kfac, kfac_muon, eigenbasis_adam], ids=lambda optimizer: optimizer.__name__)
+def test_a_step_under_strict_promotion_is_the_usual_step(optimizer):
+    params = Net().init(jax.random.key(0), X)["params"]
+    layers = find_layers(params)
+    own = optimizer(layers, learning_rate=0.1, grad_clip=1.0, **({"damping": 1e-2} if optimizer is kfac else {}))
+
+    def step():
+        def forward(p):
+            return Net().apply({"params": p}, X), None
+
+        def loss(z):
+            return 0.5 * jnp.square(z - Y).sum(), jnp.float32(6)
+
+        batch = estimate(forward, loss, params, layers=layers, layout=batch_layout(6), fisher=Fisher.EMPIRICAL)
+        return own.update(batch.gradients, own.init(params), params, factors=batch.factors, refresh=True)[0]
+
+    expected = step()
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        got = step()
+    jax.tree.map(np.testing.assert_array_equal, got, expected)

@@ -255,9 +255,14 @@ def test_layers_wider_than_the_limit_on_both_sides_are_no_surprise(recwarn):
 
 
 def test_a_kernel_that_is_no_matrix_of_inputs_and_outputs_is_called_so():
-    params = {"odd": normal(5, 3, 2), "head": normal(2, 2)}
+    params = {"odd": normal(3, 3, 2), "head": normal(2, 2)}
+
+    def outputs(p):
+        equations = ("bd,edf->bef", "be,edf->bdf")
+        return sum(jnp.einsum(equation, X.mean(1), p["odd"]) for equation in equations).mean(1) @ p["head"]
+
     with pytest.warns(UserWarning, match="odd: its products are not those of one matrix"):
-        got = of_leaves(lambda p: jnp.einsum("bd,edf->bef", X.mean(1), p["odd"]).mean(1) @ p["head"], params)
+        got = of_leaves(outputs, params)
     assert set(got.factors) == {"head"}
 
 
