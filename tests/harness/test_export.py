@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import jax
@@ -106,8 +107,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 _FUNCTIONS = ("init_optimizer_state", "update_params", "get_batch_size", "data_selection")
 
 
-def _own_submission(folder: Path, text: str) -> Path:
-    """A submission of `text` and the contract's functions."""
+def _own_submission(tmp_path: Path, text: str) -> Path:
+    """A submission of `text` and the contract's functions, in a package of a name of its own."""
+    folder = tmp_path / f"package_{uuid.uuid4().hex}" / "mine"
     folder.mkdir(parents=True)
     (folder / "tuning_search_space.json").write_text(json.dumps([{"a": 1}]))
     (folder / "submission.py").write_text(text + "\n" + "\n".join(f"def {f}(*a, **k): pass" for f in _FUNCTIONS))
@@ -117,13 +119,13 @@ def _own_submission(folder: Path, text: str) -> Path:
 def test_what_the_official_harness_has_may_be_imported(tmp_path, monkeypatch):
     (tmp_path / "harness" / "algoperf").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path / "harness")
-    own = _own_submission(tmp_path / "package" / "mine", "import algoperf\nfrom absl import logging\nimport jaxlib")
+    own = _own_submission(tmp_path, "import algoperf\nfrom absl import logging\nimport jaxlib")
     target = export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
     assert (target / "requirements.txt").read_text().strip() == ""
 
 
 def test_an_absolute_import_of_an_own_module_is_refused(tmp_path, monkeypatch):
-    own = _own_submission(tmp_path / "package" / "mine", "import own_helper_of_mine")
+    own = _own_submission(tmp_path, "import own_helper_of_mine")
     (own / "own_helper_of_mine.py").touch()
     monkeypatch.syspath_prepend(own)
     with pytest.raises(UserError, match="imports own_helper_of_mine absolutely: write a relative import"):
@@ -139,7 +141,7 @@ def test_an_optax_that_the_official_harness_does_not_have_is_warned_of(tmp_path,
 
 
 def test_a_damaged_search_space_is_refused(tmp_path):
-    own = _own_submission(tmp_path / "package" / "mine", "")
+    own = _own_submission(tmp_path, "")
     (own / "tuning_search_space.json").write_text('{"learning_rate": {"min": 1e-3, ')
     with pytest.raises(UserError, match="tuning_search_space.json"):
         export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
@@ -147,7 +149,7 @@ def test_a_damaged_search_space_is_refused(tmp_path):
 
 
 def test_data_files_are_exported_too(tmp_path):
-    own = _own_submission(tmp_path / "package" / "mine", "")
+    own = _own_submission(tmp_path, "")
     (own / "tables").mkdir()
     (own / "tables" / "table.json").write_text("[1]")
     (own / ".hidden").touch()
@@ -157,7 +159,7 @@ def test_data_files_are_exported_too(tmp_path):
 
 @pytest.mark.parametrize("line", ["\x0c\nfrom  ..shared_by_mine import z", "from ..shared_by_mine import z"])
 def test_relative_imports_are_found_after_a_form_feed_and_wide_spaces(tmp_path, line):
-    own = _own_submission(tmp_path / "package" / "mine", line)
+    own = _own_submission(tmp_path, line)
     for folder in (own, own.parent):
         (folder / "__init__.py").touch()
     (own.parent / "shared_by_mine.py").write_text("z = 1")
@@ -166,9 +168,7 @@ def test_relative_imports_are_found_after_a_form_feed_and_wide_spaces(tmp_path, 
 
 
 def test_annotated_settings_count(tmp_path):
-    own = _own_submission(
-        tmp_path / "package" / "mine", "import optax\nSELF_TUNING: dict = {}\nOLDEST_OPTAX: str = '0.2.3'"
-    )
+    own = _own_submission(tmp_path, "import optax\nSELF_TUNING: dict = {}\nOLDEST_OPTAX: str = '0.2.3'")
     target = export(own, TuningRuleset.SELF, tmp_path, INFO)
     assert (target / "requirements.txt").read_text() == "optax>=0.2.3\n"
 
