@@ -56,10 +56,16 @@ def plain(buildah, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image(buildah, plain, tmp_path_factory):
+    """Built from a checkout whose files only their owner can read, as a clone has them under umask 077."""
+    checkout = tmp_path_factory.mktemp("checkout") / "kfac"
+    unneeded = {".git", ".venv", ".venv-harness", "data", "experiments", "site"}
+    shutil.copytree(ROOT, checkout, ignore=lambda folder, _: unneeded if Path(folder) == ROOT else ())
+    for path in checkout.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
     name = f"localhost/kfac-{uuid.uuid4().hex[:8]}"
     arguments = {"BASE": plain, "COMMIT": "0123abc", "VERSION": "1.2.3", "UID": _UID, "GID": _UID}
     options = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-    buildah("build", "--isolation=chroot", *options, *_certificates(tmp_path_factory), f"--tag={name}", str(ROOT))
+    buildah("build", "--isolation=chroot", *options, *_certificates(tmp_path_factory), f"--tag={name}", str(checkout))
     return name
 
 
@@ -76,18 +82,20 @@ def _certificates(tmp_path_factory):
 
 @pytest.fixture
 def run(buildah, image, tmp_path):
-    """Run the image with `arguments` as its own user, on mounted volumes; (process, folder of the volumes)."""
+    """Run the image with `arguments` as its own user or another, on mounted volumes; (function, volumes' folder)."""
     for name in ("data", "experiments"):
         (tmp_path / name).mkdir()
-        os.chown(tmp_path / name, _UID, _UID)
     with contextlib.ExitStack() as stack:
         container = buildah("from", "--pull-never", image).stdout.strip()
         stack.callback(buildah, "rm", container)
         volumes = [f"--volume={tmp_path / name}:/{name}" for name in ("data", "experiments")]
         entry = json.loads(buildah("inspect", "--type=image", image).stdout)["OCIv1"]["config"]["Entrypoint"]
 
-        def run(*arguments):
-            return buildah("run", "--isolation=chroot", *volumes, container, "--", *entry, *arguments, check=False)
+        def run(*arguments, user=_UID):
+            for name in ("data", "experiments"):
+                os.chown(tmp_path / name, user, user)
+            options = ["--isolation=chroot", f"--user={user}:{user}", *volumes]
+            return buildah("run", *options, container, "--", *entry, *arguments, check=False)
 
         yield run, tmp_path
 
@@ -108,6 +116,19 @@ def test_a_trial_reaches_its_target_as_the_image_s_user_on_mounted_volumes(run):
     found = json.loads(outcome.read_text())
     assert found["reason"] is None and found["steps_to_target"] == found["global_step"]
     assert found["environment"]["git_commit"] == "0123abc"
+
+
+def test_the_verbs_run_as_a_user_whom_the_image_does_not_know(run):
+    """As by `docker run --user "$(id -u):$(id -g)"`; the defaults are in the volumes."""
+    run, folder = run
+    point = ["--workload=b3db", "--submission_path=submissions/nadamw", "--num_tuning_trials=1", "--max_global_steps=2"]
+    for verb in (["sweep", *point, "--workers=1"], ["report", "/experiments/experiment"]):
+        done = run(*verb, user=4321)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert (folder / "experiments" / "report" / "index.html").stat().st_uid == 4321
+    done = run("test", "tests/submissions/kfac/test_roots.py", user=4321)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-2000:] + done.stderr[-1000:]
+    assert run("prepare", "--dataset=none", user=4321).returncode == 2
 
 
 def test_bad_flags_end_with_2(run):
