@@ -121,22 +121,40 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
         axes.set_xlabel(_AXES[cost])
         axes.set_xlim(left=0)
     panels[0].set_ylabel(words(c.metric))
+    if (limits := _late_values(c)) is not None:
+        panels[0].set_ylim(limits)
     if c.target is not None:
-        panels[0].annotate("target", (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
+        label = f"target {c.target:.6g}"
+        panels[0].annotate(label, (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
     handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[result.submission]) for result in c.results]
-    legend = figure.legend(
-        handles, [short(result.submission) for result in c.results], loc="outside lower center", ncols=3
+    names = [short(result.submission) for result in c.results]
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.5)
+    caption = (
+        "the best point's median seed by each panel's cost; markers: first hits of all its seeds; grey: other trials"
     )
-    caption = "the best point's median seed; markers are first hits of all its seeds; other trials in grey"
     legend.set_title(caption, {"size": 8})
     return figure
 
 
+def _late_values(c: Comparison) -> tuple[float, float] | None:
+    """Where the best points' curves lie, each without its first quarter, and the target; None for a single value."""
+    late = [trial.values[trial.values.size // 4 :] for result in c.results for trial in result.best_trials]
+    values = np.concatenate([*late, [] if c.target is None else [c.target]])
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() == values.max():
+        return None
+    margin = 0.05 * (values.max() - values.min())
+    return values.min() - margin, values.max() + margin
+
+
 def _best_point_curves(axes: Any, result: SubmissionResult, cost: Cost, look: Mapping[str, str]) -> None:
     """Draws the curve of the median seed, and the first hit of every seed, since many curves are hard to read."""
-    ordered = sorted(
-        result.best_trials, key=lambda trial: (trial.hit_at(trial.target) is None, cost_to_target(trial, Cost.STEPS))
-    )
+
+    def key(trial: Trial) -> tuple[bool, float]:
+        value = cost_to_target(trial, cost)
+        return trial.hit_at(trial.target) is None, math.inf if value is None or math.isnan(value) else value
+
+    ordered = sorted(result.best_trials, key=key)
     for rank, trial in enumerate(ordered):
         x, at = _axis(trial, cost), trial.hit_at(trial.target)
         if x is None:
@@ -189,7 +207,7 @@ def _seconds(c: Comparison) -> Any:
                 f"{ms_per_step:.1f} ms a step", (start[row], row), (4, 0), "data", "offset points", va="center"
             )
     axes.set_xlim(0, 1.15 * max(start.max(), 1e-9))
-    axes.set_xlabel("seconds, mean over the best point's trials, until the target or the end")
+    axes.set_xlabel("seconds until the target or the end, mean over the best point's trials (the tables have medians)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -225,7 +243,7 @@ def _profile(summary: Summary, looks: Mapping[str, dict[str, Any]]) -> Any:
     axes.set_xlim(1, scoring.MAX_RATIO)
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel(f"within this factor of the workload's best {summary.score_by.words}")
-    axes.set_ylabel("part of the workloads")
+    axes.set_ylabel("share of the workloads")
     legend = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
-    legend.set_title(f"of {summary.scored}, by {_AXES[summary.score_by]}", {"size": 8})
+    legend.set_title(f"times: {summary.scored}; {_AXES[summary.score_by]}", {"size": 8})
     return figure

@@ -20,7 +20,7 @@ _MAX_VECTOR_POINTS = 200  # more points are drawn as pixels, so that the page st
 
 def draw(c: Comparison) -> Any:
     results = [result for result in c.results if result.searched]
-    columns = min(3, len(results))
+    columns = min(len(results), 3 if -len(results) % 3 <= -len(results) % 4 else 4)  # as few empty panels as possible
     n_rows = math.ceil(len(results) / columns)
     figure = new_figure(9, 0.5 + 2.8 * n_rows)
     panels = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
@@ -64,7 +64,7 @@ def _point_panel(axes: Any, result: SubmissionResult, scale: Any, rasterized: bo
         if name and _is_wide(result.searched[name]):
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             is_long = result.searched[name][1] > 30 * result.searched[name][0]
-            axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=5))
+            axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=7))
             axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.tick_params(labelsize=7, which="both")

@@ -17,11 +17,11 @@ COLUMNS = (
     "submission",
     "hits",
     "steps",
-    "ratio",
+    "steps ratio",
     "seconds",
-    "ratio",
+    "seconds ratio",
     "training seconds",
-    "ratio",
+    "training seconds ratio",
     "compile s",
     "test at hit",
     "points that hit",
@@ -208,5 +208,7 @@ def _cell(value: Any) -> Any:
 FOOTNOTE = (
     "Medians over the seeds of the best point. A miss counts as the whole budget (≥; so a ratio is a bound, or ≈). "
     "Ratios to the reference, with 95 % bootstrap intervals. Seconds are AlgoPerf's, compilation included; training "
-    "seconds leave compilation out."
+    "seconds leave compilation out. Hits: of the best point's seeds. Test at hit: the test metric there, of hits. "
+    "Points that hit: of the search. Best: the best validation metric of any trial. Dimensions: searched "
+    'hyperparameters. A name with "(target\'s own)": a first-order configuration from the search that set the target.'
 )
