@@ -135,8 +135,8 @@ class _Supervisor:
         self._n_ended = n_ended
         # A point survives `max_retries` deaths and ends with the next. More deaths have another cause. Where no trial
         # has ended yet, no worker may be able to run here at all: then as many points as workers must suffice.
-        n_open = sum(point.state != "done" for _, point in status)
-        n_points = max(len(self._slots), n_open) if self._has_worked else len(self._slots)
+        n_deadly = sum(point.state != "done" and point.n_deaths > 0 for _, point in status)
+        n_points = max(len(self._slots), n_deadly) if self._has_worked else len(self._slots)
         if self._n_deaths > n_points * (self._sweep.request.max_retries + 1):
             deaths = f"workers died {self._n_deaths} times and no trial ended meanwhile"
             raise UserError(

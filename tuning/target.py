@@ -284,7 +284,7 @@ def is_set(folder: Path, workload: str) -> bool:
 
 
 def write(result: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Path]:
-    """Writes the result, one line per trial, and its point as a search space of one point; returns both files.
+    """Writes the result, and its point as a search space of one point; returns both files.
 
     Raises:
         UserError: the workload's target is set.
@@ -293,14 +293,6 @@ def write(result: dict[str, Any], folder: Path, presets: Path) -> tuple[Path, Pa
     if file.exists():
         raise UserError(f"the target of {result['workload']} is set: {str(file)!r}; remove that file to set it anew")
     preset = presets / f"{result['workload']}_{result['reference']}.json"
-    records.write_text(file, "{\n" + ",\n".join(f"{json.dumps(k)}: {_lines(v)}" for k, v in result.items()) + "\n}\n")
+    records.write_json(file, result)
     records.write_text(preset, json.dumps([result["hyperparameters"]], indent=2) + "\n")
     return file, preset
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, dict) and any(isinstance(part, list) for part in value.values()):
-        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(part)}" for key, part in value.items()) + "\n}"
-    if isinstance(value, list):
-        return "[\n" + ",\n".join(json.dumps(part) for part in value) + "\n]"
-    return json.dumps(value)

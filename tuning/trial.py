@@ -24,6 +24,11 @@ from tuning.submission import Submission
 from tuning.training import Training
 
 _OUTPUT_FILES = ("outcome.json", "measurements.csv", "eval_measurements.csv", "flags_*.json", "meta_data_*.json")
+_WORKLOAD_PROPERTIES = (
+    "target_metric_name validation_target_value test_target_value num_train_examples num_eval_train_examples "
+    "num_validation_examples num_test_examples eval_batch_size max_allowed_runtime_sec eval_period_time_sec "
+    "eval_period_steps step_hint hardware_profile"
+).split()
 
 
 def run_trial(
@@ -203,22 +208,8 @@ def _write_start(claim: Claim, training: Training, environment: Mapping[str, Any
 
 def _workload_properties(workload: Any) -> dict[str, Any]:
     """The workload's constants, under the names of AlgoPerf's meta data."""
-    return {
-        "workload.target_metric_name": workload.target_metric_name,
-        "workload.target_direction": workload.validation_target.direction.value,
-        "workload.validation_target_value": workload.validation_target_value,
-        "workload.test_target_value": workload.test_target_value,
-        "workload.num_train_examples": workload.num_train_examples,
-        "workload.num_eval_train_examples": workload.num_eval_train_examples,
-        "workload.num_validation_examples": workload.num_validation_examples,
-        "workload.num_test_examples": workload.num_test_examples,
-        "workload.eval_batch_size": workload.eval_batch_size,
-        "workload.max_allowed_runtime_sec": workload.max_allowed_runtime_sec,
-        "workload.eval_period_time_sec": workload.eval_period_time_sec,
-        "workload.eval_period_steps": workload.eval_period_steps,
-        "workload.step_hint": workload.step_hint,
-        "workload.hardware_profile": workload.hardware_profile,
-    }
+    found = {f"workload.{name}": getattr(workload, name) for name in _WORKLOAD_PROPERTIES}
+    return found | {"workload.target_direction": workload.validation_target.direction.value}
 
 
 def _write_crash(training: Training, environment: Mapping[str, Any], error: Exception, claim: Claim) -> None:

@@ -87,7 +87,7 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
         raise FileNotFoundError(_download_message(builder, data, manual)) from error
     except tfds.core.download.download_manager.NonMatchingChecksumError as error:
         raise ValueError(_damage_message(data, manual, "has a wrong checksum")) from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, tfds.core.download.extractor.ExtractError) as error:
         raise ValueError(_damage_message(data, manual, f"is damaged ({error})")) from error
 
 
@@ -110,7 +110,7 @@ def _damage_message(data: PreparedData, manual: Path, problem: str) -> str:
     own = [archive for archive in data.archives if (manual / archive).is_file()]
     if not own:
         return f"the download of {' or '.join(data.archives)} {problem}: run the command again"
-    return f"{' or '.join(own)} {problem}: delete it from {manual} and download it again"
+    return f"{' or '.join(own)} in {manual} {problem}: download that file again"
 
 
 def _check_counts(data: PreparedData, builder: Any, allow_other: bool, log: Callable[[str], None]) -> None:

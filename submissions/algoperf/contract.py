@@ -1,4 +1,6 @@
-"""The contract's functions, made from a training algorithm; one compilation serves all trials of a workload.
+"""The contract's functions, made from a training algorithm.
+
+One compilation serves all trials of a workload whose points have equal dropout rates, integers and choices.
 
 Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-efficiency.
 """

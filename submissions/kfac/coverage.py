@@ -101,7 +101,9 @@ def left_out(products: Products, params: PyTree, layers: Sequence[Layer]) -> dic
         elif problem is not None:
             reasons[path] = f"it goes into {problem}, not into linear layers' products alone"
         elif not own:
-            reasons[path] = "its products are not those of one matrix: they contract different axes of the kernel"
+            reasons[path] = (
+                "its products are not those of one matrix: they contract all, or different, axes of the kernel"
+            )
         else:
             reasons[path] = "its layer is not among those given"
     return reasons

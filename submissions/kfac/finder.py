@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from .layers import Path
-from .products import PRODUCTS, Key, Product, View, array_type, of_each_leaf
+from .products import OPAQUE, PRODUCTS, Key, Product, View, array_type, of_each_leaf
 from .views import (
     Derived,
     Output,
@@ -24,27 +24,13 @@ from .views import (
     lies_along_outputs,
     output_after,
     side_by_side,
+    size_of_leaf,
     sum_of,
     view_after,
 )
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint")
 REMATERIALISED = ("remat2", "remat", "checkpoint")
-# Operations that are not followed: with a program inside, or with several kernels.
-_OPAQUE = (
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "custom_jvp_call",
-    "cond",
-    "while",
-    "shard_map",
-    "pallas_call",
-    "custom_linear_solve",
-    "triangular_solve",
-    "custom_vmap_call",
-    "ragged_dot",  # a kernel for each group of rows, as of experts
-    "ragged_dot_general",
-)
 _KEEP_VALUES = (
     "convert_element_type",
     "copy",
@@ -174,7 +160,7 @@ class _Finder:
             parameters = frozenset().union(*map(leaves_of, tags))
             if parameters and (derived := derived_from(eqn, tags)):
                 return [derived for _ in eqn.outvars]
-            if match or name in _OPAQUE:
+            if match or name in OPAQUE:
                 self.found.kernels |= parameters
             return nothing
         products = tuple(dataclasses.replace(each, key=at, lengths=lengths) for each in products)
@@ -189,18 +175,22 @@ class _Finder:
         self, eqn: JaxprEqn, tags: list[Tag], is_needed: list[bool], at: Key, lengths: tuple[int, ...]
     ) -> list[Tag]:
         n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+
+        def sliced(operand: int, tag: Tag) -> Derived:
+            return Derived(leaves_of(tag), size_of_leaf(eqn.invars[operand], tag) // max(1, eqn.params["length"]))
+
         inner: list[Tag] = []
         for operand, tag in enumerate(tags):
             is_sliced = operand >= n_consts + n_carry
             is_carry = n_consts <= operand < n_consts + n_carry
             is_whole = isinstance(tag, View) and tag.axes[:1] == (0,) and not any(tag.is_sliced) and not tag.parts
             if isinstance(tag, Derived) and not is_carry:
-                inner.append(tag)
+                inner.append(sliced(operand, tag) if is_sliced else tag)
             elif not isinstance(tag, View) or is_carry or (is_sliced and not is_whole):
                 nested = isinstance(tag, View) and any(tag.is_sliced) and is_sliced
-                sliced = "a second `scan`, which slices it again" if nested else "a `scan`, not by its first axis"
-                self.consume(tag, "a `scan`, as its carry" if is_carry else sliced)
-                inner.append(Derived(leaves_of(tag)) if is_sliced and leaves_of(tag) else None)
+                how = "a second `scan`, which slices it again" if nested else "a `scan`, not by its first axis"
+                self.consume(tag, "a `scan`, as its carry" if is_carry else how)
+                inner.append(sliced(operand, tag) if is_sliced and leaves_of(tag) else None)
             elif is_sliced:
                 axes = tuple(None if axis is None else axis - 1 for axis in tag.axes[1:])
                 inner.append(View(tag.leaf, axes, (*tag.is_sliced, True), tag.is_broadcast))

@@ -194,3 +194,19 @@ def _lookup(eqn: JaxprEqn, kernel: int, view: View) -> Product | None:
 # Name of a primitive -> (equation, which operand is the kernel, its view) -> the product, or None if it is none.
 Match = Callable[[JaxprEqn, int, View], Product | None]
 PRODUCTS: Mapping[str, Match] = {"dot_general": _dense, "conv_general_dilated": _convolution, "gather": _lookup}
+
+# Operations that are not followed: with a program inside, or with several kernels.
+OPAQUE = (
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "custom_jvp_call",
+    "cond",
+    "while",
+    "shard_map",
+    "pallas_call",
+    "custom_linear_solve",
+    "triangular_solve",
+    "custom_vmap_call",
+    "ragged_dot",  # a kernel for each group of rows, as of experts
+    "ragged_dot_general",
+)

@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
 from .layers import KERNEL_NAMES, Path
-from .products import PRODUCTS, Part, Product, View, array_type
+from .products import OPAQUE, PRODUCTS, Part, Product, View, array_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Output:
 class Derived:
     """A value that is computed from parameters and numbers, or from a parameter and data with as many entries.
 
-    Without `leaves` it is computed from numbers alone.
+    Without `leaves` it is computed from numbers alone. `size` is the number of entries of the largest leaf.
     """
 
     leaves: frozenset[Path] = frozenset()
+    size: int = 0
 
 
 Tag = View | Output | Derived | None
@@ -47,15 +48,11 @@ def derived_from(eqn: JaxprEqn, tags: Sequence[Tag]) -> Derived | None:
     others = [v for v, tag in zip(eqn.invars, tags, strict=True) if tag is None and _n_entries(v) > 1]
     if any(isinstance(tag, Output) for tag in tags):
         return None
-    if others:
-        own = {
-            _n_entries(v)
-            for v, tag in zip(eqn.invars, tags, strict=True)
-            if leaves_of(tag) and not (isinstance(tag, View) and tag.is_broadcast)
-        }
-        if eqn.primitive.name in PRODUCTS or not {_n_entries(v) for v in eqn.outvars} <= own:
-            return None
-    return Derived(frozenset().union(*map(leaves_of, tags)))
+    sizes = {size_of_leaf(v, tag) for v, tag in zip(eqn.invars, tags, strict=True) if leaves_of(tag)}
+    is_product = eqn.primitive.name in (*PRODUCTS, *OPAQUE)
+    if others and (is_product or not {_n_entries(v) for v in eqn.outvars} <= sizes):
+        return None
+    return Derived(frozenset().union(*map(leaves_of, tags)), max(sizes, default=0))
 
 
 def leaves_of(tag: Tag) -> frozenset[Path]:
@@ -63,6 +60,13 @@ def leaves_of(tag: Tag) -> frozenset[Path]:
     if isinstance(tag, View):
         return frozenset(tag.leaves)
     return tag.leaves if isinstance(tag, Derived) else frozenset()
+
+
+def size_of_leaf(variable: Var | Literal, tag: Tag) -> int:
+    """Entries of the leaf that a value is, or of the largest one that it is computed from, before any broadcast."""
+    if not isinstance(tag, View):
+        return tag.size if isinstance(tag, Derived) else 0
+    return int(np.prod([n for n, axis in zip(array_type(variable).shape, tag.axes, strict=True) if axis is not None]))
 
 
 def _n_entries(variable: Var | Literal) -> int:
@@ -102,7 +106,8 @@ def _columns(output: Output, bias: View) -> list[tuple[int, int, int] | None]:
     """Where the leaves of a bias lie in the output that they are added to, as `Product.columns` says it."""
     if bias.along is None:
         return [None]
-    return [(output.features[bias.along], part.start, part.stop) for part in bias.parts]
+    axis = output.axes[bias.axes.index(bias.along)]
+    return [None if axis is None else (axis, part.start, part.stop) for part in bias.parts]
 
 
 def kernel_operand(tags: Sequence[Tag]) -> tuple[int, View] | None:

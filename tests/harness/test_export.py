@@ -153,7 +153,10 @@ def test_data_files_are_exported_too(tmp_path):
     (own / "tables").mkdir()
     (own / "tables" / "table.json").write_text("[1]")
     (own / ".hidden").touch()
+    (own / "LICENSE").write_text("its own")
+    (own / "requirements.txt").write_text("of an earlier export")
     target = export(own, TuningRuleset.EXTERNAL, tmp_path, INFO)
+    assert (target / "requirements.txt").read_text().strip() == "" and (target / "LICENSE").read_text() == "its own"
     assert (target / "tables" / "table.json").read_text() == "[1]" and not (target / ".hidden").exists()
 
 

@@ -1,5 +1,6 @@
 """Sweeps by the script, as processes of their own: small ones on real molecules."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,8 +27,11 @@ def start(folder, name, *flags, before=(), **options):
 
 def children(pid):
     """Numbers of a process's children."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += map(int, task.read_text().split())
+    return found
 
 
 def finished(process):

@@ -104,8 +104,9 @@ def test_points_that_kill_their_workers_end_though_they_take_turns(tmp_path, mon
             now = json.loads(state.read_text())
             crash = {"is_machine_fault": False}
             results = [crash if n >= 2 else None for n in now["deaths"]] + [{} if now["ended"] else None]
-            points = [PointStatus(i, {}, "running" if r is None else "done", 0, r) for i, r in enumerate(results)]
-            return [(1, point) for point in points]
+            states = ["running" if result is None else "done" for result in results]
+            rows = enumerate(zip(states, [*now["deaths"], 0], results, strict=True))
+            return [(1, PointStatus(i, {}, state, n, result)) for i, (state, n, result) in rows]
 
     launch.supervise(["-c", worker, str(tmp_path), str(state)], Killers(tmp_path), 1, 1, lambda *_: None, period_s=0.02)
     assert json.loads(state.read_text())["deaths"] == [2, 2, 2]

@@ -37,12 +37,16 @@ def shortened(folder: TrialFolder, name: str) -> bytes:
         return _csv(text)
     content = json.loads(text)
     if name == FLAGS and (last := files.last_flags(folder)) != FLAGS:
-        content = _with_last_budget(content, json.loads(folder.text(last)))
+        content = _with_last_budget(content, folder.text(last))
     return _json(name, content)
 
 
-def _with_last_budget(content: Any, last: Any) -> Any:
-    """The first start's flags with the budget of the last one, the only file of flags that an archive holds."""
+def _with_last_budget(content: Any, text: str) -> Any:
+    """The first start's flags, the only file of flags that an archive holds, with the budget of the last ones."""
+    try:
+        last = json.loads(text)
+    except ValueError:
+        return content
     if isinstance(content, dict) and isinstance(last, dict) and "step_budget" in last:
         return content | {"step_budget": last["step_budget"]}
     return content

@@ -19,12 +19,13 @@ from submissions.kfac import (
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(size=(6, 4, 3)), jnp.float32)  # examples, positions, features
-
 
 def drawn(*shape):
-    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    """Of a shape always the same numbers, in whatever order the tests run."""
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+
+
+X = drawn(6, 4, 3)  # examples, positions, features
 
 
 # The product, the kernel's shape, the bias's, and the order of the kernel's axes with the inputs first.
@@ -164,6 +165,39 @@ def test_a_bias_with_axes_of_length_one_is_the_layers(shape):
     optimizer = kfac_muon(layers, learning_rate=0.1)
     updates, _ = optimizer.update(got.gradients, optimizer.init(wide), wide, factors=got.factors, refresh=True)
     assert updates["own"]["bias"].shape == shape and np.abs(updates["own"]["bias"]).max() > 0
+
+
+def test_kernels_side_by_side_may_have_biases_with_axes_of_length_one():
+    params = {"head": {"kernel": drawn(8, 2)}}
+    params |= {name: {"kernel": drawn(3, n), "bias": drawn(1, n)} for name, n in (("left", 5), ("right", 3))}
+
+    def outputs(p):
+        kernel, bias = (jnp.concatenate([p["left"][key], p["right"][key]], 1) for key in ("kernel", "bias"))
+        return jnp.tanh(X.mean(1) @ kernel + bias) @ p["head"]["kernel"]
+
+    _, got = estimated(outputs, params)
+    assert {name: pair[0].shape for name, pair in got.factors.items()} == {
+        "left": (4, 4),
+        "right": (4, 4),
+        "head": (8, 8),
+    }
+
+
+def test_a_table_of_positions_in_two_parts_is_no_bias():
+    params = {
+        "embedding": drawn(7, 5),
+        "first": drawn(1, 1, 5),
+        "others": drawn(1, 3, 5),
+        "head": {"kernel": drawn(5, 2)},
+    }
+    tokens = jnp.arange(24).reshape(6, 4) % 7
+
+    def outputs(p):
+        x = p["embedding"][tokens] + jnp.concatenate([p["first"], p["others"]], 1)
+        return x.mean(1) @ p["head"]["kernel"]
+
+    _, got = estimated(outputs, params)
+    assert set(got.factors) == {"embedding", "head"}
 
 
 @pytest.mark.parametrize("find", [find_layers, lambda params: trace_layers(params, lambda p: (X, None))])

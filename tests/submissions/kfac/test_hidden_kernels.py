@@ -74,6 +74,17 @@ def estimated(params, forward, **options):
     return got, describe(params, layers, forward, layout)
 
 
+def test_a_rule_of_its_own_hides_no_kernel_with_as_many_entries_as_its_output():
+    square = drawn(5, 5)
+    params = {"head": drawn(5, 3), "w": drawn(5, 5)}
+
+    def forward(params):
+        return jnp.tanh(product(square, params["w"])) @ params["head"], None
+
+    layers = trace_layers(params, forward)
+    assert "w (5, 5): fallback: it goes into `custom_vjp_call`" in describe(params, layers, forward, batch_layout(5))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_that_is_no_layer_is_warned_of(name):
     shape, use, reason = KERNELS[name]
@@ -95,6 +106,12 @@ OTHERS = {
         lambda w: jnp.concatenate([jnp.broadcast_to(w, (8, 2, 5)), POSITIONS], 1).mean(1),
     ),
     "scales of each position": ((6, 5), lambda w: (POSITIONS * w).mean(1)),
+    "a table for all examples, normalised and then multiplied": (
+        (6, 5),
+        lambda w: ((POSITIONS + jnp.broadcast_to(jnp.sin(w), (8, 6, 5))) @ jnp.swapaxes(POSITIONS, 1, 2)).mean(1)[
+            :, :5
+        ],
+    ),
 }
 
 
