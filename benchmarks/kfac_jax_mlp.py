@@ -96,7 +96,7 @@ def steps_table(widths: Sequence[int], batch_size: int, *, n_rounds: int, seed: 
     rows = []
     for width in widths:
         blocks = {"this": _own_block(width, batch_size, seed), "kfac-jax": _kfac_jax_block(width, batch_size, seed)}
-        seconds = in_turn(blocks, n_rounds=n_rounds, min_round_s=0.5)
+        seconds = in_turn(blocks, n_rounds=n_rounds, round_s=0.5)
         own, theirs = (1e3 * seconds[name] / PERIOD for name in blocks)
         rows.append([width, batch_size, own, theirs, own / theirs])
     return markdown(["width", "batch", "this (ms)", "kfac-jax (ms)", "ratio"], rows)

@@ -22,7 +22,7 @@ _SECONDS = "compilation (s)"
 
 
 class Lowered(NamedTuple):
-    """A submission's programs before compilation, by "step" and, of one with curvature, "refresh".
+    """A submission's programs before compilation: "step" and, if the submission uses curvature, "refresh".
 
     Attributes:
         n_runs: how often a run of the workload's length runs each program.

@@ -12,14 +12,14 @@ from submissions.kfac import eigenbasis
 
 
 def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
-    """A row for each width and method, on a rank-deficient factor and the eigenbasis of an earlier factor.
+    """A row for each width and method, on a factor in the eigenbasis of an earlier, rank-deficient one.
 
     "orthogonality" is the largest entry of |QᵀQ - I|; "off-diagonal" is the Frobenius norm of Qᵀ A Q off its diagonal,
     relative to the norm of the whole matrix ("before": the same in the earlier basis).
     """
     rows = []
     for width in widths:
-        m, before = _lagging(width, seed)
+        m, before = _rotated_factor(width, seed)
         methods = {name: jax.jit(method) for name, method in _METHODS.items()}
         seconds = in_turn({name: partial(method, m) for name, method in methods.items()}, n_rounds=n_rounds)
         for name, method in methods.items():
@@ -30,8 +30,12 @@ def table(widths: Sequence[int], *, n_rounds: int, seed: int) -> str:
     return markdown(["width", "way", "ms", "orthogonality", "off-diagonal", "before"], rows)
 
 
-def _lagging(width: int, seed: int) -> tuple[jax.Array, float]:
-    """M = Qᵀ A Q float32 of a factor of half rank, with Q the eigenvectors of the factor five estimates before."""
+def _rotated_factor(width: int, seed: int) -> tuple[jax.Array, float]:
+    """M = Qᵀ A Q `[width, width]` in float32, and the norm of its off-diagonal part relative to the whole.
+
+    Q holds the eigenvectors of a factor B of rank width / 2. A is 0.95 B plus 0.05 times the mean of five other such
+    factors, so that A has full rank.
+    """
     generator = np.random.default_rng(seed)
     decay = np.geomspace(1, 1e-3, width)
     rows = generator.normal(size=(6, width // 2, width)) * decay

@@ -24,8 +24,8 @@ class Deadline:
         return f"Not run, as the {self.minutes:g} minutes were over: {', '.join(map(str, names))}."
 
 
-def in_turn(functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_round_s: float = 0.2) -> dict[str, float]:
-    """Seconds per call of each function: the median of rounds, in which each function runs for about `min_round_s`.
+def in_turn(functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, round_s: float = 0.2) -> dict[str, float]:
+    """Seconds per call of each function: the median of rounds, in which each function runs for about `round_s`.
 
     Before that, all are called once to warm up. A function returns its arrays. The device carries out the calls in
     order, so a round ends when the arrays of the last call are ready.
@@ -33,7 +33,7 @@ def in_turn(functions: Mapping[str, Callable[[], Any]], *, n_rounds: int, min_ro
     calls = {}
     for name, function in functions.items():
         jax.block_until_ready(function())
-        calls[name] = max(1, round(min_round_s / _seconds(function, 1)))
+        calls[name] = max(1, round(round_s / _seconds(function, 1)))
     rounds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(n_rounds):
         for name, function in functions.items():

@@ -1,9 +1,9 @@
 """Step times of submissions on a workload: steps with and without a refresh, and the mean over a whole run.
 
-Before some steps, known by their numbers, a submission with curvature estimates and refreshes it. Steps with and
-without a refresh are timed in blocks of their own. The blocks of all submissions alternate (A B C A B C …), so that a
-change of the machine's speed affects all alike. The mean over a run weights both by the number of times that the run
-takes them. So it needs no such run, and holds for a run of any length.
+A submission with curvature refreshes it before certain steps, which its hyperparameters determine. Steps with and
+without a refresh are timed in separate blocks. The blocks of all submissions alternate (A B C A B C …), so that a
+change of the machine's speed affects all alike. The mean over a run weights each kind of step by its number in a run of
+the workload's length. So no whole run is needed.
 """
 
 import statistics

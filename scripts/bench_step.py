@@ -36,13 +36,16 @@ flags.DEFINE_list(
     ["16", "32", "64"],
     "Batch sizes of the Wide ResNet in the flavours table; the paper uses 128,256,512,1024,2048.",
 )
-flags.DEFINE_list("widths", ["128", "256", "512", "1024", "2048"], "Widths of layers, to see how cost grows.")
+flags.DEFINE_list(
+    "widths", ["128", "256", "512", "1024", "2048"], "Layer widths in the tables orthogonalisation and kfac_jax."
+)
 flags.DEFINE_integer("num_rounds", 7, "Number of timing rounds; the tables show their median.", lower_bound=1)
 flags.DEFINE_enum(
     "suite",
     None,
     ["gpu"],
-    "In place of --tables and --batch_sizes: full-size models at full batch, random data, and then other tables.",
+    "gpu: time the full-size models at full batch size on random data, then other tables. Replaces --tables, "
+    "--workloads, --batch_size, --batch_sizes and --synthetic.",
 )
 flags.DEFINE_float(
     "minutes", None, "Start no measurement after so many minutes; finished ones are kept.", lower_bound=0.1

@@ -44,7 +44,7 @@ def run(script: str, main: Callable[..., None], *, arguments: str | None = None)
     def start(argv: list[str]) -> None:
         words = argv[1:]
         if words and arguments is None:
-            raise UserError(f"{words[0]!r} is no flag; write --name=value (--help lists the flags)")
+            raise UserError(f"{words[0]!r} is not a flag; write --name=value (--help lists the flags)")
         if not words and arguments is not None:
             raise UserError(arguments)
         defined = flags.FLAGS.get_key_flags_for_module(argv[0]) + flags.FLAGS.flags_by_module_dict()[__name__]

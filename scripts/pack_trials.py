@@ -18,7 +18,7 @@ flags.DEFINE_string("out", None, f"The archive, NAME{files.ARCHIVE_ENDING}.", re
 def main(values: dict[str, Any], folders: list[str]) -> None:
     out = disk.expanded(values["out"], "out")
     if not out.name.endswith(files.ARCHIVE_ENDING):
-        raise UserError(f"--out={out} does not end in {files.ARCHIVE_ENDING}, by which the report knows archives")
+        raise UserError(f"--out={out} must end in {files.ARCHIVE_ENDING}, by which the report recognises archives")
     n = archive.pack([disk.expanded(folder) for folder in folders], out)
     print(f"{n} trials, {out.stat().st_size / 1e3:.0f} kB: {out}")
 

@@ -34,7 +34,7 @@ def main(values: dict[str, Any], folders: list[str]) -> None:
     for path in paths:
         if not path.is_dir() and not (path.is_file() and path.name.endswith(files.ARCHIVE_ENDING)):
             raise UserError(
-                f"{str(path)!r} is no folder or {files.ARCHIVE_ENDING} archive; give one with trial folders"
+                f"{str(path)!r} is neither a folder nor a {files.ARCHIVE_ENDING} archive; give one with trial folders"
             )
     if not values["watch"]:
         return _write(paths, values)

@@ -43,7 +43,7 @@ def main(values: dict[str, Any]) -> None:
     folder, out, presets = (disk.expanded(values[flag], flag) for flag in ("experiment_dir", "out", "presets"))
     open_workloads = [workload for workload in values["workloads"] if not target.is_set(out, workload)]
     for workload in set(values["workloads"]) - set(open_workloads):
-        print(f"the target of {workload} is set, and stays: {str(out)!r} has its file", flush=True)
+        print(f"the target of {workload} is already set in {str(out)!r}, and is not changed", flush=True)
     protocols = [
         target.Protocol(
             workload=workload,

@@ -97,7 +97,7 @@ class Checkpoints:
     def newest(self, like: PyTree) -> Restored | None:
         """The newest checkpoint that can be read, with arrays in the structure of `like`; None if there is none.
 
-        Of a damaged checkpoint it warns, and reads the one before it; then the damaged one is removed.
+        If a checkpoint is damaged, it logs a warning, reads the one before it, and then removes the damaged one.
 
         Raises:
             UserError: a checkpoint belongs to another trial, another version of the submission with other arrays, or

@@ -28,7 +28,7 @@ from tuning.errors import UserError
 
 BEAT_S = 1.0
 LEASE_S = 30.0
-_POLL_S = 0.05  # between two looks at the beat of an owner
+_POLL_S = 0.05  # between two checks of an owner's beat
 _LOG_AFTER_S = 3.0
 _CLAIM, _OWNER = ".claim", "owner-"
 _LOG = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def _wait_for(folder: Path, prepared: Path, token: str, lease_s: float) -> Path:
         now = time.monotonic()
         if (current := owner(folder)) is None:
             if now - began > lease_s:
-                raise UserError(f"{str(folder / _CLAIM)!r} holds what is no claim: remove it")
+                raise UserError(f"{str(folder / _CLAIM)!r} is not a valid claim: remove it, and run the command again")
             time.sleep(_POLL_S)  # released meanwhile
             continue
         if watched is None or watched.folder != current.folder:
@@ -238,7 +238,7 @@ def _take_over(earlier: _Owner, staging: Path, token: str, lease_s: float) -> bo
         _describe_owner(staging, token, lease_s)
     except FileNotFoundError:
         return False
-    _LOG.warning("%s was left behind by %s; it is this process's now", staging.parents[1], earlier)
+    _LOG.warning("%s is taken over from %s, which does not respond any more", staging.parents[1], earlier)
     return True
 
 

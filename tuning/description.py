@@ -93,7 +93,7 @@ class TrialDescription:
                 continue
             if on_resume is OnResume.MUST_MATCH:
                 difference = f"{source} has {name} {short_json(earlier[name])}, not {short_json(new[name])}"
-                raise UserError(f"{difference}: resume what it belongs to, or {START_AGAIN}")
+                raise UserError(f"{difference}: give the earlier value to resume, or {START_AGAIN}")
             if on_resume is OnResume.WARN:
                 _LOG.warning(
                     "%s has %s %s, now it is %s", source, name, short_json(earlier[name]), short_json(new[name])

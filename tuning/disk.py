@@ -24,9 +24,9 @@ _CURES = {
 }
 _DEFAULT_CURE = f"free some space or choose another --experiment_dir, and {_RUN_AGAIN}"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another process may have what this one lacks
+_PROCESS_LIMIT_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another process may have what this one lacks
 # Faults of the machine, not of the data to be written.
-OF_THE_MACHINE = FULL | {errno.EIO, errno.ESTALE} | _OF_THE_PROCESS | {errno.EACCES, errno.EPERM}
+MACHINE_ERRNOS = FULL | {errno.EIO, errno.ESTALE} | _PROCESS_LIMIT_ERRNOS | {errno.EACCES, errno.EPERM}
 
 
 def expanded(path: str, flag: str | None = None) -> Path:
@@ -62,7 +62,7 @@ def errors_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _refusal(folder, error.errno, os.strerror(error.errno) if error.errno else str(error)) from error
+        raise _write_error(folder, error.errno, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
 def raise_if_disk_failed(error: BaseException, folder: Path) -> None:
@@ -71,14 +71,14 @@ def raise_if_disk_failed(error: BaseException, folder: Path) -> None:
         UserError: the disk or the system caused `error`, of a trial that wrote into `folder`.
     """
     for cause in causes(error):
-        number = system_error(cause, OF_THE_MACHINE)
+        number = system_error(cause, MACHINE_ERRNOS)
         if number is None:
             continue
         file = getattr(cause, "filename", None)
         if isinstance(file, str) and not Path(file).absolute().is_relative_to(folder.absolute()):
-            cure = _CURES[number] if number in _OF_THE_PROCESS else f"fix that, and {_RUN_AGAIN}"
+            cure = _CURES[number] if number in _PROCESS_LIMIT_ERRNOS else f"fix that, and {_RUN_AGAIN}"
             raise MachineFault(f"cannot use {file!r} ({os.strerror(number)}): {cure}") from error
-        raise _refusal(folder, number, os.strerror(number)) from error
+        raise _write_error(folder, number, os.strerror(number)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -90,6 +90,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _refusal(folder: Path, number: int | None, cause: str) -> UserError:
-    kind = MachineFault if number in _OF_THE_PROCESS else UserError
+def _write_error(folder: Path, number: int | None, cause: str) -> UserError:
+    kind = MachineFault if number in _PROCESS_LIMIT_ERRNOS else UserError
     return kind(f"cannot write into {folder} ({cause}): {_CURES.get(number or 0, _DEFAULT_CURE)}")

@@ -100,7 +100,7 @@ def carry_out(protocol: Protocol, run: Run, log: Callable[[str], None] = print_a
 
 
 def _settings(protocol: Protocol) -> dict[str, Any]:
-    """What must not change between two calls, since the best points were chosen by it."""
+    """The settings that must not change between two calls, since the best points were chosen under them."""
     flags = [flag for flag in protocol.flags if not flag.startswith("--data_dir")]
     return {"points": protocol.n_points, "confirmed": protocol.n_confirmed, "seed": protocol.seed, "flags": flags}
 
@@ -117,7 +117,7 @@ def _refuse_other_settings(protocol: Protocol) -> None:
         raise UserError(f"cannot read {str(file)!r} ({one_line(error)}): give another --experiment_dir") from error
     if begun != settings:
         raise UserError(
-            f"{str(file)!r} was begun with {begun}, not {settings}; give those, or another --experiment_dir"
+            f"{str(file)!r} records a run with {begun}, not {settings}; give those flags, or another --experiment_dir"
         )
 
 
@@ -209,7 +209,8 @@ def _repeat(protocol: Protocol, candidate: Candidate, study: int, run: Run, log:
     except CommandFailed as failed:
         if failed.exit_code != 1 or not _is_done(outcome, candidate):
             raise
-        log(f"{str(outcome.parent)!r} crashed, which counts as a miss; if the machine was at fault, remove it")
+        problem = f"the trial in {str(outcome.parent)!r} crashed, which counts as a miss"
+        log(f"{problem}; if the machine was at fault, remove this folder and run the command again")
 
 
 def _is_done(file: Path, candidate: Candidate) -> bool:

@@ -60,9 +60,9 @@ def run_experiment(
 
 def _run(request: Request, interruption: Interruption, processes: Processes) -> list[Outcome]:
     if request.overwrite and request.resume:
-        raise UserError("--overwrite removes what --resume would go on with; give one of them")
+        raise UserError("--overwrite removes the trials that --resume would continue; give only one of the two flags")
     folder = request.folder
-    request.monitoring.refuse_missing()
+    request.monitoring.check_libraries()
     with interruption.interruptible():
         faults.probe_devices()
     workload, submission = request.load()
@@ -114,7 +114,7 @@ def _clear(request: Request, claim: Claim) -> None:
         problem = f"experiment {str(claim.folder)!r} exists"
         raise UserError(f"{problem}; give --resume, --overwrite or another --experiment_name")
     if any((request.experiment_folder / name).exists() for name in (SWEEP_DATABASE, SWEEP_ID)):
-        problem = f"{str(request.experiment_folder)!r} is a sweep's, whose storage counts these trials as done"
+        problem = f"{str(request.experiment_folder)!r} belongs to a sweep, whose storage counts these trials as done"
         raise UserError(f"{problem}; give another --experiment_name, or remove that folder")
     with ExitStack() as claims, disk.errors_explained(claim.folder):
         for trial_dir in sorted(claim.folder.glob("trial_*")):

@@ -22,12 +22,12 @@ from tuning.errors import MachineFault, causes, one_line, system_error
 
 _ANSWER_S = 120.0  # a device that needs longer for a small sum counts as hanging
 # The program asked for what no machine could do.
-_OF_THE_PROGRAM = {
+_PROGRAM_ERRNOS = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EBADF, errno.EFAULT,
     errno.ENAMETOOLONG, errno.ELOOP, errno.ESPIPE, errno.E2BIG, errno.ENOEXEC, errno.ECHILD, errno.EXDEV, errno.EDOM,
     errno.ERANGE, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP,
 }  # fmt: skip
-_STATUS_OF_THE_MACHINE = re.compile(
+_MACHINE_STATUS = re.compile(
     r"\s*(RESOURCE_EXHAUSTED|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|DATA_LOSS|CANCELLED|UNKNOWN):"
 )
 
@@ -40,12 +40,12 @@ def fault_in(error: BaseException) -> str | None:
             found = found or _as_line(cause)  # what it was raised from says more
             continue
         if isinstance(cause, OSError) and cause.errno is not None:
-            is_fault = cause.errno not in _OF_THE_PROGRAM
+            is_fault = cause.errno not in _PROGRAM_ERRNOS
         elif isinstance(cause, jax.errors.JaxRuntimeError) or type(cause) is ValueError:  # of some transfers
-            is_fault = _STATUS_OF_THE_MACHINE.match(str(cause)) is not None
+            is_fault = _MACHINE_STATUS.match(str(cause)) is not None
         else:
             is_fault = isinstance(cause, MemoryError)
-        if is_fault or system_error(cause, disk.OF_THE_MACHINE) is not None:  # by the system's message, too
+        if is_fault or system_error(cause, disk.MACHINE_ERRNOS) is not None:  # by the system's message, too
             return _as_line(cause)
     return found
 

@@ -90,9 +90,10 @@ class Interruption:
         sys.unraisablehook = self._earlier_hook
 
     def _report_unraisable(self, problem: Any) -> None:
-        """Python drops errors in destructors and weak references' callbacks. The signal stays recorded.
+        """Hides the traceback of an `Interrupted` that was raised in a destructor or a weak reference's callback.
 
-        A signal in this method only records, too: Python would drop its error as well, with a traceback.
+        Python drops such an error, but the signal stays recorded. A signal that comes during this method is only
+        recorded, since Python would drop its error, too, and print a traceback.
         """
         if not isinstance(problem.exc_value, Interrupted):
             self._earlier_hook(problem)

@@ -123,7 +123,7 @@ class _Supervisor:
         """Raises UserError if another worker would die for the same reason."""
         disk.check_writable(self._sweep.request.experiment_folder)
         if returncode == UserError.exit_code:
-            raise UserError(f"a worker refused: {last_line(slot.log)}")
+            raise UserError(f"a worker cannot run: {last_line(slot.log)}")
         if returncode == MachineFault.exit_code:
             self._give_up_if_unfit(slot)
             return
@@ -133,8 +133,9 @@ class _Supervisor:
         self._n_deaths = 1 if n_ended > self._n_ended else self._n_deaths + 1
         self._has_worked |= n_ended > self._n_ended
         self._n_ended = n_ended
-        # A point survives `max_retries` deaths and ends with the next. More deaths have another cause. Where no trial
-        # has ended yet, no worker may be able to run here at all: then as many points as workers must suffice.
+        # A point crashes after `max_retries` + 1 deaths of its workers. More deaths than all points together can cause
+        # have another reason. Until a trial has ended, perhaps no worker can run here at all, so the limit is lower:
+        # it allows only as many points as there are workers.
         n_deadly = sum(point.state != "done" and point.n_deaths > 0 for _, point in status)
         n_points = max(len(self._slots), n_deadly) if self._has_worked else len(self._slots)
         if self._n_deaths > n_points * (self._sweep.request.max_retries + 1):
@@ -152,7 +153,7 @@ class _Supervisor:
             return
         if all(other.n_unfit >= _MAX_UNFIT for other in self._slots):
             raise MachineFault(f"no worker can run here: {last_line(slot.log)}; no point was lost")
-        _LOG.warning("one worker less, as its device does not work: %s", last_line(slot.log))
+        _LOG.warning("continuing with one worker fewer, since its device does not work: %s", last_line(slot.log))
 
     def _end_workers(self) -> None:
         """Lets the workers save their state, and kills those that take too long."""
@@ -191,7 +192,7 @@ def device_shares(n_workers: int, devices_per_worker: int) -> list[str | None]:
         return [None] * n_workers
     if n_workers * devices_per_worker > len(devices):
         needed = f"{n_workers} workers of {devices_per_worker} devices each need {n_workers * devices_per_worker}"
-        raise UserError(f"{needed}, but here are {len(devices)}: give fewer --workers or --devices_per_trial")
+        raise UserError(f"{needed}, but only {len(devices)} are visible: give fewer --workers or --devices_per_trial")
     firsts = range(0, n_workers * devices_per_worker, devices_per_worker)
     return [",".join(devices[first : first + devices_per_worker]) for first in firsts]
 

@@ -19,7 +19,10 @@ _PROJECT = Path(__file__).resolve().parents[1]
 
 
 def visible_cuda_devices() -> list[str]:
-    """As in CUDA_VISIBLE_DEVICES; without it all of the driver's, if JAX can use them. Initialises no device."""
+    """The CUDA devices that JAX may use: those in CUDA_VISIBLE_DEVICES, or all of the driver's if it is not set.
+
+    Empty if JAX cannot use CUDA. Initialises no device.
+    """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -32,7 +35,10 @@ def visible_cuda_devices() -> list[str]:
 
 
 def code_version() -> str | None:
-    """The commit of this checkout; None outside one. Unlike `environment` it initialises no device."""
+    """The commit of this checkout. Outside a checkout: the value of ALGOPERF_KFAC_COMMIT, or None if it is not set.
+
+    Unlike `environment`, this function initialises no device.
+    """
     return _git_state()[0]
 
 

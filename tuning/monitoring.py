@@ -19,7 +19,7 @@ from tuning.errors import UserError, one_line
 
 Row = Mapping[str, Any]
 _LOG = logging.getLogger(__name__)
-_WANDB_ID = "wandb_id"  # file of a trial's folder: by it a resumed trial continues its run there
+_WANDB_ID = "wandb_id"  # file in a trial's folder with the id of its run there, which a resumed trial continues
 _NO_SCALARS = {"global_step", "preemption_count"}
 
 
@@ -37,8 +37,9 @@ class Monitoring:
     tensorboard: bool = False
     wandb_project: str | None = None
 
-    def refuse_missing(self) -> None:
-        """
+    def check_libraries(self) -> None:
+        """Checks that the libraries of the displays are installed.
+
         Raises:
             UserError: a library of one of the displays is not installed.
         """

@@ -10,7 +10,7 @@ _PERIOD_S = 1.0
 
 
 def end_with(process_id: int) -> None:
-    """Sends SIGTERM to this process once its parent is no longer the one of this process id."""
+    """Sends SIGTERM to this process once its parent is no longer the process `process_id`."""
 
     def watch() -> None:
         while os.getppid() == process_id:
@@ -21,6 +21,6 @@ def end_with(process_id: int) -> None:
 
 
 def end_with_supervisor() -> None:
-    """`end_with` the process that started this one to supervise it. What a user or Slurm started has none."""
+    """Calls `end_with` for the supervisor of this process. A process that a user or Slurm started has no supervisor."""
     if (supervisor := os.environ.pop(SUPERVISOR, None)) is not None:
         end_with(int(supervisor))

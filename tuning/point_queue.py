@@ -2,9 +2,9 @@
 
 A point that was not carried out to its end is enqueued again, as another trial of the study. A worker takes a trial by
 an SQL UPDATE that succeeds only while the trial waits, and ends it by one that succeeds only while the worker holds it.
-So two workers never hold one point, and a worker whose trial was ended by others cannot write a result. A worker raises
-a counter (`beat`) while it lives. It counts as dead if its process is gone from this machine, or if the counter did not
-change for three heartbeats. No clocks are compared (`_CounterAges`).
+So two workers never hold one point, and a worker whose trial was ended by others cannot write a result. A worker
+increments a counter (`beat`) while it lives. It counts as dead if its process is gone from this machine, or if the
+counter did not change for three heartbeats. Clocks of different machines are never compared (`_CounterAges`).
 """
 
 import functools

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _MESSAGES_PER_BATCH = 1000  # a batch of messages is deleted once all processes have read it
 _ANSWER_S = 24 * 3600.0  # timeout of waiting for a message, before which there may be an evaluation
-_LISTEN_S = 1.0  # between two looks for signals that other processes received
+_LISTEN_S = 1.0  # between two checks for signals that other processes received
 _SHUTDOWN_S = 30  # timeout of waiting for the other processes to end
 _COMPILE_S = 1800
 # Variables that a launcher sets for every process; a row each for Open MPI's mpirun, MPICH's and Intel MPI's mpirun,
@@ -108,7 +108,7 @@ class Processes:
         jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=over_devices())(ones))
         multihost_utils.sync_global_devices("connected")
 
-    def refuse_other(self, values: dict[str, Any], what: str) -> None:
+    def check_same_in_all(self, values: dict[str, Any], what: str) -> None:
         """
         Raises:
             UserError: the values, plain data, differ from the first process's.
@@ -213,8 +213,9 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
         if launcher is None:
             return Processes()
         if launcher[2] not in os.environ:
-            cure = "give all of them --coordinator_address=HOST:PORT, with the first one's host and a free port there"
-            raise UserError(f"the launcher of {os.environ[launcher[0]]} processes has no address for them: {cure}")
+            problem = f"the launcher started {os.environ[launcher[0]]} processes, but set no address to connect to"
+            cure = "give every process --coordinator_address=HOST:PORT, the first one's host and a free port on it"
+            raise UserError(f"{problem}: {cure}")
     elif launcher is not None and n_processes is index is None:
         n_processes, index = (int(os.environ[name]) for name in launcher[:2])
     elif coordinator_address is None or n_processes is None or index is None:
@@ -229,7 +230,8 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
     try:
         jax.distributed.initialize(*place, shutdown_timeout_seconds=_SHUTDOWN_S)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this trial do not meet: {one_line(error)[:300]}") from error
+        problem = f"the processes of this trial cannot connect to each other ({one_line(error)[:300]})"
+        raise UserError(f"{problem}: check --coordinator_address, and that all of them are started") from error
     from orbax.checkpoint import multihost
 
     processes = Processes(jax.process_index(), jax.process_count(), multihost.get_jax_distributed_client())

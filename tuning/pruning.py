@@ -40,7 +40,7 @@ def _steps_of_the_best(queue: PointQueue) -> float:
 
 
 def _is_behind(queue: PointQueue, lease: Lease, pruner: Any, workload: Any, progress: Progress) -> bool:
-    # Evaluations at fixed times fall on different steps in each trial. Then evaluations of one number are compared.
+    # Evaluations at fixed times fall on different steps in each trial. Then the n-th evaluations are compared.
     step = progress.global_step if workload.eval_period_steps else progress.n_evaluations
     # A pruner uses the study's direction. The study minimises, since its value is the steps to target.
     sign = -workload.validation_target.direction.sign

@@ -39,7 +39,7 @@ def easier(target: float, share: float, lower_is_better: bool) -> float:
 def first_hit(values: Sequence[float] | np.ndarray, target: float, lower_is_better: bool) -> int | None:
     """Index of the first value at least as good as the target, as in the published rules.
 
-    A value that is not finite never is, as in `workloads.spec.Target`.
+    A value that is not finite never reaches the target, as in `workloads.spec.Target`.
     """
     metrics = np.asarray(values, float)
     is_reached = np.isfinite(metrics) & (metrics <= target if lower_is_better else metrics >= target)

@@ -57,7 +57,7 @@ def read(path: str | Path) -> dict | list:
 def _check(space: Any) -> None:
     """Raises SearchSpaceError, which names the key at fault, unless `space` has one of the three forms."""
     if not isinstance(space, (dict, list)) or not space:
-        raise SearchSpaceError("the search space is empty or no object or list; write ranges or points")
+        raise SearchSpaceError("the search space is empty, or neither an object nor a list; write ranges or points")
     if isinstance(space, dict):
         _check_names(space)
         for name, choices in space.items():

@@ -116,7 +116,7 @@ class SharedStudy:
         for key, value in identity.items():
             if stored.get(key) != value:
                 difference = f"another {key}: {short_json(stored.get(key))}, not {short_json(value)}"
-                cure = "give another --experiment_name, or run what it was made with"
+                cure = "give another --experiment_name, or use the settings and code that it was made with"
                 raise UserError(f"study {name!r} in the storage has {difference}; {cure}")
 
     def _refuse_other_folder(self, name: str, folder: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from tuning.launch import last_line
 from tuning.sweep import Sweep
 from tuning.sweep_view import counts
 
-_PERIOD_S = 10.0  # between two looks at the sweep and the jobs
+_PERIOD_S = 10.0  # between two checks of the sweep and the jobs
 
 
 def submit(
@@ -77,7 +77,7 @@ def _submitted(executor: Any, command: Sequence[str], n_workers: int, interrupti
             return [executor.submit(_picklable_run(), command) for _ in range(n_workers)]
     except Exception as error:  # submitit raises sbatch's message
         interruption.raise_if_signalled()  # Ctrl-C ends sbatch, too
-        raise UserError(f"Slurm refused the workers: {one_line(error)[:300]}; see --slurm_option") from error
+        raise UserError(f"Slurm refused the jobs: {one_line(error)[:300]}; correct --slurm_option") from error
 
 
 def _n_alive(array: str, n_workers: int) -> int:

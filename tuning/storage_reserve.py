@@ -12,7 +12,7 @@ from tuning import study_storage
 Result = TypeVar("Result")
 
 _N_BYTES = 2**18  # several times what SQLite writes, with its journal, to end a trial and to enqueue its point
-_TRIES_S = 10.0  # another process may take what is freed, for a file that it removes when the disk is full again
+_TRIES_S = 10.0  # another process may fill the freed space with a new reserve, which it frees when it needs the space
 _RETRY_S = 0.1
 
 

@@ -51,7 +51,7 @@ def location_of(url: str) -> Location:
         raise UserError(f"the storage {shown(url)} is of an unknown kind, {kind}: {_CURE}")
     file = parts.database or ":memory:"
     if file.startswith((":memory:", "file:")) or "?" in url:
-        raise UserError(f"the storage {url} is no file that several processes can share: {_CURE}")
+        raise UserError(f"the storage {url} is not a file that several processes can share: {_CURE}")
     return Path(file)
 
 
@@ -84,7 +84,9 @@ def opened_to_read(location: Location) -> Iterator[RDBStorage]:
     """
     if not isinstance(location, Path):
         with errors_explained(location, "read"):
-            yield RDBStorage(location, engine_kwargs={"connect_args": {"connect_timeout": _CONNECT_S}}, **_AS_IT_IS)
+            yield RDBStorage(
+                location, engine_kwargs={"connect_args": {"connect_timeout": _CONNECT_S}}, **_NO_TABLE_CREATION
+            )
         return
     if not location.exists():
         raise UserError(f"no sweep is in {location}: check --experiment_dir and --experiment_name")
@@ -92,13 +94,13 @@ def opened_to_read(location: Location) -> Iterator[RDBStorage]:
         file = f"file:{quote(str(location.absolute()))}?mode=ro"
         if _is_interrupted(file):
             file = f"file:{quote(str(_copied(location, Path(folder))))}"
-        storage = _opened_file(lambda: _connect(file, uri=True), **_AS_IT_IS)
+        storage = _opened_file(lambda: _connect(file, uri=True), **_NO_TABLE_CREATION)
         yield storage
         storage.engine.dispose()
 
 
 def _is_interrupted(file: str) -> bool:
-    """Whether a process died in the middle of a change, which SQLite must undo, and so write, before it reads."""
+    """Whether a process died in the middle of a change. SQLite must undo it, which is a write, before it can read."""
     try:
         with closing(_connect(file, uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -118,10 +120,10 @@ def _copied(file: Path, folder: Path) -> Path:
         if before == [(f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else None for f in (file, journal)]:
             return copy
         (folder / "copy.db-journal").unlink(missing_ok=True)
-    raise UserError(f"the storage {file} changes all the time: look again later")
+    raise UserError(f"the storage {file} changes too often to be copied: run the command again later")
 
 
-_AS_IT_IS: dict[str, Any] = {"skip_table_creation": True}
+_NO_TABLE_CREATION: dict[str, Any] = {"skip_table_creation": True}
 
 
 def _connect(file: str, **options: Any) -> sqlite3.Connection:
@@ -221,7 +223,7 @@ def failures_explained(location: Location) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The driver's message, which SQLAlchemy and Optuna wrap in errors of their own; of a lock, what to do about it."""
+    """The driver's message, without the wrapping errors of SQLAlchemy and Optuna; for a lock, also what to do."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     message = one_line(getattr(error, "orig", None) or error)[:300]

@@ -134,7 +134,7 @@ def _import(file: Path) -> ModuleType:
         name = ".".join([*(folder.name for folder in folders), file.stem])
         module = importlib.import_module(name)
         if Path(module.__file__ or "").resolve() != file:
-            problem = f"submission {str(file)!r} is hidden by {module.__file__!r}, which is {name} too"
+            problem = f"submission {str(file)!r} has the same module name, {name}, as {module.__file__!r}"
             raise UserError(f"{problem}; rename its package")
         return module
     return _import_by_path(folders, file)

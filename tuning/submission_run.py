@@ -28,7 +28,7 @@ class SubmissionRun:
         description = self._description
         with setup_phase():
             self._keys = Keys(description.rng_seed, description.trial_index)
-            if not self._workload.fills_up_batches:
+            if not self._workload.pads_batches:
                 _refuse_indivisible(description.batch_size, "batch size")
                 _refuse_indivisible(description.eval_batch_size, "evaluation batch size")
             self.input_queue = self._workload._build_input_queue(

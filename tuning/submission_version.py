@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LENGTH = 16  # hexadecimal digits
-_LIBRARY_FOLDERS = {"site-packages", "dist-packages"}  # whosever: an environment's, a user's, or one on PYTHONPATH
+_LIBRARY_FOLDERS = {"site-packages", "dist-packages"}  # of an environment, of a user, or on PYTHONPATH
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 

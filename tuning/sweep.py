@@ -19,8 +19,8 @@ from tuning.point_status import PointStatus, study_name
 from tuning.trials_request import SWEEP_DATABASE, SWEEP_ID, TrialsRequest
 
 # Fields of a trial's description that may differ between workers, and those that differ between trials.
-_OF_THE_WORKER = ("data_dir", "submission_path")
-_OF_THE_TRIAL = ("hyperparameters", "trial_index")
+_WORKER_FIELDS = ("data_dir", "submission_path")
+_TRIAL_FIELDS = ("hyperparameters", "trial_index")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Sweep:
     def __init__(self, request: Request):
         self.request = request
         location = request.storage_location
-        request.monitoring.refuse_missing()
+        request.monitoring.check_libraries()
         self.workload, self.submission = request.load()
         numbers = range(1, request.num_studies + 1)
         sampling = search_space.Sampling(request.sampling)
@@ -120,7 +120,7 @@ class Sweep:
     def _identity(self, trials: list[TrialDescription], space: dict | list | None) -> dict[str, Any]:
         """The values that must be equal for all workers."""
         description = trials[0].to_json()
-        shared = {name: value for name, value in description.items() if name not in (*_OF_THE_WORKER, *_OF_THE_TRIAL)}
+        shared = {name: value for name, value in description.items() if name not in (*_WORKER_FIELDS, *_TRIAL_FIELDS)}
         return shared | {
             "search space": space,
             "number of points": len(trials),

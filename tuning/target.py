@@ -243,7 +243,7 @@ def _curve(folder: Path, workload: Workload) -> dict[int, tuple[float, float]]:
 
 
 def _at_best(job: Job, outcome: Outcome, workload: Workload) -> tuple[float, float]:
-    """The metrics at the best evaluation; the worst there can be if the trial diverged before a finite one."""
+    """(validation, test) metric at the best evaluation; the worst infinity if the trial had no finite evaluation."""
     step, curve = outcome.best_validation_step, _curve(job.folder, workload)
     if step is None:
         worst = -workload.validation_target.direction.sign * math.inf

@@ -82,7 +82,8 @@ class Training:
         counters, budget = Counters.from_json(record["counters"]), self.description.step_budget
         if counters.global_step > budget:
             done = counters.global_step
-            raise UserError(f"the trial has done {done} steps, more than its budget of {budget}: give at least {done}")
+            problem = f"the trial has done {done} steps, more than its budget of {budget}"
+            raise UserError(f"{problem}: give --max_global_steps={done} or more")
         arrays = self.processes.arrays_of_first(restored.arrays if restored else self.submission_run.arrays)
         self.submission_run.arrays, self.counters = arrays, counters
         if record["queue"] is not None:

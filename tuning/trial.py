@@ -68,7 +68,7 @@ def run_trial(
     """
     processes, environment, checkpoints = processes or Processes(), machine.environment(), None
     may_differ = ("data_dir", "submission_path")
-    processes.refuse_other({k: v for k, v in description.to_json().items() if k not in may_differ}, "trial")
+    processes.check_same_in_all({k: v for k, v in description.to_json().items() if k not in may_differ}, "trial")
     if processes.is_first and (checkpoints_to_keep or resume):
         checkpoints = Checkpoints(claim, description, environment, keep=checkpoints_to_keep)
     monitoring = monitoring if monitoring and processes.is_first else Monitoring()
@@ -99,7 +99,7 @@ def run_trial(
     except UserError:
         raise
     except Exception as error:
-        _refuse_machine_faults(error, claim, processes, training.interruption.how_to_go_on)
+        _raise_if_machine_fault(error, claim, processes, training.interruption.how_to_go_on)
         _write_crash(training, environment, error, claim)
         raise
     finally:
@@ -126,7 +126,7 @@ def _train(
         return training.run(report, should_prune)
 
 
-def _refuse_machine_faults(error: Exception, claim: Claim, processes: Processes, how_to_go_on: str) -> None:
+def _raise_if_machine_fault(error: Exception, claim: Claim, processes: Processes, how_to_go_on: str) -> None:
     """Raises UserError if the machine, and not the trial, caused the error. The traceback goes to standard error."""
     disk.raise_if_disk_failed(error, claim.folder)
     if fault := faults.fault_in(error):
@@ -158,8 +158,8 @@ def finished_outcome(description: TrialDescription, trial_dir: Path) -> Outcome 
     except KeyError as error:
         raise missing_field_error(repr(str(file)), error.args[0]) from error
     if outcome.global_step > description.step_budget:
-        problem = f"{str(file)!r} has done {outcome.global_step} steps, more than the budget of"
-        raise UserError(f"{problem} {description.step_budget}: give at least {outcome.global_step}")
+        problem = f"the trial of {str(file)!r} has done {outcome.global_step} steps, more than the budget of"
+        raise UserError(f"{problem} {description.step_budget}: give --max_global_steps={outcome.global_step} or more")
     if outcome.is_final:
         return outcome
     if outcome.reason == Miss.PRUNED:

@@ -61,7 +61,7 @@ class TrialRows:
             return _get(connection, trial_id, "index")
 
     def beat(self, trial_id: int, count: int) -> bool:
-        """Raises the trial's counter; False if the trial has ended."""
+        """Sets the trial's heartbeat counter to `count`; returns False if the trial has ended."""
         is_running = exists().where(_in_state(trial_id, TrialState.RUNNING))
         beating = _ATTRIBUTES.update().where(_named(trial_id, "beat"), is_running).values(value_json=json.dumps(count))
         with self._engine.begin() as connection:

@@ -49,7 +49,7 @@ class TrialsRequest:
         """
         name = self.experiment_name.rstrip("/")
         if not name or "/" in name or name in (".", "..") or not name.isprintable():
-            raise UserError(f"--experiment_name={self.experiment_name!r} is no name of a folder; give one without '/'")
+            raise UserError(f"--experiment_name={self.experiment_name!r} is not a folder name; give one without '/'")
         return disk.expanded(self.experiment_dir, "experiment_dir") / name
 
     @property
@@ -79,8 +79,8 @@ class TrialsRequest:
             pruning: the rule that may end trials early.
 
         Raises:
-            UserError: the search space, the seed or the batch size cannot be used; a search space, or several points,
-                for self-tuning.
+            UserError: the search space, the seed or the batch size cannot be used; or the ruleset is self-tuning, and
+                a search space or several points are given.
         """
         space: dict | list | None = None
         points: list[dict[str, Any]] = [{}]

@@ -24,9 +24,9 @@ from tuning.sweep import Sweep
 from tuning.trial import finished_outcome, run_trial
 from workloads.spec import Direction
 
-_IDLE_S = 1.0  # between two looks at a queue that has no free point
+_IDLE_S = 1.0  # between two checks of a queue that has no free point
 _PROBE_PERIOD_S = 60.0  # of an idle worker
-_MAX_REFUSALS = 5  # of one folder, a heartbeat apart, before the refusal counts as final
+_MAX_REFUSALS = 5  # a trial is postponed this many times, each for a heartbeat, if another process holds its folder
 
 # Fields of the outcome that the storage keeps.
 _SUMMARY_FIELDS = (
@@ -41,7 +41,7 @@ class FaultInTrial(MachineFault):
     exit_code = 74  # EX_IOERR
 
     def __init__(self, index: int, fault: str):
-        super().__init__(f"trial {index} met a fault of the machine and was given back: {fault}")
+        super().__init__(f"the machine failed during trial {index}, which returns to the queue: {fault}")
         self.fault = fault
 
 
@@ -129,7 +129,7 @@ class Worker:
         self._log(f"trial {lease.index}: {summary['reason'] or f'target at step {steps}'}")
 
     def _put_off(self, study: int, lease: Lease, error: FolderClaimed) -> None:
-        """Leaves a trial for later whose folder another process holds, such as a worker that was suspended."""
+        """Postpones a trial whose folder another process holds, for example a worker that was suspended."""
         key = study, lease.index
         self._refusals[key] = self._refusals.get(key, 0) + 1
         if self._refusals[key] > _MAX_REFUSALS:

@@ -75,7 +75,7 @@ def _generate(data: PreparedData, root: Path, manual: Path, allow_other_archives
 
     missing = [archive for archive in data.archives if not (manual / archive).is_file()]
     if data.source and missing:
-        raise FileNotFoundError(f"put {' and '.join(missing)} into {manual}: from {data.source}")
+        raise FileNotFoundError(f"{manual} lacks {' and '.join(missing)}: download from {data.source}")
     parts = [data.dataset.name, *([data.dataset.config] if data.dataset.config else [])]
     builder = tfds.builder(f"{'/'.join(parts)}:{data.dataset.version}", data_dir=root, file_format="array_record")
     if allow_other_archives:

@@ -44,6 +44,6 @@ def load(name: str, hardware_profile: str | None = None) -> Workload:
         if official is None:
             known = ", ".join(budgets.BUDGETS[hardware_profile])
             problem = f"hardware profile {hardware_profile} has no budget for {name!r}, only for {known}"
-            raise ValueError(f"{problem}; leave it out")
+            raise ValueError(f"{problem}; leave out --hardware_profile")
         workload.hardware_profile, workload.budget = hardware_profile, official
     return workload

@@ -62,7 +62,7 @@ class Direction(enum.Enum):
 
     @property
     def sign(self) -> int:
-        """1 or -1: a metric times it is higher where it is better."""
+        """1 or -1: the metric multiplied by it is higher for a better value."""
         return 1 if self is Direction.HIGHER_IS_BETTER else -1
 
 
@@ -128,7 +128,7 @@ class Workload(abc.ABC):
     loss_type: LossType
     eval_batch_size: int
     training_batch_size: int | None = None  # for submissions without a batch size for this workload
-    fills_up_batches: bool = False  # with padding; otherwise the number of devices must divide the batch size
+    pads_batches: bool = False  # with padding; otherwise the number of devices must divide the batch size
     hardware_profile: str | None = None  # the budget's, if the user chose a profile
     prepared_data: tuple[PreparedData, ...] = ()  # data sets that `scripts/prepare_data.py` makes
 

@@ -58,7 +58,7 @@ class Averaged(Algorithm):
         algorithm: its hyperparameters include `AveragingOptions`.
 
     Raises:
-        TypeError: they do not.
+        TypeError: its hyperparameters do not include `AveragingOptions`.
     """
 
     def __init__(self, algorithm: Algorithm):

@@ -1,7 +1,7 @@
-"""Batch sizes of AlgoPerf's workloads by name, which is how its contract asks a submission for them.
+"""Batch sizes of AlgoPerf's workloads. Its contract asks a submission for the batch size by the workload's name.
 
-They are those of AlgoPerf's reference submissions. Source: mlcommons/submissions_algorithms. This project's own
-workloads are not here: each has its batch size as an attribute.
+AlgoPerf's reference submissions use the same sizes. Source: mlcommons/submissions_algorithms. This project's own
+workloads are not listed: each has its batch size as an attribute.
 """
 
 _SIZES = {

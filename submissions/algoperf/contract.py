@@ -112,7 +112,8 @@ class Submission:
     def _read(self, hyperparameters: Any) -> hparams.Hyperparameters:
         """The given hyperparameters; under the self-tuning ruleset none are given, and the submission's own count."""
         if hyperparameters is None and self._own_point is None:
-            raise ValueError("this submission needs hyperparameters: it has none of its own for self-tuning")
+            problem = "this submission needs hyperparameters: it has none of its own for self-tuning"
+            raise ValueError(f"{problem}; use the external tuning ruleset")
         point = self._own_point if hyperparameters is None else hyperparameters
         return hparams.read(self._algorithm.hyperparameters, point)
 
@@ -122,7 +123,7 @@ class Submission:
         """(state as a pytree of arrays, the compiled programs)."""
         del rng
         h = self._read(hyperparameters)
-        if h.micro_batches > 1 and getattr(workload, "fills_up_batches", False):
+        if h.micro_batches > 1 and getattr(workload, "pads_batches", False):
             raise ValueError(
                 f"micro_batches is {h.micro_batches}, but batches of graphs cannot be divided: it must be 1"
             )

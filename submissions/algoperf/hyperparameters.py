@@ -40,7 +40,7 @@ class Hyperparameters:
     dropout_rate: float | None = None
     micro_batches: int = 1
 
-    # name -> (least, most); both may be reached. A class adds those of its own names.
+    # name -> (least, most), both included. A subclass adds the bounds of its own fields.
     bounds: typing.ClassVar[dict[str, tuple[float, float]]] = {
         "learning_rate": (0, float("inf")),
         "weight_decay": (0, float("inf")),
@@ -109,7 +109,7 @@ def join(static: Static, numbers: Mapping[str, Any]) -> types.SimpleNamespace:
 
 @functools.cache
 def _hints_and_bounds(kind: type[Hyperparameters]) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
-    """By name, those of the class and of all that it inherits from."""
+    """The type hints and the bounds, by name, of the class and of its base classes."""
     classes = reversed(kind.__mro__)
     return typing.get_type_hints(kind), {
         name: ends for own in classes for name, ends in vars(own).get("bounds", {}).items()

@@ -68,7 +68,7 @@ class Problem:
         return micro_batches.summed(one, parts, self.model_state, n_micro_batches)
 
     def forward(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        """params -> (outputs, new model state), in training mode; the outputs are logits, or a tuple that starts so."""
+        """params -> (outputs, new model state), in training mode. The outputs are logits, or a tuple (logits, …)."""
         options = {} if self.dropout_rate is None else {"dropout_rate": self.dropout_rate}
         outputs, model_state = self.workload.model_fn(
             params,
@@ -126,7 +126,7 @@ class Problem:
             return total
 
         def adds_up() -> bool:
-            """Whether the loss of two positions along each axis is the sum of their own."""
+            """Whether the loss of two positions along each axis is the sum of the losses of the single positions."""
             logits = np.random.default_rng(0).normal(size=one_example(logits_shape, 2)).astype(np.float32)
             each = logits.reshape(-1, *one_example(logits_shape, 1))
             with jax.ensure_compile_time_eval():

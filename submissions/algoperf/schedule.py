@@ -1,4 +1,6 @@
-"""Learning-rate schedules on the host: optax's take no traced lengths, and a rate passed as an array compiles once.
+"""Learning-rate schedules, computed on the host.
+
+optax's schedules take no traced lengths. A learning rate that is passed as an array needs only one compilation.
 
 Both equal the optax schedules that the AlgoPerf reference submissions use, at every step.
 """

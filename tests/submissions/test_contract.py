@@ -353,7 +353,7 @@ def test_the_ends_of_the_ranges_give_finite_parameters(submission, workload):
 
 
 def test_micro_batches_of_graphs_are_refused_at_the_start(submission, workload, monkeypatch):
-    monkeypatch.setattr(workload, "fills_up_batches", True, raising=False)
+    monkeypatch.setattr(workload, "pads_batches", True, raising=False)
     with pytest.raises(ValueError, match="micro_batches is 2, but batches of graphs cannot be divided"):
         Trial(submission, workload, with_options(submission, micro_batches=2))
 

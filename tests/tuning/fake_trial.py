@@ -34,7 +34,7 @@ class FakeWorkload:
     loss_type = model_params_types = None
     target_metric_name = "score"
     hardware_profile = None
-    fills_up_batches = False
+    pads_batches = False
     test_target_value = 0.0
     num_train_examples = num_eval_train_examples = num_validation_examples = num_test_examples = 10
     eval_batch_size = 8

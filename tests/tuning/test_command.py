@@ -56,7 +56,7 @@ def the_error(done):
 def test_bad_flags(command):
     assert "Unknown command line flag 'workloda'" in the_error(command(workloda="x"))
     assert "--workload must have a value" in the_error(command(workload=None))
-    assert "'stray' is no flag" in the_error(command("stray"))
+    assert "'stray' is not a flag" in the_error(command("stray"))
 
 
 def test_bad_requests_are_one_line_and_leave_no_folder(command, tmp_path):

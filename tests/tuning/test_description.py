@@ -96,7 +96,7 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_than_done_is_refused(tmp_path
     assert (outcome.best_validation_metric, outcome.submission_seconds > 0) == (whole.best_validation_metric, True)
     measured = [(folder / "measurements.csv").read_text().count("\n") for folder in (tmp_path, tmp_path / "whole")]
     assert measured[0] == measured[1]
-    with pytest.raises(UserError, match="has done 40 steps, more than the budget of 20: give at least 40"):
+    with pytest.raises(UserError, match="has done 40 steps, more than the budget of 20: give --max_global_steps=40"):
         train(description(tmp_path, max_global_steps=20), tmp_path)
     with pytest.raises(Killed):
         train(long, tmp_path / "killed", kill_at=35)

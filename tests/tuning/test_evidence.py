@@ -228,7 +228,9 @@ def test_another_version_of_a_submission_is_refused(machine, monkeypatch):
 def test_other_numbers_are_refused(machine, change):
     protocol, _, run = machine
     evidence.carry_out(protocol, run, log=lambda line: None)
-    with pytest.raises(UserError, match="protocol.json' was begun with .*; give those, or another --experiment_dir"):
+    with pytest.raises(
+        UserError, match="protocol.json' records a run with .*; give those flags, or another --experiment_dir"
+    ):
         evidence.carry_out(dataclasses.replace(protocol, **change), run, log=lambda line: None)
     changed = {"n_seeds": 3, "flags": ("--data_dir=elsewhere",)}
     evidence.carry_out(dataclasses.replace(protocol, **changed), run, log=lambda line: None)

@@ -74,7 +74,9 @@ def test_an_existing_experiment_is_kept_unless_overwritten(request_for, tmp_path
 def test_a_sweep_whose_storage_counts_the_trials_is_not_overwritten(request_for, tmp_path, name):
     run_experiment(request_for())
     (tmp_path / "e" / name).write_text("a sweep's")
-    with pytest.raises(UserError, match="e' is a sweep's, .*; give another --experiment_name, or remove that folder"):
+    with pytest.raises(
+        UserError, match="e' belongs to a sweep, .*; give another --experiment_name, or remove that folder"
+    ):
         run_experiment(request_for(overwrite=True))
     assert (tmp_path / "e" / "fake_jax" / "trial_1" / "outcome.json").exists()
     (tmp_path / "e" / name).unlink()
@@ -142,7 +144,7 @@ def test_a_name_is_one_folder_as_it_is_written(request_for, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", "/", "a/b", "../e", "..", ".", "new\nline", "/tmp/x"])
 def test_what_is_no_name_of_one_folder_is_refused(request_for, tmp_path, name):
-    with pytest.raises(UserError, match="is no name of a folder; give one without '/'"):
+    with pytest.raises(UserError, match="is not a folder name; give one without '/'"):
         run_experiment(request_for(experiment_name=name))
     assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
 

@@ -103,7 +103,7 @@ def test_wandb_is_given_the_description_and_the_rows(tmp_path, monkeypatch, expe
     run = types.SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: ended.append(1))
     module.init = lambda **options: asked.update(options) or run
     monitoring = Monitoring(wandb_project="molecules")
-    monitoring.refuse_missing()
+    monitoring.check_libraries()
     run_fake_trial(tmp_path / experiment / "w" / "t", FakeWorkload(), fake_submission(log_loss), monitoring=monitoring)
     assert asked["project"] == "molecules" and asked["config"]["rng_seed"] == 0 and ended == [1]
     assert asked["group"] == experiment and asked["resume"] == "allow"
@@ -126,8 +126,8 @@ def test_a_missing_library_is_one_line(monitoring, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     library = "tensorboardX" if monitoring.tensorboard else "wandb"
     with pytest.raises(UserError, match=f"needs {library}, which is not installed: run `pip install {library}`"):
-        monitoring.refuse_missing()
-    Monitoring().refuse_missing()
+        monitoring.check_libraries()
+    Monitoring().check_libraries()
 
 
 def test_a_profile_is_of_the_steps_asked_for(tmp_path):

@@ -119,7 +119,7 @@ def test_a_signal_of_any_reaches_the_first(monkeypatch):
 
 def test_another_trial_is_refused():
     def work(own):
-        own.refuse_other({"rng_seed": own.index, "workload": "b3db"}, "trial")
+        own.check_same_in_all({"rng_seed": own.index, "workload": "b3db"}, "trial")
 
     first, second = each(2, work)[0]
     assert first is None
@@ -138,7 +138,9 @@ def test_half_of_the_flags_is_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert module._launcher()[0] == "SLURM_STEP_NUM_TASKS"  # srun's, which may set both
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")  # of an mpirun's own helpers
-    with pytest.raises(UserError, match="launcher of 2 processes has no address .* --coordinator_address=HOST"):
+    with pytest.raises(
+        UserError, match="launcher started 2 processes, but set no address .* --coordinator_address=HOST"
+    ):
         join()
 
 

@@ -93,7 +93,7 @@ def test_a_job_that_slurm_is_about_to_end_is_queued_again_and_goes_on(cluster, t
 def test_what_slurm_refuses_is_one_line_and_gpus_are_asked_for_where_there_are_some(cluster, tmp_path, monkeypatch):
     flags = [*POINTS, "--launcher=slurm", "--slurm_option=partition=nosuch"]
     line = refusal(start(tmp_path, "sweep", *flags, env=cluster))
-    assert "Slurm refused the workers: " in line and "invalid partition specified: nosuch" in line
+    assert "Slurm refused the jobs: " in line and "invalid partition specified: nosuch" in line
     assert reasons(tmp_path, "sweep") == {}
     monkeypatch.setitem(os.environ, "SLURM_CONF", cluster["SLURM_CONF"])
     assert not launcher._has_gpus({}) and not launcher._has_gpus({"partition": "spare"})

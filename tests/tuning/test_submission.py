@@ -94,7 +94,7 @@ def test_a_package_of_the_same_name_elsewhere_is_not_taken_for_it(tmp_path):
     for place in ("here", "there"):
         package(tmp_path / place / "subs_b", __init__="", submission="SIZE = 3" + CONTRACT)
     submission.load(tmp_path / "here" / "subs_b")
-    with pytest.raises(UserError, match="is hidden by .*here/subs_b/submission.py"):
+    with pytest.raises(UserError, match="has the same module name, .*, as .*here/subs_b/submission.py"):
         submission.load(tmp_path / "there" / "subs_b")
 
 

@@ -119,7 +119,7 @@ def test_a_finished_sweep_runs_nothing_and_another_one_is_refused(tmp_path):
 def test_a_missing_data_set_is_refused_in_one_line_and_no_trial_is_spent(tmp_path):
     flags = ["--workload=ogbg", f"--data_dir={tmp_path}", "--workers=1", "--num_tuning_trials=2"]
     last = refusal(start(tmp_path, "sweep", *flags))
-    assert last.startswith("error: a worker refused: data set ogbg_molpcba/0.1.3 is not there")
+    assert last.startswith("error: a worker cannot run: data set ogbg_molpcba/0.1.3 is not there")
     assert "prepare_data.py --dataset=ogbg_molpcba" in last
     found = shown(tmp_path, "sweep")["summary"]
     assert found["done"] == found["running"] == 0

@@ -229,5 +229,5 @@ def test_another_code_version(tmp_path):
     command = [sys.executable, "scripts/run_sweep.py", *arguments(tmp_path, "e", "--num_tuning_trials=3")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     line = refusal(subprocess.Popen(command, cwd=copy, **pipes))
-    assert "has another code version: " in line and "run what it was made with" in line
+    assert "has another code version: " in line and "use the settings and code that it was made with" in line
     assert not (tmp_path / "e" / "logs").exists()

@@ -44,7 +44,7 @@ def test_workers_share_out_the_devices(monkeypatch, n_devices, expected):
 def test_more_workers_than_devices_are_refused(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    with pytest.raises(UserError, match="2 workers of 2 devices each need 4, but here are 3: give fewer"):
+    with pytest.raises(UserError, match="2 workers of 2 devices each need 4, but only 3 are visible: give fewer"):
         launch.device_shares(2, 2)
 
 
@@ -126,7 +126,7 @@ def test_a_machine_that_fails_now_and_then_is_not_given_up(tmp_path, monkeypatch
         "sys.exit(69) if log.read_text().count('start') < 4 else (print('no data', flush=True), sys.exit(2))\n"
     )
     line, starts = _supervise(tmp_path, code, monkeypatch, n_workers=1)
-    assert line == "a worker refused: no data" and starts == 4
+    assert line == "a worker cannot run: no data" and starts == 4
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(tmp_path):
@@ -207,7 +207,7 @@ def test_a_refusal_ends_the_sweep_and_workers_that_do_not_end_are_killed(tmp_pat
     code = code.replace("sys.exit('error: no data')", "(print('error: no data', flush=True), sys.exit(2))")
     monkeypatch.setattr(launch, "_PAUSE_S", 0.05)
     sweep = _SweepWithoutEnd(tmp_path)
-    with pytest.raises(UserError, match="a worker refused: no data"):
+    with pytest.raises(UserError, match="a worker cannot run: no data"):
         launch.supervise(["-c", code, str(tmp_path)], sweep, 2, 1, lambda *_: None, period_s=0.02)
     assert len(sweep.given_back) == 1
     with pytest.raises(ProcessLookupError):

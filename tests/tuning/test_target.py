@@ -114,7 +114,7 @@ def test_the_script_finds_home_and_tells_of_an_unknown_workload_in_one_line(tmp_
     environment = os.environ | {"HOME": str(tmp_path)}
     command += ["--experiment_dir=~/trials", "--compilation_cache_dir="]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.stdout.startswith("the target of b3db is set, and stays") and done.returncode == 2
+    assert done.stdout.startswith("the target of b3db is already set in") and done.returncode == 2
     assert done.stderr.startswith("error: unknown workload 'mnist'; known workloads: b3db")
     assert done.stderr.count("\n") == 1 and [file.name for file in tmp_path.iterdir()] == ["targets"]
 

@@ -33,15 +33,15 @@ def test_store_round_trip_and_refusals(tmp_path):
         np.testing.assert_array_equal(getattr(loaded, name), array)
         assert getattr(loaded, name).dtype == array.dtype
     assert [file.name for file in path.parent.iterdir()] == ["graphs.npz"]
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match="it must be made again"):
         store.load(path, source="elsewhere")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match="it must be made again"):
         store.load(path, source="here")
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match="it must be made again"):
         store.load(path, source="here")
 
 
@@ -88,7 +88,7 @@ def test_a_changed_array_with_valid_zip_checksums_is_refused(tmp_path):
         arrays = dict(file)
     arrays["labels"] = 1 - arrays["labels"]
     np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match="it must be made again"):
         store.load(path, source="here")
 
 

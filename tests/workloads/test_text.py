@@ -68,7 +68,7 @@ def test_training_draws_windows_anew_each_epoch_and_a_restored_queue_continues()
     restored.set_state(other.get_state())
     np.testing.assert_array_equal(next(restored)["inputs"], drawn[3]["inputs"])
     assert (next(queue(6))["inputs"] != drawn[0]["inputs"]).any()
-    with pytest.raises(ValueError, match="the text has 4 windows: use a batch size of at most that"):
+    with pytest.raises(ValueError, match="the text has 4 windows: use a batch size of at most 4"):
         TrainingBatches(ABC, batch_size=8, seed=(0,))
 
 

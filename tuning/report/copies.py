@@ -12,7 +12,7 @@ from tuning.report.location import Location
 
 
 def without_copies(folders: Sequence[TrialFolder], problems: list[FileProblem]) -> list[TrialFolder]:
-    """The folders without those whose records lie under an earlier root, too. The later root is listed as a problem."""
+    """The folders, without copies of trials that lie under an earlier root. The later root is listed as a problem."""
     if len({folder.root for folder in folders}) < 2:
         return list(folders)
     roots: dict[Hashable, PurePath] = {}
@@ -31,7 +31,7 @@ def without_copies(folders: Sequence[TrialFolder], problems: list[FileProblem]) 
 
 
 def _records(folder: TrialFolder) -> Hashable:
-    """Equal for a trial and its copies; its own path, which no other has, if a file cannot be read."""
+    """A key that is equal for a trial and its copies. If a file cannot be read: the folder's path, which is unique."""
     place = Location.of(folder)
     digest = hashlib.sha256()
     # Older archives lack some flags, and an outcome has all that a report takes from them.

@@ -137,7 +137,7 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
 
 
 def _late_values(c: Comparison) -> tuple[float, float] | None:
-    """Where the best points' curves lie, each without its first quarter, and the target; None for a single value."""
+    """The range of the best points' curves (without their first quarters) and the target; None for a single value."""
     late = [trial.values[trial.values.size // 4 :] for result in c.results for trial in result.best_trials]
     values = np.concatenate([*late, [] if c.target is None else [c.target]])
     values = values[np.isfinite(values)]
@@ -186,7 +186,10 @@ def _seconds(c: Comparison) -> Any:
     parts: dict[str, tuple[str, np.ndarray | list[float]]] = {
         "training": ("#0072B2", np.where(has_compile_seconds, means[Cost.TRAINING_SECONDS], 0)),
         "compilation": ("#E69F00", np.where(has_compile_seconds, compilation, 0)),
-        "both, not told apart on record": ("#56B4E9", np.where(has_compile_seconds, 0, means[Cost.SECONDS])),
+        "training and compilation (not recorded separately)": (
+            "#56B4E9",
+            np.where(has_compile_seconds, 0, means[Cost.SECONDS]),
+        ),
         "evaluation (off the clock)": (GREY, [_overhead(result, "accumulated_eval_time") for result in results]),
         "logging (off the clock)": ("#CC79A7", [_overhead(result, "accumulated_logging_time") for result in results]),
     }

@@ -27,7 +27,7 @@ TIMES = ("accumulated_submission_time", "accumulated_eval_time", "accumulated_lo
 
 @dataclass(frozen=True)
 class FileProblem:
-    """What is wrong with a file. The report has everything else."""
+    """What is wrong with a file. The report still shows all that could be read."""
 
     file: str
     what: str

@@ -43,7 +43,7 @@ class Location:
     """
     Attributes:
         workload: None if the trial does not lie in a workload's folder.
-        experiment: its folder, in full. If no name above the trial is known, it is what the user named.
+        experiment: absolute path of its folder; the folder or archive that the user named, if no name above is known.
     """
 
     workload: str | None

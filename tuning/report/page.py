@@ -163,8 +163,8 @@ def _official(summary: Summary) -> str:
     if n == n_all == len(summary.comparisons):
         return f"All {n} base workloads of AlgoPerf are present; the held-out workloads' rule is not applied."
     return (
-        f"This is no official AlgoPerf score: of its {n_all} base workloads, the denominator, {n} "
-        f"{'is' if n == 1 else 'are'} present. The other score counts the workloads of this report alone."
+        f"This is not an official AlgoPerf score: of the {n_all} base workloads, which are its denominator, only {n} "
+        f"{'is' if n == 1 else 'are'} present. The other score counts only the workloads of this report."
     )
 
 

@@ -16,7 +16,8 @@ from tuning.report.location import Phase
 from tuning.report.reading import UNFINISHED, Trial
 from tuning.scoring import SeedMedian
 
-# States that are neither a hit nor a miss of the budget. Every median leaves these trials out.
+# States that are neither a hit nor a miss. Medians over seeds leave these trials out. In medians over studies, a study
+# with no other trials counts as a miss.
 NO_RESULT = (str(Miss.PRUNED), UNFINISHED)
 # States of trials that ended before the budget, so that their seconds are not the budget's.
 _ENDED_EARLY = (str(Miss.DIVERGED), str(Miss.CRASHED))
@@ -76,7 +77,7 @@ def best_point(trials: Sequence[Trial]) -> tuple[list[Trial], str]:
     if on_several_seeds := _on_several_seeds(searched):
         best = min(on_several_seeds, key=rank_key)
         is_confirmed = any(trial.phase is Phase.CONFIRM for trial in searched)
-        return best, f"{'each confirmed' if is_confirmed else 'every'} point on {_seeds(best)}, the best one's"
+        return best, f"the best of {'the confirmed' if is_confirmed else 'all'} points, on {_seeds(best)}"
     if not ended:
         return [], "no trial has ended"
     return [min(ended, key=lambda trial: rank_key([trial]))], "the search's best trial, on one seed"

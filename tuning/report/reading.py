@@ -144,7 +144,7 @@ def _read_trial(folder: TrialFolder, hardware_profile: str, problems: list[FileP
         if submission is None:  # with a name it counts as unfinished, and its study as a miss
             return None
     if metric is not None and lower_is_better is None:
-        add_problem("", f"is left out: of its metric {metric} it is not known whether more or less is better")
+        add_problem("", f"is left out: it is not known whether a higher or a lower {metric} is better")
         return None
     metrics = (f"validation/{metric}", f"test/{metric}")
     table = dict.fromkeys(("global_step", *files.TIMES, *metrics), np.array([]))
@@ -248,7 +248,8 @@ def _with_unique_names(trials: list[Trial], problems: list[FileProblem]) -> list
     for submission, own in sorted(experiments.items()):
         if len({workload for workload, _ in own}) < len(own):
             folders = ", ".join(sorted({folder for _, folder in own}))
-            problems.append(FileProblem(folders, f"hold submissions of one name, {submission}: shown apart by folder"))
+            what = f"hold submissions with the same name, {submission}: each is shown with its folder"
+            problems.append(FileProblem(folders, what))
             names[submission] = location.distinct_names(own)
     return [
         replace(trial, submission=f"{trial.submission} ({names[trial.submission][trial.workload, trial.experiment]})")

@@ -1,4 +1,4 @@
-"""A trial's files without what no report reads. A trial, a copy of it and its archive give the same bytes."""
+"""A trial's files, reduced to what a report reads. A trial, a copy of it and its archive give the same bytes."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ _FLAGS_KEPT = (
     "tuning_ruleset",
     "step_budget",
 )
-_PLACES = ("data_dir", "submission_path")  # folders of the machine
+_LOCAL_PATHS = ("data_dir", "submission_path")  # folders of the machine
 
 
 def shortened(folder: TrialFolder, name: str) -> bytes:
@@ -63,14 +63,14 @@ def _json(name: str, content: Any) -> bytes:
     if isinstance(path := content.get("submission_path"), str):
         content["submission_path"] = PurePosixPath(path).relative_to(PurePosixPath(path).parent.parent).as_posix()
     if isinstance(resumptions := content.get("resumptions"), list):
-        content["resumptions"] = [_without_places(resumption) for resumption in resumptions]
+        content["resumptions"] = [_without_local_paths(resumption) for resumption in resumptions]
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def _without_places(resumption: Any) -> Any:
+def _without_local_paths(resumption: Any) -> Any:
     if not isinstance(resumption, dict) or not isinstance(changes := resumption.get("changes"), dict):
         return resumption
-    return resumption | {"changes": {name: change for name, change in changes.items() if name not in _PLACES}}
+    return resumption | {"changes": {name: change for name, change in changes.items() if name not in _LOCAL_PATHS}}
 
 
 def _csv(text: str) -> bytes:

@@ -85,7 +85,7 @@ class Comparison:
 
     Attributes:
         levels: target level -> its value.
-        ratios: submission -> cost, or level -> ratio to the reference.
+        ratios: submission -> (cost or target level -> ratio to the reference).
     """
 
     workload: str
@@ -225,7 +225,8 @@ def _compare(
     warnings = _warnings(results, reference, references, rank_by)
     if len(targets) > 1:
         values = ", ".join(f"{name} {value}" for name, value, _ in sorted(targets, key=str))
-        warnings.append(f"The trials differ in their target: {values}. Ratios are to the first one's.")
+        problem = f"The trials differ in their target: {values}. Each trial counts by its own target"
+        warnings.append(f"{problem}; the heading shows {metric} {target}.")
     name = reference.submission if reference else None
     return Comparison(workload, metric, target, levels, name, tuple(results), ratios, tuple(warnings))
 
@@ -311,9 +312,7 @@ def _warnings(
     warnings = []
     unknown = [result.submission for result in results if result.best_trials and result.compile_seconds is None]
     if unknown:
-        warnings.append(
-            f"Compilation is not on record, so that there are no training seconds, of {', '.join(unknown)}."
-        )
+        warnings.append(f"Compilation is not on record for {', '.join(unknown)}, which have no training seconds.")
     timed = [trial for result in results for trial in result.best_trials if trial.phase.is_timed]
     disturbed = [trial.folder for trial in timed if trial.is_timing_disturbed]
     if disturbed:

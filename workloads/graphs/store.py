@@ -99,9 +99,9 @@ def load(path: Path, *, source: str) -> PackedGraphs:
             arrays = {name: file[name] for name in names}
             header = str(file["header"])
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or of another format: delete it, and it is made again") from error
+        raise ValueError(f"{path} is damaged or has another format: it must be made again") from error
     if header != _header(arrays, source):
-        raise ValueError(f"{path} is damaged, or from another version or source: delete it, and it is made again")
+        raise ValueError(f"{path} is damaged, or from another version or source: it must be made again")
     return PackedGraphs(**arrays)
 
 

@@ -32,7 +32,7 @@ class GraphWorkload(FlaxWorkload):
     dropout_rate = 0.1
     node_feature_dim: int = 9
     edge_feature_dim: int = 3
-    fills_up_batches = True
+    pads_batches = True
     sub_batches: int = 1  # not the number of devices, so that any number of devices has the same batches
     smoothing_classes: int = 2  # label smoothing a moves 0 to a / classes, and 1 to 1 - a + a / classes
 

@@ -1,7 +1,7 @@
 """English text: paragraphs of the Python language reference, which come with this package.
 
-`language_reference.txt` has one paragraph a line, with single spaces between words, without repetitions. They are those
-of CPython's module `pydoc_data.topics` that versions 3.11.2, 3.11.7, 3.12.1 and 3.13.0 have in common.
+`language_reference.txt` has one paragraph per line, with single spaces between words, without repetitions. The
+paragraphs are from CPython's module `pydoc_data.topics`; versions 3.11.2, 3.11.7, 3.12.1 and 3.13.0 all have them.
 `language_reference_LICENSE.txt` is their licence, that of the Python Software Foundation.
 """
 

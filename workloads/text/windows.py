@@ -65,7 +65,7 @@ class TrainingBatches:
         self._n_windows = (len(text.codes) - text.length) // text.length
         self._n_batches = self._n_windows // batch_size
         if self._n_batches < 1:
-            raise ValueError(f"the text has {self._n_windows} windows: use a batch size of at most that")
+            raise ValueError(f"the text has {self._n_windows} windows: use a batch size of at most {self._n_windows}")
         self.set_state({"epoch": 0, "batch": 0})
 
     def __iter__(self) -> "TrainingBatches":

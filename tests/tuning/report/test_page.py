@@ -82,7 +82,7 @@ def test_ink_is_the_pages(report):
 
 
 def test_no_official_score_is_claimed(report):
-    assert "This is no official AlgoPerf score: of its 8 base workloads" in (report / "index.html").read_text()
+    assert "This is not an official AlgoPerf score: of the 8 base workloads" in (report / "index.html").read_text()
 
 
 def test_a_part_of_the_eight_workloads(tmp_path):

@@ -248,7 +248,7 @@ def test_submissions_of_one_name_are_told_apart(tmp_path):
         write_trial(tmp_path / name / "digits_jax" / "trial_1", [0.9], point={}, outcome={"submission": "kfac"})
     records = reading.read([tmp_path])
     assert {trial.submission for trial in records.trials} == {"kfac (before)", "kfac (after)"}
-    assert "hold submissions of one name, kfac" in records.problems[0].what
+    assert "hold submissions with the same name, kfac" in records.problems[0].what
 
 
 def test_a_digit_that_is_no_number_may_be_in_a_name(tmp_path):
@@ -277,4 +277,4 @@ def test_a_metric_of_unknown_direction_is_left_out(tmp_path):
     place = write_trial(tmp_path / "digits_jax" / "trial_1", [0.9], point={}, meta=meta)
     records = reading.read([tmp_path])
     assert not records.trials and str(place) in records.problems[0].file
-    assert "goodness it is not known whether more or less is better" in records.problems[0].what
+    assert "it is not known whether a higher or a lower goodness is better" in records.problems[0].what

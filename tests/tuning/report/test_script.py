@@ -42,7 +42,7 @@ def test_it_prints_to_a_terminal_that_has_ascii_alone(tmp_path):
     ("arguments", "message"),
     [
         ([], "error: name the folders to report on"),
-        (["/nowhere/at/all"], "error: '/nowhere/at/all' is no folder or .tar.xz archive"),
+        (["/nowhere/at/all"], "error: '/nowhere/at/all' is neither a folder nor a .tar.xz archive"),
         (["/tmp", "--referenses=x"], "error: Unknown command line flag 'referenses'"),
     ],
 )
