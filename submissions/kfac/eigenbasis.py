@@ -144,9 +144,11 @@ def power_iteration(m: Array) -> Array:
 
 def _refreshed(rotation: Callable[[Array], Array], factors: Array, bases: Array) -> tuple[Array, Array, Array]:
     """New bases, squared overlaps with the old, and whether each is good `[k]`, of stacks `[k, n, n]`."""
-    turns = rotation(in_basis(factors, bases))
+    rotated = in_basis(factors, bases)
+    turns = rotation(rotated)
     new, are_orthogonal = _orthogonalise(matmul_float32(bases, turns))
-    are_good = are_orthogonal & jnp.isfinite(factors).all((1, 2))
+    # A factor may overflow when it is rotated, and a device's eigenvectors of that need not be NaN.
+    are_good = are_orthogonal & jnp.isfinite(factors).all((1, 2)) & jnp.isfinite(rotated).all((1, 2))
     overlaps = jnp.where(per_layer(are_good), jnp.square(turns), jnp.eye(turns.shape[-1], dtype=turns.dtype))
     return jnp.where(per_layer(are_good), new, bases), overlaps, are_good
 

@@ -5,6 +5,7 @@ Axes: layers of one shape are stacked, gradients `[n_layers, n_rows, d_out]`, A 
 layer of width 64, with biases, have gradients `[4, 65, 64]`, A `[4, 65, 65]` and B `[4, 64, 64]`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,8 @@ def bounded_or_fallback(
         is_finite = {name: jnp.isfinite(step).all((1, 2)) for name, step in steps.items()}
         is_ready = {name: per_layer(has_curvature[name] & is_finite[name]) for name in steps}
         steps = {name: jnp.where(is_ready[name], step, 0) for name, step in steps.items()}
-        inner_product = sum((jnp.vdot(step, gradients.matrices[n]) for n, step in steps.items()), jnp.zeros([]))
+        exact = functools.partial(jnp.vdot, precision=jax.lax.Precision.HIGHEST)
+        inner_product = sum((exact(step, gradients.matrices[n]) for n, step in steps.items()), jnp.zeros([]))
         clip = trust_region.kl_clip(inner_product, kl_clip)
         steps = {name: clip * step for name, step in steps.items()}
     return fallback._replace(

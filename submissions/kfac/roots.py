@@ -57,7 +57,7 @@ def polar_factor(matrices: Array) -> Array:
 
     size = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
     x = matrices / jnp.where(size > 0, size, 1)
-    elsewhere = in_bfloat16 if _is_bfloat16_faster() else polar_by_products
+    elsewhere = in_bfloat16 if x.dtype == jnp.float32 and _is_bfloat16_faster() else polar_by_products
     factors: Array = jax.lax.platform_dependent(x, cpu=polar_by_products, default=elsewhere)
     return factors
 

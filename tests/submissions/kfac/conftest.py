@@ -8,6 +8,16 @@ import pytest
 from submissions.kfac.coverage import warn_once
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_products():
+    """A GPU would round the operands of products to TF32, and polar factors to bfloat16."""
+    before = jax.config.jax_default_matmul_precision
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
 @pytest.fixture(autouse=True)
 def warnings_anew():
     """Warnings that are shown once in a process are shown to each test."""

@@ -75,7 +75,9 @@ def test_products_of_factors_alone_ask_for_highest_precision(randomized):
     params = randomized(Nested(), X)
     for sharing in Sharing:
         step = jax.jit(lambda p, sharing=sharing: run(Nested(), p, sharing=sharing).factors)
-        products = [line for line in step.lower(params).as_text().splitlines() if "stablehlo.dot_general" in line]
+        with jax.default_matmul_precision(None):  # whatever is set for these tests
+            text = step.lower(params).as_text()
+        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         square = {f"tensor<{n}x{n}xf32>" for n in (3, 4, 2)}
         highest = [line for line in products if "precision = [HIGHEST, HIGHEST]" in line]
         assert len(highest) == 6 < len(products)  # A and B of three layers
@@ -139,5 +141,5 @@ def test_batch_statistics_and_masked_rows(randomized, sharing):
     rows = kept.reshape(-1, 4) if sharing is Sharing.EXPAND else kept.sum(1)
     np.testing.assert_allclose(got.factors["inner"][1], rows.T @ rows / 3, rtol=1e-4, atol=1e-5)
     gradients, aux = jax.jit(jax.grad(lambda p: (loss(forward(p)[0])[0] / 3, forward(p)[1]), has_aux=True))(params)
-    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-6), got.aux, aux)
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-6, atol=1e-8), got.aux, aux)
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6), got.gradients, gradients)

@@ -98,3 +98,12 @@ def test_bfloat16_is_for_gpus_that_have_it_and_no_float32_setting(capability, pr
 
 def test_of_zeros_it_is_zero():
     assert not polar_factor(jnp.zeros((2, 4, 3))).any()
+
+
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="in bfloat16 on accelerators alone")
+def test_a_polar_factor_in_bfloat16_is_near_the_one_in_float32():
+    matrices = jnp.asarray(np.random.default_rng(0).normal(size=(2, 65, 40)), jnp.float32)
+    with jax.default_matmul_precision("float32"):
+        exact = polar_factor(matrices)
+    with jax.default_matmul_precision(None):
+        np.testing.assert_allclose(polar_factor(matrices), exact, atol=0.06)
