@@ -231,7 +231,9 @@ def join(coordinator_address: str | None = None, n_processes: int | None = None,
         jax.distributed.initialize(*place, shutdown_timeout_seconds=_SHUTDOWN_S)
     except (RuntimeError, ValueError) as error:
         problem = f"the processes of this trial cannot connect to each other ({one_line(error)[:300]})"
-        raise UserError(f"{problem}: check --coordinator_address, and that all of them are started") from error
+        raise UserError(
+            f"{problem}: check --coordinator_address, if it is given, and that all of them are started"
+        ) from error
     from orbax.checkpoint import multihost
 
     processes = Processes(jax.process_index(), jax.process_count(), multihost.get_jax_distributed_client())

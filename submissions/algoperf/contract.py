@@ -1,6 +1,7 @@
 """The contract's functions, made from a training algorithm.
 
-One compilation serves all trials of a workload whose points have equal dropout rates, integers and choices.
+One compilation serves all trials of a workload whose points have equal dropout rates, integers and choices, and None
+for the same options.
 
 Source: the AlgoPerf training-algorithm track, github.com/mlcommons/algorithmic-efficiency.
 """

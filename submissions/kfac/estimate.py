@@ -108,8 +108,8 @@ def estimate_sums(
 ) -> tuple[Sums, PyTree, dict[str, str]]:
     """Summed loss, its gradients, and the products that the factors of `layers` are made of.
 
-    The loss costs one backward pass. The sampled Fisher costs one more, the exact Fisher one for each column of the
-    output Hessian's root, the empirical Fisher none. All use one forward pass. A layer without factors causes a
+    The loss's gradients cost one backward pass. The sampled Fisher costs one more, the exact Fisher one for each column
+    of the output Hessian's root, the empirical Fisher none. All use one forward pass. A layer without factors causes a
     warning, which is shown once.
 
     Args:

@@ -47,7 +47,7 @@ _ROOM = 1.01
 def polar_factor(matrices: Array) -> Array:
     """P Qᵀ of the singular value decompositions P S Qᵀ of matrices `[..., n, m]`, approximately.
 
-    In bfloat16 on accelerators that multiply it faster than float32, unless JAX is set to float32 products.
+    Of float32 matrices in bfloat16 on accelerators that multiply it faster, unless JAX is set to float32 products.
     Singular values above 1e-3 of the Frobenius norm come to within 0.15 of one, smaller ones to less. Zeros give zeros.
     No square of an entry may overflow.
     """

@@ -57,7 +57,7 @@ def test_a_list_is_taken_in_order_and_ends():
 BAD = [
     ({}, "empty"),
     ([], "empty"),
-    (3, "no object or list"),
+    (3, "neither an object nor a list"),
     ({"lr": 0.1}, "'lr' is not a range"),
     ({"lr": {"min": 1, "max": 2}}, "'lr' has no 'scaling'"),
     ({"lr": {"max": 2, "scaling": "log"}}, "'lr' has no 'min'"),

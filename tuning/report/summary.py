@@ -226,7 +226,7 @@ def _compare(
     if len(targets) > 1:
         values = ", ".join(f"{name} {value}" for name, value, _ in sorted(targets, key=str))
         problem = f"The trials differ in their target: {values}. Each trial counts by its own target"
-        warnings.append(f"{problem}; the heading shows {metric} {target}.")
+        warnings.append(f"{problem}; the heading and easier targets are of {metric} {target}.")
     name = reference.submission if reference else None
     return Comparison(workload, metric, target, levels, name, tuple(results), ratios, tuple(warnings))
 

@@ -23,7 +23,7 @@ class OgbgWorkload(GraphWorkload):
     validation_target = Target("mean_average_precision", 0.28098)
     test_target = Target("mean_average_precision", 0.268729)
     budget = budgets.BUDGETS[budgets.V100X8]["ogbg"]
-    eval_batch_size = 4096  # fits one device of 16 GB, as AlgoPerf's 32,768 on eight devices does on each
+    eval_batch_size = 4096  # meant for one device of 16 GB: AlgoPerf's 32,768, on eight devices, is as many per device
     split_sizes = SplitSizes(train=350_343, eval_train=43_793, validation=43_793, test=43_793)
     prepared_data = (
         PreparedData(

@@ -29,7 +29,7 @@ class ImagenetVitWorkload(ImageWorkload):
     validation_target = Target("accuracy", 0.77309)
     test_target = Target("accuracy", 0.6519)
     budget = budgets.BUDGETS[budgets.V100X8]["imagenet_vit"]
-    eval_batch_size = 512  # fits one device of 16 GB; AlgoPerf has 2,048 on eight devices
+    eval_batch_size = 512  # meant for one device of 16 GB, not tried; AlgoPerf has 2,048 on eight devices
     split_sizes = SplitSizes(train=1_281_167, eval_train=50_000, validation=50_000, test=10_000)
     prepared_data = (
         tfds_data.PreparedData(

@@ -117,7 +117,7 @@ def test_the_report_says_which_times_it_scored(evidence):
     html, scored = (out / "index.html").read_text(), "the median over the timed repeats"
     assert f"The performance profile and the scores are of {scored}." in html
     assert f"<figcaption>Performance profile of {scored}, by seconds, with compilation." in html
-    assert f"of {scored}, by seconds, with compilation" in (out / "performance_profile.svg").read_text()
+    assert f"times: {scored}; seconds, with compilation" in (out / "performance_profile.svg").read_text()
     assert json.loads((out / "summary.json").read_text())["scored"] == scored
     assert {row["scored"] for row in csv.DictReader((out / "summary.csv").open())} == {scored}
 
