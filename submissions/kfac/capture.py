@@ -257,6 +257,8 @@ def _uses(products: Products, known: set[Path], layer: Layer) -> tuple[tuple[Ker
         if isinstance(use, str):
             return (), use
         uses.append(use)
+    if not layer.is_embedding and all(use.is_transposed for use in uses):
+        return (), f"its inputs meet the axes {layer.axes[1]} of its kernel; find the layers by `trace_layers`"
     if bias is not None and products.bias_of(kernel) != bias:
         return (), _bias_reason(products, kernel, bias, layer)
     return tuple(uses), None

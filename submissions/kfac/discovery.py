@@ -76,5 +76,7 @@ def _input_axes(contracted: set[tuple[int, ...]], n_axes: int) -> tuple[int, ...
         (axes,) = contracted
         return axes if len(axes) < n_axes else None
     sides = {tuple(range(n)) for n in range(1, n_axes)}
+    if any(list(axes) != sorted(axes) for axes in contracted):  # convolutions with their windows in different orders
+        return None
     rows = {axes if axes in sides else tuple(i for i in range(n_axes) if i not in axes) for axes in contracted}
     return rows.pop() if len(rows) == 1 and rows <= sides else None

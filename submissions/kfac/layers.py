@@ -37,7 +37,7 @@ class Layer:
         path: keys from the root of the parameter tree to the node that holds the kernel and the bias.
         kernel_shape: `[*inputs, *outputs]`.
         n_output_axes: how many trailing axes of `kernel_shape` are outputs.
-        has_bias: whether there is a bias of shape `[*output_axes]`.
+        has_bias: whether there is a bias of shape `[*outputs]`, perhaps with axes of length 1 more or fewer.
         max_width: of a side that is wider, the factor is its diagonal alone.
         kernel: the kernel's key in the node at `path`.
         bias: the bias's key there.

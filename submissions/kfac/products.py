@@ -106,7 +106,7 @@ def of_each_leaf(product: Product, view: View) -> tuple[Product, ...] | None:
     """A view's product, or for leaves side by side one product of each; None where they do not lie along outputs."""
     if not view.parts:
         return (product,)
-    free = [axis for axis in range(len(view.axes)) if axis not in product.contracted]
+    free = sorted(axis for axis in view.axes if axis is not None and axis not in product.contracted)
     if product.kind is not Kind.DENSE or view.along not in free:
         return None
     axis = product.output_axes[free.index(view.along)]

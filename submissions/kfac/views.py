@@ -48,7 +48,11 @@ def derived_from(eqn: JaxprEqn, tags: Sequence[Tag]) -> Derived | None:
     others = [v for v, tag in zip(eqn.invars, tags, strict=True) if tag is None and _n_entries(v) > 1]
     if any(isinstance(tag, Output) for tag in tags):
         return None
-    sizes = {size_of_leaf(v, tag) for v, tag in zip(eqn.invars, tags, strict=True) if leaves_of(tag)}
+    sizes: set[int] = set()
+    for v, tag in zip(eqn.invars, tags, strict=True):
+        if leaves_of(tag):
+            size = size_of_leaf(v, tag)
+            sizes |= {size, min(size, _n_entries(v))}  # of the leaf, or of a slice of it
     is_product = eqn.primitive.name in (*PRODUCTS, *OPAQUE)
     if others and (is_product or not {_n_entries(v) for v in eqn.outvars} <= sizes):
         return None
@@ -138,10 +142,14 @@ def side_by_side(eqn: JaxprEqn, tags: Sequence[Tag]) -> View | None:
 def output_after(eqn: JaxprEqn, output: Output) -> Output | None:
     """The output that an equation makes of another by moving axes, and adding or removing those of size 1."""
     axes: tuple[int | None, ...] | None = None
+    shape, new_shape = array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape
     if eqn.primitive.name == "transpose":
         axes = tuple(output.axes[i] for i in eqn.params["permutation"])
-    elif eqn.primitive.name in _RESHAPES:
-        axes = _reshaped(output.axes, array_type(eqn.invars[0]).shape, array_type(eqn.outvars[0]).shape)
+    elif eqn.primitive.name == "broadcast_in_dim" and np.prod(shape) == np.prod(new_shape):
+        places = eqn.params["broadcast_dimensions"]
+        axes = tuple(output.axes[places.index(i)] if i in places else None for i in range(len(new_shape)))
+    elif _is_plain_reshape(eqn):
+        axes = _reshaped(output.axes, shape, new_shape)
     return None if axes is None else dataclasses.replace(output, axes=axes)
 
 
@@ -156,10 +164,16 @@ def view_after(eqn: JaxprEqn, view: View) -> View | None:
             axes[place] = axis if size == new_shape[place] else None
         is_broadcast = view.is_broadcast or int(np.prod(shape)) != int(np.prod(new_shape))
         return dataclasses.replace(view, axes=tuple(axes), is_broadcast=is_broadcast)
-    if name in _RESHAPES:
+    if _is_plain_reshape(eqn):
         kept = _reshaped(view.axes, shape, new_shape)
         return dataclasses.replace(view, axes=kept) if kept is not None else None
     return None
+
+
+def _is_plain_reshape(eqn: JaxprEqn) -> bool:
+    """Whether an equation reshapes without another order of the axes, as Fortran's."""
+    name = eqn.primitive.name
+    return name in _RESHAPES and not (name == "reshape" and eqn.params.get("dimensions") is not None)
 
 
 def _reshaped(

@@ -183,6 +183,64 @@ def test_kernels_side_by_side_may_have_biases_with_axes_of_length_one():
     }
 
 
+def test_kernels_side_by_side_may_have_an_axis_of_length_one():
+    params = {"head": {"kernel": drawn(8, 2)}, "left": {"kernel": drawn(1, 5, 3)}, "right": {"kernel": drawn(1, 3, 3)}}
+
+    def outputs(p):
+        kernel = jnp.concatenate([p["left"]["kernel"][0], p["right"]["kernel"][0]])
+        return jnp.tanh(X.mean(1) @ kernel.T) @ p["head"]["kernel"]
+
+    plain = {name: {"kernel": own["kernel"].reshape(own["kernel"].shape[-2:])} for name, own in params.items()}
+
+    def reference(p):
+        kernel = jnp.concatenate([p["left"]["kernel"].T, p["right"]["kernel"].T], 1)
+        return jnp.tanh(X.mean(1) @ kernel) @ p["head"]["kernel"]
+
+    (_, got), (_, expected) = estimated(outputs, params), estimated(reference, plain)
+    for layer, pair in expected.factors.items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got.factors[layer], pair)
+
+
+def test_a_kernel_reshaped_in_fortrans_order_is_not_followed():
+    """Of a square kernel it is the transpose, which a reshape without a change of the shape would not be."""
+    params = {"own": drawn(3, 3), "head": {"kernel": drawn(3, 2)}}
+
+    def outputs(p):
+        return jnp.tanh(X.mean(1) @ p["own"].reshape(3, 3, order="F")) @ p["head"]["kernel"]
+
+    with pytest.raises(ValueError, match="own: it goes into"):
+        estimated(outputs, params)
+
+
+def test_a_bias_is_found_after_a_product_has_got_an_axis():
+    params = {"own": {"kernel": drawn(3, 5), "bias": drawn(5)}, "head": {"kernel": drawn(5, 2)}}
+
+    def outputs(p):
+        y = jax.lax.expand_dims(X.mean(1) @ p["own"]["kernel"], (1,)) + p["own"]["bias"]
+        return jnp.tanh(y[:, 0]) @ p["head"]["kernel"]
+
+    _, got = estimated(outputs, params)
+    assert got.factors["own"][0].shape == (4, 4)
+
+
+def test_a_kernel_that_is_only_used_transposed_needs_trace_layers():
+    """`find_layers` takes the leading axis for the inputs, so that A would be the outputs' factor."""
+    params = {"own": {"kernel": drawn(5, 3)}, "head": {"kernel": drawn(5, 2)}}
+
+    def outputs(p):
+        return jnp.tanh(X.mean(1) @ p["own"]["kernel"].T) @ p["head"]["kernel"]
+
+    loss = {"layout": batch_layout(6), "fisher": Fisher.EMPIRICAL, "strict": True}
+    with pytest.raises(ValueError, match=r"own: its inputs meet the axes \(1,\) of its kernel; find the layers by"):
+        estimate(
+            lambda p: (outputs(p), None),
+            lambda z: (0.5 * jnp.square(z).sum(), jnp.float32(6)),
+            params,
+            layers=find_layers(params),
+            **loss,
+        )
+
+
 def test_a_table_of_positions_in_two_parts_is_no_bias():
     params = {
         "embedding": drawn(7, 5),

@@ -40,6 +40,11 @@ KERNELS = {
     "masked": ((5, 4), lambda w: X @ jnp.where(MASK, w, 0), "jit|select_n"),
     "added to a frozen matrix": ((5, 4), lambda w: X @ (FROZEN + w), "add"),
     "with noise": ((5, 4), lambda w: X @ (w + 0.1 * jax.random.normal(jax.random.key(0), (5, 4))), "add"),
+    "sliced, with noise": (
+        (5, 8),
+        lambda w: X @ (w[:, :4] + 0.1 * jax.random.normal(jax.random.key(0), (5, 4))),
+        "slice",
+    ),
     "rounded": ((5, 4), lambda w: X @ (w + jax.lax.stop_gradient(jnp.round(w) - w)), "add"),
     "with a mask of its rows": ((5, 4), lambda w: X @ (w * MASK[:, :1]), "mul"),
     "in part replaced": ((5, 4), lambda w: X @ w.at[0].set(X[0, :4]), "scatter"),
