@@ -125,7 +125,7 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
         panels[0].set_ylim(limits)
     if c.target is not None:
         label = f"target {c.target:.6g}"
-        panels[0].annotate(label, (1, c.target), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
+        panels[0].annotate(label, (0.01, c.target), (0, 3), ("axes fraction", "data"), "offset points")
     handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[result.submission]) for result in c.results]
     names = [short(result.submission) for result in c.results]
     legend = figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.5)
