@@ -123,22 +123,26 @@ def _curves(c: Comparison, looks: Mapping[str, dict[str, Any]]) -> Any:
     panels[0].set_ylabel(words(c.metric))
     if (limits := _late_values(c)) is not None:
         panels[0].set_ylim(limits)
-    if c.target is not None:
-        label = f"target {c.target:.6g}"
-        panels[0].annotate(label, (0.01, c.target), (0, 3), ("axes fraction", "data"), "offset points")
     handles = [matplotlib.lines.Line2D([], [], markersize=5, **looks[result.submission]) for result in c.results]
     names = [short(result.submission) for result in c.results]
     legend = figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.5)
     caption = (
-        "the best point's median seed by each panel's cost; markers: first hits of all its seeds; grey: other trials"
+        "curves: the best point's median seed by the panel's cost; markers: first hits of all its seeds; grey: others"
     )
+    if c.target is not None:
+        caption += f"\ndashed line: the target, {c.target:.6g}"
     legend.set_title(caption, {"size": 8})
     return figure
 
 
 def _late_values(c: Comparison) -> tuple[float, float] | None:
-    """The range of the best points' curves (without their first quarters) and the target; None for a single value."""
-    late = [trial.values[trial.values.size // 4 :] for result in c.results for trial in result.best_trials]
+    """The range of the second halves of the best points' curves that reach the target; None for a single value.
+
+    If none reaches it, all of them count.
+    """
+    trials = [trial for result in c.results for trial in result.best_trials]
+    hits = [trial for trial in trials if trial.hit_at(trial.target) is not None]
+    late = [trial.values[trial.values.size // 2 :] for trial in hits or trials]
     values = np.concatenate([*late, [] if c.target is None else [c.target]])
     values = values[np.isfinite(values)]
     if not values.size or values.min() == values.max():
