@@ -51,7 +51,9 @@ def model(equation, order=None):
 
 
 def estimated(outputs, params, **options):
-    forward = lambda p: (outputs(p), None)  # noqa: E731
+    def forward(p):
+        return outputs(p), None
+
     layers = trace_layers(params, forward)
     options = {"fisher": Fisher.EMPIRICAL, "strict": True, **options}
 
