@@ -104,11 +104,14 @@ def _check(exported: submission.Submission, ruleset: TuningRuleset) -> None:
 def _assigned(file: Path, name: str) -> ast.expr | None:
     """The expression that a module assigns to the name; None if there is no assignment."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if isinstance(node, ast.AnnAssign):
-            targets = [node.target]
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return node.value  # type: ignore[attr-defined]  # both kinds of node have it
+            return value
     return None
 
 
